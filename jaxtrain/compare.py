@@ -1,0 +1,205 @@
+"""The regimes side by side: one checkpoint, several arms on the same data, paired seeds, a verdict.
+
+Every arm is a variant of one config file and an ordinary run of `train` in a folder of its own, so
+an interrupted comparison goes on where it stopped, and each run can be looked at by itself. Within
+a run the checkpoint is chosen on val, and test is read once, with that checkpoint.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain import report
+from jaxtrain.config import Config, load
+from jaxtrain.errors import UserError
+from jaxtrain.loop import train
+from jaxtrain.run import RunDir, read_config
+from jaxtrain.stats import Interval, interval
+from jaxtrain.terminal import Terminal
+
+# The metric of test.npz that arms are compared by.
+METRIC = 'accuracy'
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table; costs are per run, means over the seeds.
+
+    Attributes:
+      name: the variant of the config file.
+      data: what it was trained and tested on.
+      init: 'random', or the checkpoint.
+      seeds: number of runs.
+      flops: floating point operations of training, as the compiler counts them.
+      seconds: from start to end, compilation and evaluation included.
+      accuracy: mean test accuracy with its interval.
+      by_seed: test accuracy of each run.
+    """
+
+    name: str
+    data: str
+    init: str
+    seeds: int
+    params_total: int
+    params_trainable: int
+    opt_state_bytes: int
+    examples_seen: int
+    flops: float
+    seconds: float
+    accuracy: Interval
+    by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Test accuracy of `first` minus that of `second`, paired by seed and test example."""
+
+    first: str
+    second: str
+    difference: Interval
+
+    def sentence(self) -> str:
+        points, low, high = (
+            100 * x for x in (self.difference.mean, self.difference.low, self.difference.high)
+        )
+        if self.difference.holds_zero:
+            return (
+                f'no measurable difference between {self.first} and {self.second} '
+                f'({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f})'
+            )
+        word = 'above' if points > 0 else 'below'
+        low, high = sorted((abs(low), abs(high)))
+        return (
+            f'{self.first} is {abs(points):.1f} points {word} {self.second} '
+            f'(95% interval {low:.1f} to {high:.1f})'
+        )
+
+
+def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> dict[str, Any]:
+    """Runs a comparison, or what is left of it, and writes its report.
+
+    Args:
+      path: a config file, without a variant; its `compare` section names the arms.
+      overrides: `--config.key=value` words, applied to every variant.
+      workdir: folder of the comparison.
+      full: a finished run to start from; '' trains the variant `compare.pretrain` first.
+
+    Returns:
+      The content of compare.json.
+
+    Raises:
+      UserError: wrong input; Preempted: stopped by SIGTERM, to be started again.
+    """
+    if ':' in path:
+        raise UserError(f'--config={path}: give the file without a variant; compare runs several')
+    settings = load(path, overrides)
+    arms, seeds = settings.compare.arms, settings.compare.seeds
+    if seeds < 1 or len(arms) < 2:
+        raise UserError('config.compare needs seeds of at least 1 and at least two arms')
+    folder = RunDir(Path(workdir))
+    folder.check_writable()
+    configs = {arm: load(f'{path}:{arm}', overrides) for arm in arms}
+    rows: list[Arm] = []
+    if settings.compare.pretrain and not full:
+        full = str(folder.path / settings.compare.pretrain)
+        _run(load(f'{path}:{settings.compare.pretrain}', overrides), full, 'full', Terminal())
+    if full:
+        rows.append(_arm(settings.compare.pretrain, [Path(full)]))
+    # Seed by seed, so that an interrupted comparison holds whole pairs.
+    for seed in range(settings.seed, settings.seed + seeds):
+        for arm, cfg in configs.items():
+            cfg = cfg.replace(
+                seed=seed, init_from=full if cfg.init_from and full else cfg.init_from
+            )
+            title = f'{arm} seed {seed}'
+            _run(cfg, folder.path / arm / f'seed_{seed}', title, Terminal(quiet=True, title=title))
+
+    runs = {
+        arm: [folder.path / arm / f'seed_{settings.seed + n}' for n in range(seeds)] for arm in arms
+    }
+    rows += [_arm(arm, found) for arm, found in runs.items()]
+    scores = {arm: _scores(found) for arm, found in runs.items()}
+    pairs = [Pair(b, a, interval(scores[b] - scores[a])) for a, b in combinations(arms, 2)]
+    result = {
+        'config': path,
+        'arms': [asdict(row) for row in rows],
+        'pairs': [asdict(pair) for pair in pairs],
+        'verdict': verdict(arms, pairs, {row.name: row.accuracy.mean for row in rows}),
+    }
+    folder.write_json('compare.json', result)
+    report.write(folder, path, rows, pairs, result['verdict'], runs)
+    print(
+        f'\n{report.text_table(rows)}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md'
+    )
+    return result
+
+
+def verdict(arms: tuple[str, ...], pairs: list[Pair], accuracy: dict[str, float]) -> str:
+    """What the numbers say, in a sentence that leads and one for each pair.
+
+    Args:
+      arms: names; the first is the one that the others are held against.
+      pairs: all pairs of arms, the later one first.
+      accuracy: mean test accuracy by arm.
+    """
+    base = arms[0]
+    against = {pair.first: pair.difference for pair in pairs if pair.second == base}
+    better = [arm for arm, d in against.items() if d.low > 0]
+    worse = [arm for arm, d in against.items() if d.high < 0]
+    if better:
+        best = max(better, key=accuracy.__getitem__)
+        lead = f'{best} is the arm to take: it beats {base}'
+        rival = next((a for a in better if a != best and _tied(pairs, a, best)), None)
+        lead += f', with no measurable difference to {rival}' if rival else ''
+    elif worse and len(worse) == len(against):
+        lead = f'{base} is the arm to take: every other arm falls below it'
+    else:
+        equal = [arm for arm in against if arm not in worse]
+        lead = f'no measurable difference between {base} and {", ".join(equal)}: nothing is gained'
+    return f'{lead}. {"; ".join(pair.sentence() for pair in pairs)}.'
+
+
+def _tied(pairs: list[Pair], a: str, b: str) -> bool:
+    return any({p.first, p.second} == {a, b} and p.difference.holds_zero for p in pairs)
+
+
+def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
+    done = RunDir(Path(workdir)).result() is not None
+    result = train(cfg, workdir, terminal)
+    seconds = sum(result['seconds'].values())
+    val = result['metrics']['val'][METRIC]
+    said = 'done before' if done else f'{seconds:.1f} s'
+    print(f'{title:20} val {METRIC} {val:.3f}  {said}', flush=True)
+
+
+def _arm(name: str, runs: list[Path]) -> Arm:
+    results = [RunDir(run).result() for run in runs]
+    if None in results:
+        raise UserError(
+            f'{runs[results.index(None)]} is not a finished run (it has no result.json)'
+        )
+    config = read_config(runs[0])['config']
+    first, scores = results[0], _scores(runs)
+    source = config['init_from']
+    return Arm(
+        name=name,
+        data=config['data']['name'],
+        init=f'{Path(source).name} ({config["init_checkpoint"]})' if source else 'random',
+        seeds=len(runs),
+        params_total=first['params_total'],
+        params_trainable=first['params_trainable'],
+        opt_state_bytes=first['opt_state_bytes'],
+        examples_seen=first['examples_seen'],
+        flops=first['flops_per_step'] * first['steps'],
+        seconds=float(np.mean([sum(r['seconds'].values()) for r in results])),
+        accuracy=interval(scores),
+        by_seed=tuple(float(x) for x in scores.mean(1)),
+    )
+
+
+def _scores(runs: list[Path]) -> np.ndarray:
+    """Right or wrong for each run and test example, float [runs, examples]."""
+    return np.stack([np.load(run / 'test.npz')[METRIC] for run in runs])

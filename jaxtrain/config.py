@@ -1,0 +1,383 @@
+"""The base config with every key documented, and the closed config that the program reads.
+
+A config file starts from `base()` and changes what differs:
+
+    from jaxtrain.config import base
+
+    def get_config(variant='scratch'):
+        c = base()
+        c.data.name = 'digits'
+        ...
+        return c
+
+Nothing is silently ignored. A key that does not exist is an error when it is set (with the nearest
+one that does); a value of another type is an error; and a key that was changed but that this run
+never reads is an error before the first step (`Config.require_read`).
+
+A *rule list* is a tuple of `(regex, value)` pairs over parameter paths such as
+`backbone/conv_0/kernel`; see `rules.py`. A tuple that holds one bare value stands for
+`(('.*', value),)`, so that `--config.optim.clip_norm=1.0` reads as one would expect.
+"""
+
+import difflib
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxtrain.errors import UserError
+
+# Sections whose keys are not listed in `base()`: they are the fields of a model and the arguments
+# of an optax optimizer, and are checked against those where they are built.
+OPEN_SECTIONS = ('model', 'optim.args')
+
+
+def base() -> ConfigDict:
+    """The default of every key. Locked: only `model` and `optim.args` take keys not listed here."""
+    c = ConfigDict()
+
+    # What kind of run this is, for tables and result.json: 'scratch', 'full' or 'finetune'. What
+    # makes it so are init_from and groups below.
+    c.regime = 'scratch'
+    # Seeds the initial parameters, the order of the data, augmentation and dropout.
+    c.seed = 0
+    # How long to train: optimizer steps, or passes over the training data. Set exactly one.
+    c.steps = 0
+    c.epochs = 0.0
+    # Examples per optimizer step, over all devices and processes together.
+    c.batch_size = 128
+
+    # What is learned: loss and metrics. 'classify' is softmax cross-entropy over integer labels.
+    c.task = ConfigDict()
+    c.task.name = 'classify'
+    # Share of the target probability that is spread over all classes, 0 to 1.
+    c.task.label_smoothing = 0.0
+
+    # The model, by name, and any field of its class in jaxtrain/models/ (for instance
+    # c.model.widths = (32, 64) for 'cnn'); fields not set keep the class's own defaults.
+    c.model = ConfigDict()
+    c.model.name = 'cnn'
+
+    # Run directory or checkpoint to start from; '' starts from random parameters.
+    c.init_from = ''
+    # Which checkpoint of it: 'best', 'last' or a step number.
+    c.init_checkpoint = 'best'
+    c.restore = ConfigDict()
+    # Rule list over parameter (and BatchNorm statistics) paths: 'load' takes the checkpoint's
+    # value, 'init' a fresh one, 'drop' says that a key of the checkpoint is not wanted.
+    c.restore.rules = (('.*', 'load'),)
+
+    # Rule list: parameter path -> name of its group. The group called 'frozen' is not trained.
+    c.groups = (('.*', 'all'),)
+    # What BatchNorm does in frozen groups: 'frozen' normalises with the restored running
+    # statistics and keeps them; 'adapt' normalises with the batch and updates them.
+    c.frozen_norm = 'frozen'
+
+    c.optim = ConfigDict()
+    # Any optimizer of optax by its name ('sgd', 'adam', 'adamw', 'lion', 'lamb', ...), with its
+    # own arguments in optim.args, for instance c.optim.args.b2 = 0.95.
+    c.optim.name = 'adamw'
+    c.optim.args = ConfigDict()
+    # Peak learning rate.
+    c.optim.lr = 1e-3
+    # Rule list: factor on the learning rate.
+    c.optim.lr_mult = (('.*', 1.0),)
+    # Rule list: 'constant', 'cosine' or 'linear' (the last two fall to lr * lr_end at the end).
+    c.optim.schedule = (('.*', 'cosine'),)
+    # Steps over which the learning rate first rises linearly from 0.
+    c.optim.warmup_steps = 0
+    # Last learning rate as a share of lr, for schedules that fall.
+    c.optim.lr_end = 0.0
+    # Weight decay, and a rule list of factors on it: 0 spares a parameter.
+    c.optim.weight_decay = 0.0
+    c.optim.decay_mult = (('.*/kernel', 1.0), ('.*', 0.0))
+    # Rule list: largest global norm of the gradients, taken over the trained parameters that the
+    # same rule matches; 0 does not clip.
+    c.optim.clip_norm = (('.*', 0.0),)
+
+    # Decay per step of an exponential moving average of the trained parameters, which is then what
+    # is evaluated and handed on; 0 keeps none. Early on the average is the plain mean so far.
+    c.ema = 0.0
+
+    c.data = ConfigDict()
+    # A TFDS data set by its name; 'glyphs/latin_cyrillic', 'glyphs/greek' and 'digits' come with
+    # jaxtrain and are made on first use.
+    c.data.name = ''
+    # Where TFDS keeps its data sets; '' is TFDS's own choice ($TFDS_DATA_DIR or
+    # ~/tensorflow_datasets). May differ when a run is resumed.
+    c.data.dir = ''
+    # Splits, in TFDS's notation. Choices (the best checkpoint) are made on val; test is read once,
+    # at the end. '' for either leaves it out.
+    c.data.train = 'train'
+    c.data.val = 'val'
+    c.data.test = 'test'
+    # Train on the first n examples of each class in the order of the data set; 0 takes all.
+    c.data.limit = 0
+    # (height, width) to resize every image to on the host; () keeps the data set's own size.
+    c.data.image_size = ()
+    # On the device, pixels become (pixel / 255 - mean) / std; one value, or one per channel.
+    c.data.mean = (0.5,)
+    c.data.std = (0.5,)
+    # On the device, in order, for training only: tuples of a function of data/augment.py and its
+    # arguments, for instance (('shift', 2), ('flip',)).
+    c.data.augment = ()
+    # Splits that take at most this many MiB decoded are kept in memory; larger ones are decoded
+    # batch by batch. May differ when a run is resumed.
+    c.data.memory_mib = 2048
+    # Host threads that make batches, and batches kept ready. May differ when a run is resumed.
+    c.data.threads = 2
+    c.data.prefetch = 4
+
+    # Steps between lines of metrics.jsonl (their values are means over those steps).
+    c.log_every = 50
+    # Steps between evaluations on val; 0 evaluates only at the end. A checkpoint follows each.
+    c.eval_every = 0
+    # Steps between further checkpoints; 0 makes none but those. Only checkpoints that were
+    # evaluated can be the best.
+    c.save_every = 0
+    # Examples per evaluation step; 0 takes batch_size.
+    c.eval_batch_size = 0
+    # The val metric that decides which checkpoint is the best ('loss' is minimised, all other
+    # metrics are maximised).
+    c.best_metric = 'accuracy'
+    # Most recent checkpoints kept besides the best one.
+    c.keep = 1
+
+    # Read by `jaxtrain compare`: variants of this config file.
+    c.compare = ConfigDict()
+    # Trained once; the arms that have an init_from start from its checkpoint. '' for none.
+    c.compare.pretrain = 'full'
+    # Trained side by side; the first is the one that the others are held against.
+    c.compare.arms = ('scratch', 'linear', 'finetune')
+    # Paired seeds per arm, counted up from config.seed.
+    c.compare.seeds = 5
+
+    c.lock()
+    for section in OPEN_SECTIONS:
+        _get(c, section).unlock()
+    return c
+
+
+def known_variant(variant: str, variants: tuple[str, ...]) -> None:
+    """UserError, with the nearest, unless a config file knows the variant that was asked for."""
+    if variant not in variants:
+        raise UserError(
+            f'--config: there is no variant {variant!r}{nearest(variant, variants)}; '
+            f'choose from {", ".join(variants)}'
+        )
+
+
+# Keys that do not change what is computed, and so may differ when a run is resumed.
+RESUMABLE = ('data.dir', 'data.memory_mib', 'data.threads', 'data.prefetch')
+
+
+class Config:
+    """A read-only config that remembers which keys were read.
+
+    Sections and keys are attributes; there is no `get` with a default, because every key has its
+    default in `base()` and nowhere else.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], _path: str = '', _read: set[str] | None = None):
+        self._tree, self._path = tree, _path
+        self._read = set() if _read is None else _read
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_') or name not in self._tree:
+            raise AttributeError(f'config.{self._path}{name}')
+        value, path = self._tree[name], self._path + name
+        if isinstance(value, Mapping):
+            return Config(value, path + '.', self._read)
+        self._read.add(path)
+        return value
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """The keys and values of an open section."""
+        return ((name, getattr(self, name)) for name in self._tree)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> 'Config':
+        """The config that config.json holds, whose lists were tuples."""
+        return cls(_tuples(tree))
+
+    def to_dict(self) -> dict[str, Any]:
+        return _deep(self._tree)
+
+    def replace(self, **changes: Any) -> 'Config':
+        """A copy, with nothing read yet; `__` stands for the dot: `replace(data__limit=5)`."""
+        flat = dict(flatten(self._tree))
+        for name, value in changes.items():
+            key = name.replace('__', '.')
+            if key not in flat:
+                raise KeyError(key)
+            flat[key] = value
+        return Config(unflatten(flat))
+
+    def choose(self, name: str, allowed) -> Any:
+        """The value of a key that must be one of `allowed`; UserError with the nearest if not."""
+        value = getattr(self, name)
+        if value not in allowed:
+            raise UserError(
+                f'config.{self._path}{name}={value!r} is not known{nearest(value, allowed)}; '
+                f'choose from {", ".join(sorted(map(str, allowed)))}'
+            )
+        return value
+
+    def require_read(self, but: tuple[str, ...] = ()) -> None:
+        """UserError if a key was changed from its default and nothing has read it."""
+        defaults = dict(flatten(base().to_dict()))
+        for path, value in flatten(self._tree):
+            changed = path not in defaults or defaults[path] != value
+            if changed and path not in self._read and not path.startswith(but):
+                raise UserError(
+                    f'config.{path}={value!r} was set, but nothing in this run reads it; '
+                    'remove it, or set the key that puts it to use'
+                )
+
+
+def load(spec: str, overrides: list[str]) -> Config:
+    """Loads `FILE.py` or `FILE.py:variant` and applies `--config.key=value` overrides.
+
+    Args:
+      spec: path of the config file, and after a colon the argument of its `get_config`.
+      overrides: command line words, each `--config.path=value`.
+
+    Raises:
+      UserError: no such file or variant, an error inside the file, an unknown key, a wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    path = spec.split(':', 1)[0]
+    if not Path(path).is_file():
+        raise UserError(f'--config={spec}: there is no file {path!r}; give a path to a config file')
+    flag_values = flags.FlagValues()
+    argv = ['jaxtrain', f'--config={spec}', *overrides]
+    config_flags.DEFINE_config_file(
+        'config',
+        flag_values=flag_values,
+        lock_config=False,
+        accept_new_attributes=True,
+        sys_argv=argv,
+    )
+    with _one_line_errors(path):
+        known = config_flags.config_flags.ConfigFileFlagParser('config', False).parse(spec)
+        _check_overrides(known, overrides)
+        flag_values(argv)
+        tree = flag_values.config.to_dict()
+    _check_keys(tree)
+    return Config(tree)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """`{'a': {'b': 1}}` -> `('a.b', 1)`. An empty section has no items."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f'{prefix}{name}.')
+        else:
+            yield prefix + name, value
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`; sections of `base()` that have no keys stay as empty ones."""
+    tree: dict[str, Any] = {}
+    for section in OPEN_SECTIONS:
+        _descend(tree, section.split('.'))
+    for path, value in flat.items():
+        *parents, name = path.split('.')
+        _descend(tree, parents)[name] = value
+    return tree
+
+
+def nearest(word: Any, known) -> str:
+    """`' (did you mean X?)'` for the nearest known word, or `''`."""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def _descend(tree: dict, names: list[str]) -> dict:
+    for name in names:
+        tree = tree.setdefault(name, {})
+    return tree
+
+
+def _deep(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _deep(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    for name in path.split('.'):
+        config = config[name]
+    return config
+
+
+def _is_open(path: str) -> bool:
+    return path.rsplit('.', 1)[0] in OPEN_SECTIONS
+
+
+def _check_keys(tree: Mapping[str, Any]) -> None:
+    """A file may build its own ConfigDict; its keys must be those of `base()` all the same."""
+    defaults = dict(flatten(base().to_dict()))
+    given = dict(flatten(tree))
+    for path in given:
+        if path not in defaults and not _is_open(path):
+            raise UserError(f'config.{path} does not exist{nearest(path, defaults)}')
+    for path in defaults:
+        if path not in given:
+            raise UserError(f'config.{path} is missing; start from jaxtrain.config.base()')
+
+
+def _check_overrides(known: ConfigDict, overrides: list[str]) -> None:
+    flat = dict(flatten(known.to_dict()))
+    for word in overrides:
+        path = word.lstrip('-').split('=', 1)[0].removeprefix('config.')
+        if '=' not in word:
+            raise UserError(f'{word} has no value; write --config.{path}=VALUE')
+        if path in flat or _is_open(path):
+            continue
+        raise UserError(f'--config.{path}: there is no such key{nearest(path, flat)}')
+
+
+class _one_line_errors:
+    """Turns an exception raised while a config file is read into one line with file and line."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        from absl import flags
+
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            return False
+        if isinstance(error, flags.Error):
+            raise UserError(_first_line(error)) from error
+        # The innermost frame that lies in the config file is the line to mend.
+        name = str(Path(self._path).resolve())
+        frames = [f for f in traceback.extract_tb(trace) if str(Path(f.filename).resolve()) == name]
+        line = frames[-1].lineno if frames else getattr(error, 'lineno', '?')
+        raise UserError(f'{self._path}:{line}: {_explain(error)}') from error
+
+
+def _explain(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else type(error).__name__
+    if 'does not exist and cannot be added' in text:
+        key = text.split('"')[1]
+        names = [path.rsplit('.', 1)[-1] for path, _ in flatten(base().to_dict())]
+        return f'config key {key!r} does not exist{nearest(key, names)}'
+    return f'{type(error).__name__}: {_first_line(error)}'
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,121 @@
+"""Images on the device: normalisation, and augmentation of whole batches, inside the jitted step.
+
+An augmentation is `f(key, images, *arguments) -> images` over float32 [batch, height, width,
+channels] in 0..255. Randomness is per example and by position in the global batch, so it does not
+depend on how many devices share the batch.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.config import nearest
+from jaxtrain.errors import UserError
+
+
+def flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Mirrors half of the images left to right."""
+    mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
+def shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
+    """Moves each image by up to `pixels` either way; edge pixels fill what opens up."""
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
+    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='edge')
+
+    def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, offsets)
+
+
+def affine(key: jax.Array, images: jax.Array, degrees: float, scale: float) -> jax.Array:
+    """Turns each image by up to `degrees` and zooms by up to a factor `1 + scale` either way."""
+    _, height, width, channels = images.shape
+    turn_key, zoom_key = jax.random.split(key)
+    turn = jnp.deg2rad(
+        jax.random.uniform(turn_key, (len(images),), minval=-degrees, maxval=degrees)
+    )
+    zoom = jnp.exp(jnp.log1p(scale) * jax.random.uniform(zoom_key, (len(images),), minval=-1.0))
+    rows, columns = jnp.meshgrid(
+        jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing='ij'
+    )
+
+    def warp(image: jax.Array, turn: jax.Array, zoom: jax.Array) -> jax.Array:
+        source_rows = (jnp.cos(turn) * rows - jnp.sin(turn) * columns) / zoom + (height - 1) / 2
+        source_columns = (jnp.sin(turn) * rows + jnp.cos(turn) * columns) / zoom + (width - 1) / 2
+        planes = [
+            jax.scipy.ndimage.map_coordinates(
+                image[..., c], [source_rows, source_columns], order=1, mode='nearest'
+            )
+            for c in range(channels)
+        ]
+        return jnp.stack(planes, -1)
+
+    return jax.vmap(warp)(images, turn, zoom)
+
+
+def noise(key: jax.Array, images: jax.Array, level: float) -> jax.Array:
+    """Adds normal noise with a standard deviation of `level` grey levels (of 255)."""
+    return images + level * jax.random.normal(key, images.shape)
+
+
+AUGMENTATIONS = {f.__name__: f for f in (flip, shift, affine, noise)}
+
+
+def make_augment(cfg) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`(key, uint8 images) -> float32 images` in 0..255, as `config.data.augment` lists them.
+
+    Raises:
+      UserError: an unknown augmentation, or arguments that it does not take.
+    """
+    chain = [_checked(entry) for entry in cfg.augment]
+
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        images = images.astype(jnp.float32)
+        for number, (function, arguments) in enumerate(chain):
+            images = function(jax.random.fold_in(key, number), images, *arguments)
+        return images
+
+    return augment
+
+
+def make_normalise(cfg, channels: int) -> Callable[[jax.Array], jax.Array]:
+    """`images -> (images / 255 - mean) / std` in float32, by `config.data.mean` and `std`.
+
+    Raises:
+      UserError: neither one value nor one per channel, or a std of 0.
+    """
+    for name in ('mean', 'std'):
+        if len(getattr(cfg, name)) not in (1, channels):
+            raise UserError(
+                f'config.data.{name}={getattr(cfg, name)} must have one value, or one for each of '
+                f'the {channels} channels of the images'
+            )
+    if not all(cfg.std):
+        raise UserError(f'config.data.std={cfg.std} must not be 0')
+    mean, std = np.asarray(cfg.mean, np.float32), np.asarray(cfg.std, np.float32)
+    return lambda images: (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _checked(entry: tuple) -> tuple[Callable, tuple]:
+    if not isinstance(entry, tuple | list) or not entry:
+        raise UserError(f"config.data.augment: write {entry!r} as a tuple, like ('shift', 2)")
+    name, *arguments = entry
+    if name not in AUGMENTATIONS:
+        raise UserError(
+            f'config.data.augment: {name!r} is not known{nearest(name, AUGMENTATIONS)}; '
+            f'choose from {", ".join(AUGMENTATIONS)}'
+        )
+    function = AUGMENTATIONS[name]
+    takes = list(inspect.signature(function).parameters)[2:]
+    if len(arguments) != len(takes):
+        given = f'({", ".join(map(repr, entry))})'
+        raise UserError(
+            f'config.data.augment: {given} should be ({", ".join([repr(name), *takes])})'
+        )
+    return function, tuple(arguments)

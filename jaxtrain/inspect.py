@@ -1,0 +1,32 @@
+"""What a config would train: the whole parameter table and the restore plan, nothing allocated."""
+
+from jaxtrain import restore
+from jaxtrain.config import Config
+from jaxtrain.job import make_job
+from jaxtrain.loop import make_schedule
+from jaxtrain.partition import TABLE_COLUMNS
+from jaxtrain.terminal import table
+
+
+def inspect(cfg: Config) -> str:
+    """The text that `jaxtrain inspect` prints.
+
+    Raises:
+      UserError: anything that would keep `train` from starting.
+    """
+    job = make_job(cfg)
+    make_schedule(cfg, job)
+    cfg.require_read(but=('compare.',))
+    sizes = job.sizes()
+    lines = [
+        table(TABLE_COLUMNS, job.table()),
+        '',
+        f'regime {job.regime}: {job.steps:,} steps of {cfg.batch_size} on {len(job.train):,} '
+        f'examples of {len(job.train.classes)} classes, images '
+        f'{"x".join(map(str, job.train.image_shape))}',
+        f'parameters {sizes["params_total"]:,}, trained {sizes["params_trainable"]:,}, '
+        f'optimizer {sizes["opt_state_bytes"]:,} bytes',
+    ]
+    if job.plan:
+        lines += ['', job.plan.summary(), restore.to_text(job.plan.leaves)]
+    return '\n'.join(lines)

@@ -1,0 +1,51 @@
+"""Models by name. Each is a Linen module whose parameters are `{'backbone': ..., 'head': ...}`.
+
+A model's keys in the config are the fields of its class; `make_model` checks them against it.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+
+from jaxtrain.config import nearest
+from jaxtrain.errors import UserError
+from jaxtrain.models.cnn import CNN
+from jaxtrain.models.mlp import MLP
+
+MODELS = {'cnn': CNN, 'mlp': MLP}
+
+
+def make_model(cfg, outputs: int) -> nn.Module:
+    """The model that `config.model` names, with `outputs` output units.
+
+    Raises:
+      UserError: an unknown model, a key that it does not have, or a value of another type.
+    """
+    cls = MODELS[cfg.choose('name', MODELS)]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in _OWN}
+    given = {name: value for name, value in cfg.items() if name != 'name'}
+    for name, value in given.items():
+        if name not in fields:
+            raise UserError(
+                f'config.model.{name}: model {cfg.name!r} has no such field'
+                f'{nearest(name, fields)}; it has {", ".join(fields)}'
+            )
+        default = fields[name].default
+        number = isinstance(default, float) and isinstance(value, int)
+        if not number and type(value) is not type(default):
+            raise UserError(
+                f'config.model.{name}={value!r} is not a {type(default).__name__}, '
+                f'like the default {default!r}'
+            )
+    return cls(outputs=outputs, **given)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Every field of a model with its value, defaults included, for the resolved config."""
+    name = next(name for name, cls in MODELS.items() if type(model) is cls)
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
+    return {'name': name, **{k: v for k, v in fields.items() if k not in _OWN}}
+
+
+_OWN = ('parent', 'name', 'outputs')

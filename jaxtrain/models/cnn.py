@@ -1,0 +1,74 @@
+"""A plain convolutional network: 3x3 convolutions with pooling, then a head."""
+
+import jax
+from flax import linen as nn
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.layers import Head, flat, max_pool
+
+
+class CNN(nn.Module):
+    """[batch, height, width, channels] -> [batch, outputs].
+
+    Attributes:
+      outputs: width of the result.
+      widths: channels of each convolution; a 2x2 max-pool follows each but the last.
+      norm: 'batch' puts BatchNorm after each convolution (which then has no bias), 'none' does not.
+      padding: 'SAME' or 'VALID', of the convolutions.
+      features: 'mean' averages over positions, 'flatten' keeps them.
+      hidden: widths of dense layers in the head, before its outputs.
+      dropout: share of each hidden layer's activations in the head that is zeroed in training.
+    """
+
+    outputs: int
+    widths: tuple[int, ...] = (32, 64, 128)
+    norm: str = 'batch'
+    padding: str = 'SAME'
+    features: str = 'mean'
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+    def setup(self):
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f'config.model.{name}={getattr(self, name)!r} is not known; '
+                    f'choose from {", ".join(allowed)}'
+                )
+        self.backbone = _Convolutions(self.widths, self.norm, self.padding, self.features)
+        self.head = Head(self.outputs, self.hidden, self.dropout)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.head(self.backbone(x, train=train), train=train)
+
+
+_CHOICES = {
+    'norm': ('batch', 'none'),
+    'padding': ('SAME', 'VALID'),
+    'features': ('mean', 'flatten'),
+}
+
+
+class _Convolutions(nn.Module):
+    widths: tuple[int, ...]
+    norm: str
+    padding: str
+    features: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for number, width in enumerate(self.widths):
+            if number:
+                x = max_pool(x, 2)
+            x = nn.Conv(
+                width,
+                (3, 3),
+                padding=self.padding,
+                use_bias=self.norm == 'none',
+                name=f'conv_{number}',
+            )(x)
+            if self.norm == 'batch':
+                norm = nn.BatchNorm(momentum=0.9, name=f'norm_{number}')
+                x = norm(x, use_running_average=not train)
+            x = nn.relu(x)
+        return x.mean((1, 2)) if self.features == 'mean' else flat(x)

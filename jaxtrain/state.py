@@ -1,0 +1,79 @@
+"""TrainState: all that a run carries from step to step, and how it begins."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jaxtrain.errors import UserError
+from jaxtrain.partition import Partition, merge
+
+
+@struct.dataclass
+class TrainState:
+    """A pytree; the step is a pure function of it and a batch.
+
+    Attributes:
+      step: int32 scalar, optimizer steps taken.
+      seed: uint32 scalar. Random numbers are `fold_in(seed, step)`. It is data and not a constant
+        of the program, so that one compiled program serves every seed.
+      params: nested dict of all parameters, frozen ones included.
+      model_state: nested dict of non-trained variables by collection (BatchNorm statistics).
+      opt_state: optax state of the trainable parameters alone.
+      ema: moving average of the trainable parameters, or {} when config.ema is 0.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+
+    def averaged_params(self, part: Partition) -> Any:
+        """The parameters to evaluate and hand on: the moving average where one is kept."""
+        return merge(self.ema, part.split(self.params)[1]) if self.ema else self.params
+
+
+def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+    """Fresh (params, model_state) of a model, a pure function of the seed."""
+    key = jax.random.key(seed)
+    variables = dict(model.init(key, jnp.zeros(inputs.shape, inputs.dtype), train=False))
+    return variables.pop('params'), variables
+
+
+def abstract_variables(model, image_shape: tuple[int, int, int]) -> tuple[Any, Any]:
+    """Nested ShapeDtypeStructs of a model's (params, model_state).
+
+    Raises:
+      UserError: the model cannot take images of this size.
+    """
+    inputs = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    try:
+        return jax.eval_shape(lambda: init_variables(model, np.uint32(0), inputs))
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'config.model: {type(model).__name__} cannot take images of size '
+            f'{"x".join(map(str, image_shape))}: {reason}'
+        ) from error
+
+
+def init_state(
+    params: Any, model_state: Any, seed: jax.Array, tx: optax.GradientTransformation,
+    part: Partition, ema: float,
+) -> TrainState:  # fmt: skip
+    """The state before the first step."""
+    trainable, _ = part.split(params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        model_state=model_state,
+        opt_state=tx.init(trainable),
+        # A copy: the step donates its state, and a buffer can be donated only once.
+        ema=jax.tree.map(jnp.copy, trainable) if ema else {},
+    )

@@ -1,0 +1,113 @@
+"""What a run says: the same aligned lines everywhere, with colour and a progress bar on a terminal.
+
+Without a terminal nothing but plain lines is printed: no control characters, no moving bars.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# Longer parameter tables are summed up by module in print; params.tsv has every line.
+SHORT = 16
+
+
+class Terminal(AbstractContextManager):
+    """Prints for one run; a context, within which the progress bar lives.
+
+    Args:
+      quiet: say nothing but the progress bar.
+      silent: say nothing at all (all processes of a run but the first).
+      title: what the progress bar is called.
+    """
+
+    def __init__(self, quiet: bool = False, silent: bool = False, title: str = 'train'):
+        self._console = Console(quiet=silent, highlight=False, soft_wrap=True)
+        self._quiet, self._title = quiet, title
+        self._progress = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=silent or not self._console.is_terminal,
+        )
+        self._task = None
+        self._columns: list[str] = []
+
+    def __exit__(self, *error):
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, markup=False)
+
+    def advance(self, step: int, steps: int) -> None:
+        """Moves the progress bar, which appears with the first call."""
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=steps)
+        self._progress.update(self._task, completed=step)
+
+    def row(self, values: Mapping[str, str]) -> None:
+        """A line of a table that grows; its head is printed before the first line."""
+        if self._quiet:
+            return
+        widths = [max(len(name), 9) for name in values]
+        if not self._columns:
+            self._columns = list(values)
+            head = '  '.join(f'{n:>{w}}' for n, w in zip(values, widths, strict=True))
+            self._console.print(head, markup=False, style='bold')
+        cells = zip(values.values(), widths, strict=True)
+        self._console.print('  '.join(f'{v:>{w}}' for v, w in cells), markup=False)
+
+
+def table(columns: tuple[str, ...], rows: list[tuple]) -> str:
+    """Aligned text: first column to the left, numbers to the right."""
+    cells = [[str(c) for c in columns], *[[_cell(c) for c in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    left = [all(not isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+    return '\n'.join(
+        '  '.join(
+            f'{cell:<{w}}' if is_left else f'{cell:>{w}}'
+            for cell, w, is_left in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def short_params(rows: list[tuple]) -> str:
+    """The parameter table in short: one line per module where it would be long."""
+    columns = ('path', 'shape', 'group', 'lr_mult', 'decay', 'from')
+    lines = [(r[0], r[1], r[3], r[4], r[5], r[8]) for r in rows]
+    if len(lines) > SHORT:
+        columns = ('module', 'leaves', 'bytes', 'group', 'lr_mult', 'decay', 'from')
+        modules: dict[tuple, list[int]] = {}
+        for path, _, _, group, lr_mult, decay, _, size, origin in rows:
+            module = '/'.join(path.split('/')[:2])
+            sums = modules.setdefault((module, group, lr_mult, decay, origin), [0, 0])
+            sums[0] += 1
+            sums[1] += size
+        lines = [(m, n, size, g, lr, d, o) for (m, g, lr, d, o), (n, size) in modules.items()]
+    return table(columns, lines)
+
+
+def number(value: float) -> str:
+    """Four significant digits, at most nine characters."""
+    return f'{value:.4g}' if abs(value) < 1e5 else f'{value:.2e}'
+
+
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f'{value:g}'
+    return f'{value:,}' if isinstance(value, int) else str(value)
