@@ -20,6 +20,7 @@ A *rule list* is a tuple of `(regex, value)` pairs over parameter paths such as
 """
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -361,12 +362,20 @@ class _one_line_errors:
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
             return False
         if isinstance(error, flags.Error):
-            raise UserError(_first_line(error)) from error
+            raise UserError(_first_line(error) + self._wanted_type(str(error))) from error
         # The innermost frame that lies in the config file is the line to mend.
         name = str(Path(self._path).resolve())
         frames = [f for f in traceback.extract_tb(trace) if str(Path(f.filename).resolve()) == name]
         line = frames[-1].lineno if frames else getattr(error, 'lineno', '?')
         raise UserError(f'{self._path}:{line}: {_explain(error)}') from error
+
+    def _wanted_type(self, message: str) -> str:
+        defaults = dict(flatten(base().to_dict()))
+        found = re.search(r'--config\.([\w.]+)=', message)
+        if not found or found[1] not in defaults:
+            return ''
+        default = defaults[found[1]]
+        return f'; config.{found[1]} takes a {type(default).__name__}, like {default!r}'
 
 
 def _explain(error: Exception) -> str:

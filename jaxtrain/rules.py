@@ -101,7 +101,9 @@ def _idle(pattern: str, paths: list[str], where: str) -> str:
             break
     else:
         prefixes = {'/'.join(path.split('/')[:n]) for path in paths for n in range(1, 6)}
-        hint = nearest(pattern.removesuffix('/.*'), prefixes)
+        stem = pattern.removesuffix('/.*')
+        known = prefixes if stem == pattern else [f'{prefix}/.*' for prefix in prefixes]
+        hint = nearest(pattern, known)
     return f'{where}: rule {pattern!r} matches nothing{hint}; the paths are {_some(paths)}'
 
 

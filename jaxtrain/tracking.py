@@ -62,8 +62,9 @@ class Tracker:
         values = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(values['loss']):
             raise UserError(
-                f'the loss is {values["loss"]} at step {step}; checkpoints are from before it. '
-                'Lower config.optim.lr, add warm-up, or set config.optim.clip_norm'
+                f'the loss is {values["loss"]} at step {step}; the run stops, and its checkpoints are '
+                'from before that. Lower config.optim.lr, set config.optim.warmup_steps, or set '
+                'config.optim.clip_norm'
             )
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

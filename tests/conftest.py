@@ -1,0 +1,74 @@
+"""What all tests share: one place for data sets, one compilation cache, and a way to run commands.
+
+Set before JAX and TFDS are imported: everything runs on one CPU device, offline. Tests that need
+several devices or processes start processes of their own.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / 'tests' / 'configs' / 'tiny.py')
+
+_SHARED = Path(tempfile.mkdtemp(prefix='jaxtrain-tests-'))
+os.environ |= {
+    'JAX_PLATFORMS': 'cpu',
+    'TFDS_DATA_DIR': str(_SHARED / 'data'),
+    'JAX_COMPILATION_CACHE_DIR': str(_SHARED / 'xla'),
+    'MPLBACKEND': 'agg',
+}
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def pytest_sessionfinish():
+    import shutil
+
+    shutil.rmtree(_SHARED, ignore_errors=True)
+
+
+@pytest.fixture
+def jaxtrain(capsys):
+    """Runs a command in this process: `jaxtrain('train', '--config=...') -> Outcome`."""
+    from jaxtrain.cli import main
+
+    def run(*words: str) -> Outcome:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+def start(*words: str, devices: int = 1, **options) -> subprocess.Popen:
+    """Starts a command in a process of its own, on so many simulated devices."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    return subprocess.Popen(
+        [sys.executable, '-m', 'jaxtrain', *map(str, words)],
+        env={**os.environ, 'XLA_FLAGS': flags},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+@pytest.fixture(scope='session')
+def pretrained(tmp_path_factory) -> Path:
+    """A finished run of tiny.py:full, to start from."""
+    from jaxtrain.cli import main
+
+    workdir = tmp_path_factory.mktemp('pretrained') / 'full'
+    assert main(['train', f'--config={TINY}:full', f'--workdir={workdir}']) == 0
+    return workdir
