@@ -62,8 +62,8 @@ class Tracker:
         values = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(values['loss']):
             raise UserError(
-                f'the loss is {values["loss"]} at step {step}; the run stops, and its checkpoints are '
-                'from before that. Lower config.optim.lr, set config.optim.warmup_steps, or set '
+                f'the loss is {values["loss"]} at step {step}; the run stops and keeps its last '
+                'checkpoint, from before that. Lower config.optim.lr, set config.optim.warmup_steps, or set '
                 'config.optim.clip_norm'
             )
         for name, value in values.items():
