@@ -63,8 +63,8 @@ class Tracker:
         if not math.isfinite(values['loss']):
             raise UserError(
                 f'the loss is {values["loss"]} at step {step}; the run stops and keeps its last '
-                'checkpoint, from before that. Lower config.optim.lr, set config.optim.warmup_steps, or set '
-                'config.optim.clip_norm'
+                'checkpoint, from before that. Lower config.optim.lr, or set '
+                'config.optim.warmup_steps or config.optim.clip_norm'
             )
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
