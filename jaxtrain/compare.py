@@ -158,7 +158,7 @@ def verdict(arms: tuple[str, ...], pairs: list[Pair], accuracy: dict[str, float]
         lead = f'{base} is the arm to take: every other arm falls below it'
     else:
         equal = [arm for arm in against if arm not in worse]
-        lead = f'no measurable difference between {base} and {", ".join(equal)}: nothing is gained'
+        lead = f'No measurable difference between {base} and {", ".join(equal)}: nothing is gained'
     return f'{lead}. {"; ".join(pair.sentence() for pair in pairs)}.'
 
 

@@ -66,7 +66,6 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
         return f'{cell:,}' if isinstance(cell, int) else str(cell)
 
     body = [line(shown(cell) for cell in _cells(row)) for row in rows]
-    limit = f'{cfg.data.limit} examples per class' if cfg.data.limit else 'all examples'
     differences = [
         line(
             (
@@ -84,7 +83,7 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
             '',
             f'**{verdict}**',
             '',
-            f'From `{config}`: {limit}, {arms[0].seeds} paired seeds per arm, '
+            f'From `{config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
             f'on {jax.device_count()} {device.device_kind} device(s), {os.cpu_count()} host cores.',
             '',
             line(COLUMNS),
@@ -109,23 +108,34 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
 def _draw(arms: list['Arm'], cfg: Config) -> bytes:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 5.2), layout='constrained')
-    upper, lower = figure.subfigures(2, 1, height_ratios=(4, 1))
+    figure = Figure(figsize=(7.2, 4.8), layout='constrained')
+    upper, lower = figure.subfigures(2, 1, height_ratios=(6, 1))
+    widest = max(arm.flops for arm in arms) / 1e9
     axes = upper.add_subplot()
+    taken: list[float] = []
     for arm, colour in zip(arms, COLOURS * len(arms), strict=False):
         cost, mean = arm.flops / 1e9, arm.accuracy.mean
+        # Arms of the same cost stand side by side, and so do the runs of single seeds.
+        place = cost + 0.07 * widest * sum(abs(cost - other) < 0.03 * widest for other in taken)
+        taken.append(cost)
+        runs = place + widest * np.linspace(-0.02, 0.02, arm.seeds + 2)[1:-1]
+        axes.plot(runs, arm.by_seed, 'o', color=colour, alpha=0.4, ms=4)
         bars = [[mean - arm.accuracy.low], [arm.accuracy.high - mean]]
-        axes.plot([cost] * len(arm.by_seed), arm.by_seed, 'o', color=colour, alpha=0.35, ms=4)
-        axes.errorbar([cost], [mean], yerr=bars, fmt='D', color=colour, ms=7, capsize=5)
-        label = f'{arm.name}\n{100 * mean:.1f}%'
-        axes.annotate(label, (cost, mean), (12, 0), textcoords='offset points', va='center')
+        axes.errorbar([place], [mean], yerr=bars, fmt='_', color=colour, ms=16, capsize=5)
+        axes.annotate(
+            f'{arm.name}\n{100 * mean:.1f}%',
+            (place, arm.accuracy.high),
+            (0, 5),
+            textcoords='offset points',
+            ha='center',
+        )
     axes.set(
-        xlabel='training cost per run (GFLOP)',
+        xlabel='training cost per run (GFLOP; arms of equal cost stand side by side)',
         ylabel='test accuracy',
         title=f'{cfg.data.name}: {_amount(cfg)}, {arms[0].seeds} paired seeds, 95% intervals',
     )
-    costs = [arm.flops / 1e9 for arm in arms]
-    axes.set_xlim(0, 1.25 * max(costs))
+    axes.set_xlim(0, 1.25 * widest)
+    axes.margins(y=0.16)
     axes.grid(alpha=0.3)
     source = open_source(cfg.data, cfg.data.train, 'data.train', cfg.data.limit)
     strip = source.fetch(_one_per_class(source))
