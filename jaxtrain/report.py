@@ -3,7 +3,6 @@
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,9 +12,7 @@ from jaxtrain.data.sources import open_source
 from jaxtrain.run import RunDir, read_config
 from jaxtrain.stats import Interval
 from jaxtrain.terminal import table
-
-if TYPE_CHECKING:
-    from jaxtrain.compare import Arm, Pair
+from jaxtrain.verdict import Arm, Pair
 
 COLUMNS = (
     'arm',
@@ -36,7 +33,7 @@ COLOURS = ('#4c78a8', '#e45756', '#54a24b', '#b279a2', '#f58518')
 STRIP = 16
 
 
-def text_table(rows: list['Arm']) -> str:
+def text_table(rows: list[Arm]) -> str:
     """One aligned line per arm."""
     return table(COLUMNS, [_cells(row) for row in rows])
 
@@ -44,8 +41,8 @@ def text_table(rows: list['Arm']) -> str:
 def write(
     folder: RunDir,
     config: str,
-    rows: list['Arm'],
-    pairs: list['Pair'],
+    rows: list[Arm],
+    pairs: list[Pair],
     verdict: str,
     runs: dict[str, list[Path]],
 ) -> None:
@@ -105,7 +102,7 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
     )
 
 
-def _draw(arms: list['Arm'], cfg: Config) -> bytes:
+def _draw(arms: list[Arm], cfg: Config) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.8), layout='constrained')
@@ -160,7 +157,7 @@ def _amount(cfg: Config) -> str:
     return f'{cfg.data.limit} labels per class' if cfg.data.limit else 'all labels'
 
 
-def _cells(row: 'Arm') -> tuple:
+def _cells(row: Arm) -> tuple:
     return (
         row.name,
         row.init,

@@ -61,7 +61,7 @@ def test_three_configs_load(number, tmp_path):
 def test_imports_go_one_way():
     """No module imports from a layer above its own, and nothing imports cli."""
     layers = [
-        {'errors', 'config', 'rules', 'clock', 'terminal', 'stats', 'preemption'},
+        {'errors', 'config', 'rules', 'clock', 'terminal', 'stats', 'verdict', 'preemption'},
         {'optim', 'partition', 'mesh', 'tasks', 'data', 'models', 'tracking'},
         {'state', 'step', 'run', 'checkpoint', 'restore', 'evaluate'},
         {'job'},

@@ -1,0 +1,130 @@
+"""batch = f(seed, step): every example once an epoch, in an order that nothing else changes."""
+
+import numpy as np
+import pytest
+
+from jaxtrain.data.pipeline import (
+    Slice,
+    check_batch_size,
+    eval_batches,
+    train_batches,
+    train_indices,
+)
+from jaxtrain.data.sources import Source
+from jaxtrain.errors import UserError
+
+SIZE = 23
+WHOLE = Slice()
+
+
+def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    images = np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 2, 1))
+    return {'image': images.astype(np.uint8), 'label': indices.astype(np.int32)}
+
+
+SOURCE = Source(fetch, SIZE, (2, 2, 1), tuple(map(str, range(SIZE))))
+
+
+def labels(batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4):
+    batches = train_batches(SOURCE, batch_size, seed, steps, part, threads, ahead)
+    return [batch['label'].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize('batch_size', [1, 5, 8, 23])
+def test_each_epoch_visits_every_example_once(batch_size):
+    """Also where batches straddle epochs: none of these sizes but 1 and 23 divides 23."""
+    steps = -(-3 * SIZE // batch_size)
+    stream = np.concatenate([train_indices(SIZE, batch_size, 0, step) for step in range(steps)])
+    epochs = stream[: 3 * SIZE].reshape(3, SIZE)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(SIZE), (3, 1)))
+    assert all((epochs[i] != epochs[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert (epochs[0] != np.arange(SIZE)).any()
+
+
+def test_batch_larger_than_an_epoch_spans_several():
+    stream = train_indices(3, 9, 0, 1)
+    np.testing.assert_array_equal(np.sort(stream.reshape(3, 3)), np.tile(np.arange(3), (3, 1)))
+
+
+def test_order_does_not_depend_on_the_batch_size():
+    one, other = ([i for batch in labels(b, steps=range(n)) for i in batch]
+                  for b, n in ((4, 15), (6, 10)))  # fmt: skip
+    assert one == other and len(one) == 60
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_order_does_not_depend_on_the_number_of_processes(count):
+    parts = [labels(part=Slice(index, count)) for index in range(count)]
+    assert all(len(batch) == 8 // count for part in parts for batch in part)
+    assert [sum(shares, []) for shares in zip(*parts, strict=True)] == labels()
+
+
+@pytest.mark.parametrize('step', [1, 3, 9, 10])
+def test_resuming_at_a_step_gives_the_same_batches(step):
+    assert labels(steps=range(step, 10)) == labels()[step:]
+
+
+def test_threads_and_prefetch_do_not_change_the_order():
+    assert labels(threads=1, ahead=1) == labels(threads=4, ahead=8) == labels()
+
+
+def test_seeds_differ_and_repeat():
+    assert labels(seed=0) == labels(seed=0)
+    assert labels(seed=0) != labels(seed=1)
+    # A seed and an epoch are not added up: seed 1 does not begin with the second epoch of seed 0.
+    second = train_indices(SIZE, SIZE, 0, 1)
+    assert (train_indices(SIZE, SIZE, 1, 0) != second).any()
+
+
+def test_batches_are_uint8_images_and_int32_labels():
+    batch = next(train_batches(SOURCE, 8, 0, range(1), WHOLE, 1, 1))
+    assert (batch['image'].shape, batch['image'].dtype) == ((8, 2, 2, 1), np.uint8)
+    assert (batch['label'].shape, batch['label'].dtype) == ((8,), np.int32)
+    np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], batch['label'])
+
+
+@pytest.mark.parametrize('batch_size', [1, 8, 23, 40])
+def test_evaluation_counts_each_example_once_in_order(batch_size):
+    batches = [batch['label'] for batch in eval_batches(SOURCE, batch_size, WHOLE)]
+    assert len(batches) == -(-SIZE // batch_size)
+    assert {len(batch) for batch in batches} == {batch_size}
+    stream = np.concatenate(batches)
+    np.testing.assert_array_equal(stream[:SIZE], np.arange(SIZE))
+    assert (stream[SIZE:] == SIZE - 1).all()  # the padding, to be cut off
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_evaluation_is_shared_among_processes(count):
+    shares = [eval_batches(SOURCE, 8, Slice(index, count)) for index in range(count)]
+    joined = [np.concatenate([b['label'] for b in batch]) for batch in zip(*shares, strict=True)]
+    whole = [batch['label'] for batch in eval_batches(SOURCE, 8, WHOLE)]
+    np.testing.assert_array_equal(joined, whole)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('batch_size', 0, 1), 'config.batch_size=0 must be at least 1'),
+        (('batch_size', -8, 1), 'config.batch_size=-8 must be at least 1'),
+        (('batch_size', 30, 8), 'config.batch_size=30 is not divisible by the 8 devices; 24 would'),
+        (('batch_size', 3, 8), 'config.batch_size=3 is not divisible by the 8 devices; 8 would be'),
+        (('batch_size', 24, 8, 23), 'larger than the training data (23 examples); set it to 23'),
+        (('eval_batch_size', 3, 2), 'config.eval_batch_size=3 is not divisible'),
+    ],
+)
+def test_wrong_batch_size(arguments, words):
+    with pytest.raises(UserError) as caught:
+        check_batch_size(*arguments)
+    assert words in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason='it says 23, which 8 devices cannot share')
+def test_batch_size_that_is_proposed_is_accepted():
+    with pytest.raises(UserError) as caught:
+        check_batch_size('batch_size', 24, 8, 23)
+    check_batch_size('batch_size', int(str(caught.value).split('set it to ')[1].split()[0]), 8, 23)
+
+
+@pytest.mark.parametrize('arguments', [(8, 8), (24, 8), (23, 1, 23), (8, 8, 23), (40, 8)])
+def test_right_batch_size(arguments):
+    assert check_batch_size('batch_size', *arguments) is None

@@ -1,0 +1,312 @@
+"""The models: what they compute, how many parameters they have, and what the config may say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError
+from jaxtrain.models import MODELS, describe, make_model
+from jaxtrain.models.layers import Head, flat, max_pool
+from jaxtrain.partition import count, flatten
+from jaxtrain.state import abstract_variables
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quickly():
+    """These programs run for less time than it takes to optimise them.
+
+    It also makes other fusions than usual.
+    """
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def model(name='cnn', outputs=5, **fields):
+    return make_model(Config({'model': {'name': name, **fields}}).model, outputs)
+
+
+def shapes(made, image=(8, 8, 1)) -> dict[str, tuple]:
+    params, _ = abstract_variables(made, image)
+    return {path: leaf.shape for path, leaf in flatten(params).items()}
+
+
+def fault(function, *arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_top_level_is_backbone_and_head(name):
+    params, model_state = abstract_variables(model(name), (8, 8, 1))
+    assert set(params) == {'backbone', 'head'}
+    assert all(set(tree) == {'backbone'} for tree in model_state.values())
+    assert shapes(model(name))['head/logits/bias'] == (5,)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_output_is_one_row_per_image(name):
+    made = model(name)
+    images = jnp.zeros((3, 8, 8, 2))
+    variables = jax.eval_shape(lambda: made.init(jax.random.key(0), images, train=False))
+    out = jax.eval_shape(lambda v: made.apply(v, images, train=False), variables)
+    assert (out.shape, out.dtype) == ((3, 5), jnp.float32)
+
+
+def test_parameters_of_the_cnn_by_arithmetic():
+    norm = shapes(model(widths=(4, 6)), (8, 8, 3))
+    assert norm == {
+        'backbone/conv_0/kernel': (3, 3, 3, 4),
+        'backbone/norm_0/scale': (4,),
+        'backbone/norm_0/bias': (4,),
+        'backbone/conv_1/kernel': (3, 3, 4, 6),
+        'backbone/norm_1/scale': (6,),
+        'backbone/norm_1/bias': (6,),
+        'head/logits/kernel': (6, 5),
+        'head/logits/bias': (5,),
+    }
+    plain, stats = abstract_variables(model(widths=(4, 6), norm='none'), (8, 8, 3))
+    assert count(plain) == (27 * 4 + 4) + (36 * 6 + 6) + (6 * 5 + 5)
+    assert stats == {}
+
+
+@pytest.mark.parametrize(
+    ('padding', 'image', 'positions'),
+    [
+        ('SAME', (8, 8, 1), 4 * 4),
+        ('SAME', (9, 7, 1), 4 * 3),
+        ('VALID', (8, 8, 1), 1 * 1),  # 8 -> 6 -> 3 -> 1
+        ('VALID', (12, 10, 1), 3 * 2),  # 12 -> 10 -> 5 -> 3, 10 -> 8 -> 4 -> 2
+    ],
+)
+def test_flattened_features_keep_every_position(padding, image, positions):
+    made = model(widths=(4, 6), padding=padding, features='flatten')
+    assert shapes(made, image)['head/logits/kernel'] == (positions * 6, 5)
+
+
+@pytest.mark.xfail(
+    jax.__version_info__ >= (0, 12), strict=True, reason='JAX 0.12 makes a kernel of no inputs'
+)
+def test_images_too_small_for_the_model_are_refused():
+    made = model(widths=(4, 6), padding='VALID', features='flatten')
+    message = fault(abstract_variables, made, (4, 4, 1))
+    assert message.startswith('config.model: CNN cannot take images of size 4x4x1')
+
+
+@pytest.mark.xfail(strict=True, reason='the mean over no positions is nan, and nobody says why')
+def test_images_that_leave_no_position_are_refused():
+    fault(abstract_variables, model(widths=(4, 6), padding='VALID'), (4, 4, 1))
+
+
+def test_hidden_layers_of_the_head():
+    found = shapes(model(widths=(4,), hidden=(7, 9)))
+    assert {path: shape for path, shape in found.items() if path.startswith('head')} == {
+        'head/dense_0/kernel': (4, 7),
+        'head/dense_0/bias': (7,),
+        'head/dense_1/kernel': (7, 9),
+        'head/dense_1/bias': (9,),
+        'head/logits/kernel': (9, 5),
+        'head/logits/bias': (5,),
+    }
+
+
+def test_parameters_of_the_mlp_by_arithmetic():
+    params, _ = abstract_variables(model('mlp', hidden=(7, 9)), (4, 3, 2))
+    assert count(params['backbone']) == (24 * 7 + 7) + (7 * 9 + 9)
+    assert count(params['head']) == 9 * 5 + 5
+
+
+def filled(made, images, seed=0):
+    """Variables of normal numbers, statistics positive."""
+    rng = np.random.default_rng(seed)
+    params, stats = abstract_variables(made, images.shape[1:])
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), params)
+    stats = jax.tree.map(lambda x: rng.uniform(0.5, 2, x.shape).astype(x.dtype), stats)
+    return {'params': params, **stats}
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('features', ['mean', 'flatten'])
+def test_cnn_against_numpy(padding, features):
+    images = np.random.default_rng(1).normal(size=(2, 10, 9, 2)).astype(np.float32)
+    made = model(widths=(3, 4), padding=padding, features=features)
+    variables = filled(made, images)
+    params, stats = variables['params'], variables['batch_stats']['backbone']
+
+    def convolve(x, kernel):
+        if padding == 'SAME':
+            x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))
+        return np.einsum('bhwcij,ijco->bhwo', windows, kernel)
+
+    x = images.astype(np.float64)
+    for i in (0, 1):
+        if i:
+            h, w = x.shape[1] // 2, x.shape[2] // 2
+            x = np.array([[x[:, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max((1, 2))
+                           for c in range(w)] for r in range(h)]).transpose(2, 0, 1, 3)  # fmt: skip
+        norm, running = params['backbone'][f'norm_{i}'], stats[f'norm_{i}']
+        x = convolve(x, params['backbone'][f'conv_{i}']['kernel'])
+        x = (x - running['mean']) / np.sqrt(running['var'] + 1e-5) * norm['scale'] + norm['bias']
+        x = np.maximum(x, 0)
+    x = x.mean((1, 2)) if features == 'mean' else x.reshape(len(x), -1)
+    expected = x @ params['head']['logits']['kernel'] + params['head']['logits']['bias']
+    np.testing.assert_allclose(made.apply(variables, images, train=False), expected, rtol=1e-3)
+
+
+def test_mlp_against_numpy():
+    images = np.random.default_rng(1).normal(size=(3, 2, 2, 1)).astype(np.float32)
+    made = model('mlp', hidden=(4, 3))
+    variables = filled(made, images)
+    params = variables['params']
+    x = images.reshape(3, 4)
+    for i in (0, 1):
+        layer = params['backbone'][f'dense_{i}']
+        x = np.maximum(x @ layer['kernel'] + layer['bias'], 0)
+    expected = x @ params['head']['logits']['kernel'] + params['head']['logits']['bias']
+    np.testing.assert_allclose(made.apply(variables, images, train=False), expected, rtol=1e-4)
+
+
+def test_head_applies_relu_between_its_layers():
+    head = Head(2, hidden=(3,))
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    params = head.init(jax.random.key(0), x, train=False)['params']
+    middle = np.maximum(x @ params['dense_0']['kernel'], 0)
+    found = head.apply({'params': params}, x, train=False)
+    np.testing.assert_allclose(found, middle @ params['logits']['kernel'], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'made', [model(widths=(2,), hidden=(64,), dropout=0.5), model('mlp', hidden=(64,), dropout=0.5)]
+)
+def test_dropout_is_for_training_alone(made):
+    images = np.ones((1, 8, 8, 1), np.float32)
+    variables = filled(made, images)
+
+    def out(train, key):
+        rngs = {'dropout': jax.random.key(key)}
+        found = made.apply(
+            variables, images, train=train, rngs=rngs, mutable=['batch_stats'] if train else False
+        )
+        return np.asarray(found[0] if train else found)
+
+    assert (out(True, 0) != out(True, 1)).any()
+    np.testing.assert_array_equal(out(False, 0), out(False, 1))
+
+
+@pytest.mark.parametrize('window', [2, 3])
+@pytest.mark.parametrize('size', [(6, 6), (7, 5), (3, 8)])
+def test_max_pool_is_that_of_flax(size, window):
+    rng = np.random.default_rng(0)
+    count_ = 2 * size[0] * size[1] * 3
+    x = rng.permutation(count_).reshape(2, *size, 3).astype(np.float32)  # no ties
+    weights = rng.normal(size=(2, size[0] // window, size[1] // window, 3)).astype(np.float32)
+
+    def theirs(x):
+        return nn.max_pool(x, (window, window), (window, window))
+
+    np.testing.assert_array_equal(max_pool(x, window), theirs(x))
+    ours = jax.grad(lambda x: (max_pool(x, window) * weights).sum())(x)
+    np.testing.assert_array_equal(ours, jax.grad(lambda x: (theirs(x) * weights).sum())(x))
+
+
+def test_max_pool_shares_a_gradient_among_ties():
+    grads = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
+    assert float(grads.sum()) == pytest.approx(1)
+    assert (np.asarray(grads) >= 0).all()
+
+
+@pytest.mark.xfail(
+    jax.__version_info__ < (0, 12), reason='gradient of a maximum divides by a count that can be 0'
+)
+def test_gradient_through_max_pool_is_finite_where_the_compiler_recomputes(quickly):
+    """The values that a maximum is compared with may be rounded otherwise than those it is of."""
+    made = model(widths=(8, 16))
+    images = np.random.default_rng(1).normal(size=(8, 6, 6, 1)).astype(np.float32)
+
+    @jax.jit
+    def grads(variables):
+        def loss(params):
+            changed = {**variables, 'params': params}
+            return made.apply(changed, images, train=True, mutable=['batch_stats'])[0].var()
+
+        return jax.grad(loss)(variables['params'])
+
+    for seed in range(20):
+        leaves = jax.tree.leaves(grads(filled(made, images, seed)))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_flat():
+    x = np.arange(24).reshape(2, 3, 4)
+    np.testing.assert_array_equal(flat(jnp.asarray(x)), x.reshape(2, 12))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        ({'name': 'cnnn'}, ["config.model.name='cnnn' is not known", "did you mean 'cnn'?"]),
+        ({'width': (3,)}, ["config.model.width: model 'cnn' has no", "did you mean 'widths'?"]),
+        ({'parent': None}, ["config.model.parent: model 'cnn' has no such field"]),
+        ({'widths': 3}, ['config.model.widths=3 is not a tuple, like the default (32, 64, 128)']),
+        ({'norm': 1}, ["config.model.norm=1 is not a str, like the default 'batch'"]),
+        pytest.param(
+            {'dropout': True},
+            ['config.model.dropout=True is not a float'],
+            marks=pytest.mark.xfail(strict=True, reason='a bool passes for a number'),
+        ),
+        ({'dropout': '0.1'}, ["config.model.dropout='0.1' is not a float"]),
+        ({'name': 'mlp', 'widths': (3,)}, ["model 'mlp' has no such field", 'it has hidden, drop']),
+    ],
+)
+def test_wrong_field(fields, words):
+    message = fault(model, **fields)
+    assert all(word in message for word in words), message
+
+
+def test_outputs_come_from_the_data():
+    cfg = Config({'model': {'name': 'cnn', 'outputs': 3}}).model
+    assert "config.model.outputs: model 'cnn' has no such field" in fault(make_model, cfg, 5)
+
+
+def test_integer_passes_for_a_float_field():
+    assert model(dropout=0).dropout == 0
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        ({'norm': 'layer'}, "config.model.norm='layer' is not known; choose from batch, none"),
+        ({'padding': 'same'}, "config.model.padding='same' is not known; choose from SAME, VALID"),
+        ({'features': 'max'}, "config.model.features='max' is not known; choose from mean, flat"),
+    ],
+)
+def test_wrong_choice(fields, words):
+    assert words in fault(abstract_variables, model(**fields), (8, 8, 1))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_describe_lists_every_field(name):
+    made = model(name, dropout=0.25)
+    found = describe(made)
+    own = [f.name for f in dataclasses.fields(MODELS[name])]
+    assert set(found) == {'name', *own} - {'parent', 'outputs'}
+    assert (found['name'], found['dropout']) == (name, 0.25)
+    assert found['hidden'] == MODELS[name].hidden
+    again = make_model(Config({'model': found}).model, 5)
+    assert again == made
+
+
+def test_fields_of_the_default_model_are_its_own():
+    assert describe(make_model(Config(base().to_dict()).model, 3)) == {
+        'name': 'cnn',
+        **{f.name: f.default for f in dataclasses.fields(MODELS['cnn'])
+           if f.name not in ('parent', 'name', 'outputs')},
+    }  # fmt: skip

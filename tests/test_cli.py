@@ -1,0 +1,123 @@
+"""The command line by itself: help, what is imported, and what a terminal gets to see."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jaxtrain import __version__
+from jaxtrain.cli import COMMANDS
+from tests.conftest import ROOT, TINY, start
+
+FLAGS = {
+    'train': {'config', 'workdir', 'coordinator', 'processes', 'process', 'config.KEY=VALUE'},
+    'evaluate': {'workdir', 'split', 'checkpoint'},
+    'inspect': {'config', 'config.KEY=VALUE'},
+    'compare': {'config', 'workdir', 'full', 'config.KEY=VALUE'},
+}
+
+# Runs a command, then says which modules it has imported.
+PROBE = """
+import sys
+from jaxtrain.cli import main
+code = main(sys.argv[1:]) if sys.argv[1:] else 0
+print('modules', *sorted({name.split('.')[0] for name in sys.modules}))
+sys.exit(code)
+"""
+
+
+def probe(*words: str) -> tuple[str, set[str]]:
+    """The output of a command in a process without a terminal, and the packages it imported."""
+    child = subprocess.run(
+        [sys.executable, '-c', PROBE, *words], cwd=ROOT, capture_output=True, timeout=120
+    )
+    assert child.returncode == 0, child.stderr.decode()
+    out, _, modules = child.stdout.decode().rpartition('modules ')
+    return out + child.stderr.decode(), set(modules.split())
+
+
+@pytest.mark.parametrize('words', [(), ('--help',), ('-h',), ('help',)])
+def test_help_lists_every_command(words, jaxtrain):
+    outcome = jaxtrain(*words)
+    assert outcome.code == 0 and not outcome.err
+    said = dict(re.findall(r'^  (\w+) +(\S.*)$', outcome.out, re.MULTILINE))
+    assert set(said) == set(COMMANDS) == set(FLAGS)
+    assert all(said[name] == f.__doc__.splitlines()[0] for name, f in COMMANDS.items())
+
+
+@pytest.mark.parametrize('command', FLAGS)
+def test_help_of_a_command_shows_its_flags_and_an_example(command, capsys, jaxtrain):
+    with pytest.raises(SystemExit) as caught:
+        jaxtrain(command, '--help')
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    flags = re.findall(r'^  --(\S+) +(\S.*)$', said, re.MULTILINE)
+    assert {name for name, _ in flags} == FLAGS[command]
+    example = re.search(rf'^  jaxtrain {command} (--.*)$', said, re.MULTILINE)
+    assert example, said
+    used = {word.split('=')[0].removeprefix('--') for word in example[1].split()}
+    assert used and used <= FLAGS[command]
+
+
+def test_version(jaxtrain):
+    assert jaxtrain('--version') == (0, f'{__version__}\n', '')
+
+
+def test_the_module_is_the_command(jaxtrain):
+    child = start('--help')
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert out == jaxtrain('--help').out
+
+
+def test_nothing_heavy_is_imported_before_a_command_needs_it():
+    _, modules = probe()
+    assert 'jaxtrain' in modules
+    assert not modules & {'jax', 'flax', 'tensorflow_datasets', 'matplotlib', 'orbax', 'rich'}
+
+
+def test_a_run_without_a_terminal(tmp_path):
+    out, modules = probe('train', f'--config={TINY}', f'--workdir={tmp_path / "run"}')
+    assert {'jax', 'tensorflow_datasets', 'matplotlib'} <= modules
+    assert not modules & {'tensorflow', 'torch', 'keras'}
+    assert re.findall(r'^ +(\d+) +\d\.\d+ ', out, re.MULTILINE) == ['10', '20']
+    control = [c for c in out if c < ' ' and c != '\n' or c == '\x7f']
+    assert not control, out
+
+
+def test_a_run_on_a_terminal(tmp_path):
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, '-m', 'jaxtrain', 'train', f'--config={TINY}', f'--workdir={tmp_path}'],
+        env={**os.environ, 'TERM': 'xterm-256color', 'COLUMNS': '120'},
+        cwd=ROOT,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    said = read_all(master)
+    assert child.wait(timeout=60) == 0, said
+    # The cursor is hidden, a bar is drawn, and both are undone at the end.
+    assert '\x1b[?25l' in said and '\x1b[?25h' in said
+    assert '━' in said and '20/20' in said
+    plain = re.sub(r'\x1b\[[?\d;]*[A-Za-z]', '', said)
+    rows = [line.split() for line in re.split(r'[\r\n]', plain) if re.match(r' +\d+ +\d', line)]
+    assert [row[0] for row in rows] == ['10', '20'], said
+
+
+def read_all(master: int) -> str:
+    """All that was written to a terminal until its last writer closed it."""
+    said = b''
+    while True:
+        try:
+            chunk = os.read(master, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            chunk = b''
+        if not chunk:
+            os.close(master)
+            return said.decode()
+        said += chunk

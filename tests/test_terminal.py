@@ -1,0 +1,134 @@
+"""What a run prints: plain aligned lines, and nothing more where there is no terminal."""
+
+import re
+
+import pytest
+
+from jaxtrain.terminal import SHORT, Terminal, number, short_params, table
+
+ROW = {'step': '10', 'loss': '0.5', 'val accuracy': '0.75'}
+
+
+def use(terminal: Terminal) -> None:
+    with terminal:
+        terminal.say('hello [bold] 12')
+        for step in range(1, 6):
+            terminal.advance(step, 5)
+            terminal.row(ROW)
+        terminal.say('a' * 500)
+
+
+def test_no_control_characters_without_a_terminal(capsys):
+    use(Terminal())
+    out, err = capsys.readouterr()
+    assert err == ''
+    assert not re.search(r'[^\n -~]', out)
+    assert out.splitlines()[0] == 'hello [bold] 12'  # no markup
+    assert out.splitlines()[-1] == 'a' * 500  # no wrapping
+    assert len(out.splitlines()) == 1 + 1 + 5 + 1
+
+
+def test_progress_bar_and_style_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setenv('TERM', 'xterm')
+    use(Terminal(title='training'))
+    out = capsys.readouterr().out
+    assert '\x1b[1m' in out and 'training' in out and '5/5' in out
+
+
+def test_quiet_says_nothing(capsys):
+    use(Terminal(quiet=True))
+    assert capsys.readouterr() == ('', '')
+
+
+def test_quiet_keeps_the_progress_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setenv('TERM', 'xterm')
+    use(Terminal(quiet=True))
+    out = capsys.readouterr().out
+    assert '5/5' in out and 'hello' not in out and '0.75' not in out
+
+
+@pytest.mark.parametrize('colour', ['', '1'])
+def test_silent_prints_nothing_at_all(capsys, monkeypatch, colour):
+    if colour:
+        monkeypatch.setenv('FORCE_COLOR', colour)
+        monkeypatch.setenv('TERM', 'xterm')
+    use(Terminal(silent=True))
+    assert capsys.readouterr() == ('', '')
+
+
+def test_growing_table_has_one_head_and_aligned_columns(capsys):
+    terminal = Terminal()
+    terminal.row(ROW)
+    terminal.row({'step': '1000', 'loss': '0.25', 'val accuracy': '1'})
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split('  ')[-1].strip() == 'val accuracy'
+    assert len(lines) == 2
+    assert {len(line) for line in (head, *lines)} == {9 + 2 + 9 + 2 + len('val accuracy')}
+    for line, values in zip(lines, (['10', '0.5', '0.75'], ['1000', '0.25', '1']), strict=True):
+        assert [line[0:9].strip(), line[11:20].strip(), line[22:].strip()] == values
+
+
+def test_table_puts_words_left_and_numbers_right():
+    text = table(('name', 'count', 'share'), [('a', 1234567, 0.5), ('longer', 8, 0.25)])
+    assert text.split('\n') == [
+        'name        count  share',
+        'a       1,234,567    0.5',
+        'longer          8   0.25',
+    ]
+
+
+def test_table_widens_to_its_head():
+    assert table(('a long head', 'b'), [('x', 'y')]).split('\n') == [
+        'a long head  b',
+        'x            y',
+    ]
+
+
+def rows(modules: int) -> list[tuple]:
+    made = []
+    for i in range(modules):
+        path = f'backbone/conv_{i}'
+        made.append((f'{path}/kernel', '3x3', 'f4', 'frozen', 0.0, 0.0, 'rep', 1000, 'load'))
+        made.append((f'{path}/bias', '3', 'f4', 'frozen', 0.0, 0.0, 'rep', 24, 'load'))
+    return [*made, ('head/logits/kernel', '3x2', 'f4', 'head', 1.0, 0.1, 'rep', 8, 'init')]
+
+
+def test_few_parameters_are_all_listed():
+    lines = short_params(rows(SHORT // 2 - 1)).splitlines()
+    assert len(lines) == 1 + (SHORT - 1)
+    assert lines[0].split() == ['path', 'shape', 'group', 'lr_mult', 'decay', 'from']
+    assert lines[1].split() == ['backbone/conv_0/kernel', '3x3', 'frozen', '0', '0', 'load']
+    assert lines[-1].split() == ['head/logits/kernel', '3x2', 'head', '1', '0.1', 'init']
+
+
+def test_many_parameters_are_summed_up_by_module():
+    lines = short_params(rows(SHORT)).splitlines()
+    assert lines[0].split() == ['module', 'leaves', 'bytes', 'group', 'lr_mult', 'decay', 'from']
+    assert len(lines) == 1 + SHORT + 1
+    assert lines[1].split() == ['backbone/conv_0', '2', '1,024', 'frozen', '0', '0', 'load']
+    assert lines[-1].split() == ['head/logits', '1', '8', 'head', '1', '0.1', 'init']
+
+
+def test_leaves_of_a_module_with_other_settings_are_not_summed_together():
+    many = [(*row[:5], i % 2 * 0.1, *row[6:]) for i, row in enumerate(rows(SHORT))]
+    lines = short_params(many).splitlines()
+    assert len(lines) == 1 + 2 * SHORT + 1
+    assert lines[1].split()[:3] == ['backbone/conv_0', '1', '1,000']
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (0.123456, '0.1235'),
+        (12345.678, '1.235e+04'),
+        (-123456.0, '-1.23e+05'),
+        (2.0, '2'),
+        (1e-9, '1e-09'),
+    ],
+)
+def test_number(value, text):
+    assert number(value) == text
+    assert float(number(value)) == pytest.approx(value, rel=5e-3)
+    assert len(text) <= 9
