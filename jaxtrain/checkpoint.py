@@ -105,7 +105,7 @@ def find(run: str | Path, name: str, where: str) -> Path:
         return folder / str(steps[-1])
     if name == 'best':
         return folder / str(best_step(run) or steps[-1])
-    if not name.isdigit() or int(name) not in steps:
+    if name not in map(str, steps):
         raise UserError(
             f"{where}: {folder} has no checkpoint {name!r}; choose 'best', 'last' or one of "
             f'{", ".join(map(str, steps))}'

@@ -8,7 +8,8 @@ import sys
 
 from absl import flags
 
-from jaxtrain.config import load, nearest
+from jaxtrain.config import nearest
+from jaxtrain.config_file import load
 from jaxtrain.errors import Preempted, UserError
 
 
@@ -149,8 +150,13 @@ def _parse(
     own = argv if not config else [w for w in argv if not w.lstrip('-').startswith('config.')]
     try:
         rest = values(['jaxtrain', *own])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(
+            f'there is no flag --{error.flagname}{nearest(error.flagname, values)}; '
+            f'see jaxtrain {command.__name__} --help'
+        ) from error
     except flags.Error as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(f'{error}; see jaxtrain {command.__name__} --help') from error
     if rest:
         raise UserError(f'{rest[0]!r} is not a flag; see jaxtrain {command.__name__} --help')
     for name in required:

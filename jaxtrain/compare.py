@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import report
-from jaxtrain.config import Config, load
+from jaxtrain.config import Config
+from jaxtrain.config_file import load
 from jaxtrain.errors import UserError
 from jaxtrain.loop import train
 from jaxtrain.run import RunDir, read_config
@@ -49,12 +50,19 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     folder = RunDir(Path(workdir))
     folder.check_writable()
     configs = {arm: load(f'{path}:{arm}', overrides) for arm in arms}
+    for arm, cfg in configs.items():
+        for split in ('val', 'test'):
+            if not getattr(cfg.data, split):
+                raise UserError(
+                    f'config.data.{split} is empty in {path}:{arm}; a comparison chooses on val '
+                    'and compares on test, so give it both'
+                )
     rows: list[Arm] = []
     if settings.compare.pretrain and not full:
         full = str(folder.path / settings.compare.pretrain)
         _run(load(f'{path}:{settings.compare.pretrain}', overrides), full, 'full', Terminal())
     if full:
-        rows.append(_arm(settings.compare.pretrain, [Path(full)]))
+        rows.append(_arm(settings.compare.pretrain or 'checkpoint', [Path(full)]))
     # Seed by seed, so that an interrupted comparison holds whole pairs.
     for seed in range(settings.seed, settings.seed + seeds):
         for arm, cfg in configs.items():

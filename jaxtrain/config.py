@@ -20,10 +20,7 @@ A *rule list* is a tuple of `(regex, value)` pairs over parameter paths such as
 """
 
 import difflib
-import re
-import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -238,40 +235,6 @@ class Config:
                 )
 
 
-def load(spec: str, overrides: list[str]) -> Config:
-    """Loads `FILE.py` or `FILE.py:variant` and applies `--config.key=value` overrides.
-
-    Args:
-      spec: path of the config file, and after a colon the argument of its `get_config`.
-      overrides: command line words, each `--config.path=value`.
-
-    Raises:
-      UserError: no such file or variant, an error inside the file, an unknown key, a wrong type.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    path = spec.split(':', 1)[0]
-    if not Path(path).is_file():
-        raise UserError(f'--config={spec}: there is no file {path!r}; give a path to a config file')
-    flag_values = flags.FlagValues()
-    argv = ['jaxtrain', f'--config={spec}', *overrides]
-    config_flags.DEFINE_config_file(
-        'config',
-        flag_values=flag_values,
-        lock_config=False,
-        accept_new_attributes=True,
-        sys_argv=argv,
-    )
-    with _one_line_errors(path):
-        known = config_flags.config_flags.ConfigFileFlagParser('config', False).parse(spec)
-        _check_overrides(known, overrides)
-        flag_values(argv)
-        tree = flag_values.config.to_dict()
-    _check_keys(tree)
-    return Config(tree)
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
     """`{'a': {'b': 1}}` -> `('a.b', 1)`. An empty section has no items."""
     for name, value in tree.items():
@@ -290,6 +253,11 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         *parents, name = path.split('.')
         _descend(tree, parents)[name] = value
     return tree
+
+
+def is_open(path: str) -> bool:
+    """Whether a key belongs to a section whose keys are checked where they are used."""
+    return path.rsplit('.', 1)[0] in OPEN_SECTIONS
 
 
 def nearest(word: Any, known) -> str:
@@ -318,75 +286,3 @@ def _get(config: ConfigDict, path: str) -> Any:
     for name in path.split('.'):
         config = config[name]
     return config
-
-
-def _is_open(path: str) -> bool:
-    return path.rsplit('.', 1)[0] in OPEN_SECTIONS
-
-
-def _check_keys(tree: Mapping[str, Any]) -> None:
-    """A file may build its own ConfigDict; its keys must be those of `base()` all the same."""
-    defaults = dict(flatten(base().to_dict()))
-    given = dict(flatten(tree))
-    for path in given:
-        if path not in defaults and not _is_open(path):
-            raise UserError(f'config.{path} does not exist{nearest(path, defaults)}')
-    for path in defaults:
-        if path not in given:
-            raise UserError(f'config.{path} is missing; start from jaxtrain.config.base()')
-
-
-def _check_overrides(known: ConfigDict, overrides: list[str]) -> None:
-    flat = dict(flatten(known.to_dict()))
-    for word in overrides:
-        path = word.lstrip('-').split('=', 1)[0].removeprefix('config.')
-        if '=' not in word:
-            raise UserError(f'{word} has no value; write --config.{path}=VALUE')
-        if path in flat or _is_open(path):
-            continue
-        raise UserError(f'--config.{path}: there is no such key{nearest(path, flat)}')
-
-
-class _one_line_errors:
-    """Turns an exception raised while a config file is read into one line with file and line."""
-
-    def __init__(self, path: str):
-        self._path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        from absl import flags
-
-        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
-            return False
-        if isinstance(error, flags.Error):
-            raise UserError(_first_line(error) + self._wanted_type(str(error))) from error
-        # The innermost frame that lies in the config file is the line to mend.
-        name = str(Path(self._path).resolve())
-        frames = [f for f in traceback.extract_tb(trace) if str(Path(f.filename).resolve()) == name]
-        line = frames[-1].lineno if frames else getattr(error, 'lineno', '?')
-        raise UserError(f'{self._path}:{line}: {_explain(error)}') from error
-
-    def _wanted_type(self, message: str) -> str:
-        defaults = dict(flatten(base().to_dict()))
-        found = re.search(r'--config\.([\w.]+)=', message)
-        if not found or found[1] not in defaults:
-            return ''
-        default = defaults[found[1]]
-        return f'; config.{found[1]} takes a {type(default).__name__}, like {default!r}'
-
-
-def _explain(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else type(error).__name__
-    if 'does not exist and cannot be added' in text:
-        key = text.split('"')[1]
-        names = [path.rsplit('.', 1)[-1] for path, _ in flatten(base().to_dict())]
-        return f'config key {key!r} does not exist{nearest(key, names)}'
-    return f'{type(error).__name__}: {_first_line(error)}'
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

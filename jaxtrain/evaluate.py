@@ -73,8 +73,9 @@ def evaluate_run(workdir: str, split: str, name: str) -> dict[str, Any]:
     cfg = Config.from_json(read_config(workdir)['config'])
     folder = checkpoint.find(workdir, name, '--checkpoint')
     named = {key: getattr(cfg.data, key) for key in ('train', 'val', 'test')}
+    limit = cfg.data.limit if split == 'train' else 0
     split = named.get(split) or split
-    source = open_source(cfg.data, split, '--split')
+    source = open_source(cfg.data, split, '--split', limit)
     mesh = make_mesh()
     batch_size = cfg.eval_batch_size or cfg.batch_size
     check_batch_size('eval_batch_size', batch_size, mesh.size)

@@ -90,7 +90,7 @@ def make_job(cfg: Config) -> Job:
       UserError: anything wrong with the config, the data or the checkpoint to start from.
     """
     mesh = meshes.make_mesh()
-    train = open_source(cfg.data, cfg.data.train, 'data.train', cfg.data.limit)
+    train = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, mesh.size, len(train))
     steps = _steps(cfg, len(train))
     task = make_task(cfg, train.classes, train.image_shape[2])

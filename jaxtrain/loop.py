@@ -27,7 +27,7 @@ from jaxtrain.partition import TABLE_COLUMNS
 from jaxtrain.preemption import StopRequest
 from jaxtrain.state import TrainState
 from jaxtrain.terminal import Terminal, number, short_params
-from jaxtrain.tracking import Tracker
+from jaxtrain.tracking import Tracker, require_finite
 
 
 def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
             if plan.evaluates(step) and plan.val:
                 with clock.phase('eval'):
                     val = evaluate.means(_evaluate(eval_step, state, plan.val, plan, job))
+                require_finite(f'the val loss is {val["loss"]} at step {step}', val['loss'])
                 log.val(step, val)
             with clock.phase('save'):
                 host = {'seconds': clock.read(), 'window': tracker.window}
@@ -140,7 +141,7 @@ def make_schedule(cfg: Config, job: Job) -> Schedule:
     check_batch_size('eval_batch_size', eval_batch_size, job.mesh.size)
     data = cfg.data
     val, test = (
-        open_source(data, split, f'data.{name}') if split else None
+        open_source(data, split, f'config.data.{name}') if split else None
         for name, split in (('val', data.val), ('test', data.test))
     )
     return Schedule(

@@ -30,8 +30,11 @@ def start_processes(coordinator: str, processes: int, process: int) -> None:
       UserError: flags that do not fit together.
     """
     if not coordinator:
-        if processes > 1:
-            raise UserError('--processes needs --coordinator=HOST:PORT of process 0')
+        if processes > 1 or process:
+            raise UserError(
+                f'--processes={processes} --process={process}: several processes need '
+                '--coordinator=HOST:PORT of process 0'
+            )
         return
     if not 0 <= process < processes:
         raise UserError(f'--process={process} must lie below --processes={processes}')

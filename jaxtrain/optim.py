@@ -57,14 +57,16 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
     Raises:
       UserError: unknown optimizer, schedule or argument, or a rule at fault.
     """
-    kept = set(trainable)
+    kept, number = set(trainable), (int, float)
 
     def by_rule(name: str, kind) -> dict[str, Any]:
         where = f'config.optim.{name}'
         every = rules.assign(rules.parse(getattr(cfg, name), where, kind), paths, where)
+        for value in every.values():
+            if kind is number:
+                _not_negative(where, value)
         return {path: value for path, value in every.items() if path in kept}
 
-    number = (int, float)
     lr_mult, schedule = by_rule('lr_mult', number), by_rule('schedule', str)
     clip = by_rule('clip_norm', number)
     weight_decay = _not_negative('config.optim.weight_decay', cfg.weight_decay)
@@ -75,11 +77,11 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
     _not_negative('config.optim.lr', cfg.lr)
     curves = {name: make_schedule(cfg, name, steps) for name in sorted(set(schedule.values()))}
     setting = {path: (schedule[path], lr_mult[path], decay[path]) for path in trainable}
-    label = {path: f'{s} lr*{m:g} decay {d:g}' for path, (s, m, d) in setting.items()}
-    inner = {
-        label[path]: _optax(cfg, _scaled(curves[s], m), d) for path, (s, m, d) in setting.items()
+    optimizers = {
+        _label(s, m, d): _optax(cfg, _scaled(curves[s], m), d) for s, m, d in set(setting.values())
     }
-    tx = optax.partition(inner, partition.unflatten(label))
+    labels = {path: _label(*setting[path]) for path in trainable}
+    tx = optax.partition(optimizers, partition.unflatten(labels))
     if any(clip.values()):
         tx = optax.chain(_clip_by_rule(clip), tx)
 
@@ -111,6 +113,8 @@ def make_schedule(cfg, name: str, steps: int) -> optax.Schedule:
             f'config.optim.warmup_steps={warmup} must be at least 0 and less than the {steps} '
             'steps of the run'
         )
+    if name != 'constant':
+        _not_negative('config.optim.lr_end', cfg.lr_end)
     if name == 'constant':
         after = optax.constant_schedule(cfg.lr)
     elif name == 'cosine':
@@ -143,6 +147,10 @@ def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTr
         f'config.optim.weight_decay: optax.{cfg.name} has no weight decay; '
         'set it to 0, or choose an optimizer that has one, such as adamw'
     )
+
+
+def _label(schedule: str, lr_mult: float, decay: float) -> str:
+    return f'{schedule} lr*{lr_mult:g} decay {decay:g}'
 
 
 def _clip_by_rule(clip: Mapping[str, float]) -> optax.GradientTransformation:

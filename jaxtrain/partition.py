@@ -57,7 +57,8 @@ class Partition:
     def freeze_norms(self):
         """Context in which the BatchNorm layers of frozen groups use and keep their statistics.
 
-        Models stay unaware of freezing: the layer's call is intercepted where it happens.
+        Models stay unaware of freezing: the layer's call is intercepted where it happens. They must
+        give `use_running_average` in the call, not to the layer's constructor.
         """
 
         def intercept(call, args, kwargs, context):

@@ -11,7 +11,7 @@ from jaxtrain.config import Config
 from jaxtrain.data.sources import open_source
 from jaxtrain.run import RunDir, read_config
 from jaxtrain.stats import Interval
-from jaxtrain.terminal import table
+from jaxtrain.terminal import number, table
 from jaxtrain.verdict import Arm, Pair
 
 COLUMNS = (
@@ -134,13 +134,13 @@ def _draw(arms: list[Arm], cfg: Config) -> bytes:
     axes.set_xlim(0, 1.25 * widest)
     axes.margins(y=0.16)
     axes.grid(alpha=0.3)
-    source = open_source(cfg.data, cfg.data.train, 'data.train', cfg.data.limit)
+    source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     strip = source.fetch(_one_per_class(source))
-    for number, (image, label) in enumerate(zip(strip['image'], strip['label'], strict=True)):
-        place = lower.add_subplot(1, len(strip['label']), number + 1)
-        place.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
-        place.set_title(source.classes[label], fontsize=9)
-        place.axis('off')
+    for place, (image, label) in enumerate(zip(strip['image'], strip['label'], strict=True)):
+        tile = lower.add_subplot(1, len(strip['label']), place + 1)
+        tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
+        tile.set_title(source.classes[label], fontsize=9)
+        tile.axis('off')
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=130)
     return buffer.getvalue()
@@ -165,7 +165,7 @@ def _cells(row: Arm) -> tuple:
         row.params_total,
         row.opt_state_bytes,
         row.examples_seen,
-        f'{row.flops / 1e9:,.0f}',
+        number(row.flops / 1e9),
         f'{row.seconds:.1f}',
         row.seeds,
         _percent(row.accuracy),

@@ -195,7 +195,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 def _draw_curves(lines: list[dict[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
-    names = [n for n in ('loss', 'accuracy') if any(n in line for line in lines)]
+    names = [n for n in ('loss', 'accuracy') if any(n in line for line in lines)] or ['loss']
     figure = Figure(figsize=(4.5 * len(names), 3.4), layout='constrained')
     for number, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), number + 1)
@@ -205,7 +205,8 @@ def _draw_curves(lines: list[dict[str, Any]]) -> bytes:
                 axes.plot(*zip(*points, strict=True), style, label=split, ms=4, lw=1.4)
         axes.set(xlabel='step', ylabel=name)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if lines:
+            axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=120)
     return buffer.getvalue()

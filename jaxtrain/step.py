@@ -32,7 +32,8 @@ def make_train_step(
 
     Returns:
       A function of a TrainState and a batch of uint8 images and int32 labels; its metrics are
-      float32 scalars: the task's own (means over the batch) and `grad_norm`, before clipping.
+      float32 scalars: the task's own (means over the batch), `grad_norm` before clipping, and
+      `param_norm` after the update, both over the trainable parameters.
     """
 
     def train_step(state: TrainState, batch: Batch):
@@ -58,6 +59,7 @@ def make_train_step(
         metrics['grad_norm'] = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
+        metrics['param_norm'] = optax.global_norm(trainable)
         state = state.replace(
             step=state.step + 1,
             params=merge(trainable, frozen),

@@ -60,12 +60,9 @@ class Tracker:
     def _settle(self) -> None:
         step, metrics = self._pending.popleft()
         values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values['loss']):
-            raise UserError(
-                f'the loss is {values["loss"]} at step {step}; the run stops and keeps its last '
-                'checkpoint, from before that. Lower config.optim.lr, or set '
-                'config.optim.warmup_steps or config.optim.clip_norm'
-            )
+        # The loss is of the parameters before the step: the other numbers tell what became of them.
+        for name in ('loss', *values):
+            require_finite(f'the {name} is {values[name]} at step {step}', values[name])
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._sums['steps'] = self._sums.get('steps', 0) + 1
@@ -74,3 +71,12 @@ class Tracker:
             self.means = {name: total / count for name, total in self._sums.items()}
             self._sums = {}
             self._emit(step, self.means)
+
+
+def require_finite(what: str, value: float) -> None:
+    """UserError if a number that training depends on is not finite any more."""
+    if not math.isfinite(value):
+        raise UserError(
+            f'{what}; the run stops and keeps its last checkpoint, from before that. Lower '
+            'config.optim.lr, or set config.optim.warmup_steps or config.optim.clip_norm'
+        )

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.config import load
+from jaxtrain.config_file import load
 from jaxtrain.data import sources
 from jaxtrain.evaluate import evaluate_run
 from jaxtrain.models import make_model
@@ -118,7 +118,6 @@ def test_no_example_stands_in_for_another(plain, pretrained):
     assert plain['loss'][:10].mean() != pytest.approx(plain['loss'].mean(), abs=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluates all of 'train', not the limited part")
 def test_the_runs_own_train_split_is_what_it_was_trained_on(jaxtrain, tmp_path):
     words = ['--config.steps=1', '--config.data.test=']
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0

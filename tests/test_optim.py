@@ -252,7 +252,6 @@ def test_adam_with_decay_on_no_trained_parameter_is_not_refused():
     agree(run(ours.tx), run(optax.adam(0.1)))
 
 
-@pytest.mark.xfail(strict=True, reason='negative lr_mult climbs the loss, negative clips flip it')
 @pytest.mark.parametrize('key', ['lr_mult', 'clip_norm'])
 def test_negative_factors_are_refused(key):
     assert key in fault(**{key: (-1.0,)})

@@ -50,7 +50,7 @@ def test_links_lead_somewhere():
 
 @pytest.mark.parametrize('number', range(3))
 def test_three_configs_load(number, tmp_path):
-    from jaxtrain.config import load
+    from jaxtrain.config_file import load
 
     source = re.findall(r'^```python\n(.*?)^```', README, re.MULTILINE | re.DOTALL)[number]
     (tmp_path / 'config.py').write_text(source)
@@ -61,7 +61,17 @@ def test_three_configs_load(number, tmp_path):
 def test_imports_go_one_way():
     """No module imports from a layer above its own, and nothing imports cli."""
     layers = [
-        {'errors', 'config', 'rules', 'clock', 'terminal', 'stats', 'verdict', 'preemption'},
+        {
+            'errors',
+            'config',
+            'config_file',
+            'rules',
+            'clock',
+            'terminal',
+            'stats',
+            'verdict',
+            'preemption',
+        },
         {'optim', 'partition', 'mesh', 'tasks', 'data', 'models', 'tracking'},
         {'state', 'step', 'run', 'checkpoint', 'restore', 'evaluate'},
         {'job'},

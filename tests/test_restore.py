@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrain import checkpoint, restore
-from jaxtrain.config import load
+from jaxtrain.config_file import load
 from jaxtrain.errors import UserError
 from jaxtrain.job import first_state, make_job
 from jaxtrain.mesh import make_mesh, on_mesh

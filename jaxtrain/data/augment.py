@@ -118,4 +118,12 @@ def _checked(entry: tuple) -> tuple[Callable, tuple]:
         raise UserError(
             f'config.data.augment: {given} should be ({", ".join([repr(name), *takes])})'
         )
+    kinds = inspect.get_annotations(function)
+    for word, value in zip(takes, arguments, strict=True):
+        right = type(value) is int or (kinds[word] is float and type(value) is float)
+        if not right or value < 0:
+            raise UserError(
+                f'config.data.augment: {word} of {name!r} is {value!r}, but must be a '
+                f'{kinds[word].__name__} of 0 or more'
+            )
     return function, tuple(arguments)

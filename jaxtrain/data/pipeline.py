@@ -91,5 +91,5 @@ def check_batch_size(key: str, batch_size: int, devices: int, examples: int | No
     if examples is not None and batch_size > examples:
         raise UserError(
             f'config.{key}={batch_size} is larger than the training data ({examples} examples); '
-            f'set it to {examples} or less'
+            f'set it to {examples // devices * devices} or less'
         )

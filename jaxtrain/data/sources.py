@@ -42,7 +42,7 @@ def open_source(cfg, split: str, key: str, limit: int = 0) -> Source:
     Args:
       cfg: `config.data`.
       split: a split in TFDS's notation.
-      key: the config key that names the split, for messages.
+      key: the config key or flag that names the split, for messages.
       limit: keep the first `limit` examples of each class; 0 keeps all.
 
     Raises:
@@ -157,17 +157,17 @@ def _first_per_class(source: Source, limit: int, name: str, split: str) -> Sourc
 
 def _check_split(made, split: str, key: str) -> None:
     known: Sequence[str] = sorted(made.info.splits)
-    if split.split('[')[0] not in known:
+    if not {part.split('[')[0].strip() for part in split.split('+')} <= {*known, 'all'}:
         raise UserError(
-            f'config.{key}={split!r}: data set {made.info.full_name!r} has no such split'
+            f'{key}={split!r}: data set {made.info.full_name!r} has no such split'
             f'{nearest(split, known)}; it has {", ".join(known)}'
         )
     try:
         empty = made.info.splits[split].num_examples == 0
     except Exception as error:
         raise UserError(
-            f'config.{key}={split!r} is not a split that TFDS understands; '
+            f'{key}={split!r} is not a split that TFDS understands; '
             f"write it like 'train', 'train[:80%]' or 'train[:1000]'"
         ) from error
     if empty:
-        raise UserError(f'config.{key}={split!r} holds no examples; choose a larger part')
+        raise UserError(f'{key}={split!r} holds no examples; choose a larger part')

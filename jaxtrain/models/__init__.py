@@ -32,7 +32,7 @@ def make_model(cfg, outputs: int) -> nn.Module:
                 f'{nearest(name, fields)}; it has {", ".join(fields)}'
             )
         default = fields[name].default
-        number = isinstance(default, float) and isinstance(value, int)
+        number = isinstance(default, float) and type(value) is int
         if not number and type(value) is not type(default):
             raise UserError(
                 f'config.model.{name}={value!r} is not a {type(default).__name__}, '

@@ -71,4 +71,6 @@ class _Convolutions(nn.Module):
                 norm = nn.BatchNorm(momentum=0.9, name=f'norm_{number}')
                 x = norm(x, use_running_average=not train)
             x = nn.relu(x)
+            if 0 in x.shape:
+                raise ValueError(f'nothing is left of them after convolution {number}')
         return x.mean((1, 2)) if self.features == 'mean' else flat(x)

@@ -14,7 +14,7 @@ DIGITS = load_digits()
 PIXELS = np.rint(DIGITS.images * (255 / 16)).astype(np.uint8)
 
 
-def source(split='train', limit=0, key='data.train', **changes):
+def source(split='train', limit=0, key='config.data.train', **changes):
     cfg = Config(base().to_dict()).replace(
         **{'data__name': 'digits', **{f'data__{name}': v for name, v in changes.items()}}
     )
@@ -148,11 +148,10 @@ def test_grey_image_asked_for_in_colour_has_three_equal_channels():
     ],
 )
 def test_wrong_split(split, words):
-    message = fault(split, key='data.val')
+    message = fault(split, key='config.data.val')
     assert all(word in message for word in words), message
 
 
-@pytest.mark.xfail(strict=True, reason='of the notation of TFDS, + is refused')
 def test_joined_splits():
     assert len(source('train+val')) == 897 + 300
 
