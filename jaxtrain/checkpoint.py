@@ -94,7 +94,7 @@ def find(run: str | Path, name: str, where: str) -> Path:
     Raises:
       UserError: no run, no checkpoint, or not that one.
     """
-    folder = Path(run) / FOLDER
+    folder = Path(run).absolute() / FOLDER  # Orbax takes no relative path
     steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
     if not steps:
         raise UserError(

@@ -264,3 +264,12 @@ def test_the_plan_is_written_as_it_was_followed(pretrained, jaxtrain, tmp_path):
     old, new = saved(pretrained), saved(tmp_path)
     loaded = [leaf['path'] for leaf in written['leaves'] if leaf['action'] == 'load']
     assert_same({p: new[p] for p in loaded}, {p: old[p] for p in loaded})
+
+
+def test_a_run_may_be_named_by_a_relative_path(pretrained, jaxtrain, tmp_path, monkeypatch):
+    monkeypatch.chdir(pretrained.parent)
+    outcome = jaxtrain(
+        'inspect', f'--config={TINY}:linear', f'--config.init_from={pretrained.name}'
+    )
+    assert outcome.code == 0, outcome.err
+    assert f'restore from {pretrained}' in outcome.out

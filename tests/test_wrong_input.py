@@ -143,7 +143,7 @@ COMMANDS = [
             ["--config: there is no variant 'scratc'", "did you mean 'scratch'", 'linear'],
         ),
         ('no flag', ['inspect', '--config=T', 'x=3'], ["'x=3' is not a flag", 'inspect --help']),
-        ('flag', ['train', '--config=T', '--workdir=D', '--nope=3'], ["flag 'nope'"]),
+        ('flag', ['train', '--config=T', '--workdir=D', '--nope=3'], ['no flag --nope']),
         ('flag type', ['train', '--process=one'], ['--process=one', 'int']),
         (
             'process number',
