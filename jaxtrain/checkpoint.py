@@ -95,7 +95,7 @@ def find(run: str | Path, name: str, where: str) -> Path:
       UserError: no run, no checkpoint, or not that one.
     """
     folder = Path(run).absolute() / FOLDER  # Orbax takes no relative path
-    steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+    steps = saved_steps(run)
     if not steps:
         raise UserError(
             f'{where}={str(run)!r}: there is no checkpoint in {folder}; '
@@ -111,6 +111,11 @@ def find(run: str | Path, name: str, where: str) -> Path:
             f'{", ".join(map(str, steps))}'
         )
     return folder / name
+
+
+def saved_steps(run: str | Path) -> list[int]:
+    """The steps at which a run has whole checkpoints, in order."""
+    return sorted(int(p.name) for p in (Path(run) / FOLDER).glob('*') if p.name.isdecimal())
 
 
 def best_step(run: str | Path) -> int | None:

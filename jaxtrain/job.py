@@ -41,7 +41,8 @@ class Job:
       steps: length of the run.
       model, task, part, optimizer: what the step is made of.
       ema: decay of the moving average, 0 for none.
-      plan: the restore plan; None for a start from random parameters.
+      resumes: whether the run goes on from a checkpoint of its own.
+      plan: the restore plan; None for a start from random parameters, and for a run that resumes.
       abstract: the TrainState's shapes, dtypes and shardings.
     """
 
@@ -55,6 +56,7 @@ class Job:
     part: Partition
     optimizer: Optimizer
     ema: float
+    resumes: bool
     plan: restore.Plan | None
     abstract: TrainState
 
@@ -68,7 +70,8 @@ class Job:
     def table(self) -> list[tuple]:
         """The parameter table, with the columns of `partition.TABLE_COLUMNS`."""
         loaded = set(self.plan.paths(restore.LOAD)) if self.plan else set()
-        origin = {p: restore.LOAD if p in loaded else restore.INIT for p in self.part.groups}
+        fresh = 'resume' if self.resumes else restore.INIT
+        origin = {p: restore.LOAD if p in loaded else fresh for p in self.part.groups}
         return partition.table(
             self.part, self.abstract.params, self.optimizer.lr_mult, self.optimizer.decay, origin
         )
@@ -83,8 +86,13 @@ class Job:
         }
 
 
-def make_job(cfg: Config) -> Job:
+def make_job(cfg: Config, resumes: bool = False) -> Job:
     """Builds and checks a job.
+
+    Args:
+      cfg: the config.
+      resumes: the run has a checkpoint of its own, so what it started from is not looked at again
+        (it may be gone).
 
     Raises:
       UserError: anything wrong with the config, the data or the checkpoint to start from.
@@ -102,8 +110,10 @@ def make_job(cfg: Config) -> Job:
         raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
     plan = None
     if cfg.init_from:
-        folder = checkpoint.find(cfg.init_from, cfg.init_checkpoint, 'config.init_from')
-        plan = restore.make_plan(folder, params, model_state, cfg.restore.rules)
+        name, rule_list = cfg.init_checkpoint, cfg.restore.rules
+        if not resumes:
+            folder = checkpoint.find(cfg.init_from, name, 'config.init_from')
+            plan = restore.make_plan(folder, params, model_state, rule_list)
     abstract = jax.eval_shape(
         lambda p, m: init_state(p, m, np.uint32(0), optimizer.tx, part, cfg.ema),
         params,
@@ -120,6 +130,7 @@ def make_job(cfg: Config) -> Job:
         part=part,
         optimizer=optimizer,
         ema=cfg.ema,
+        resumes=resumes,
         plan=plan,
         abstract=meshes.on_mesh(abstract, mesh),
     )

@@ -48,7 +48,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     clock, folder = Clock(), run.RunDir(Path(workdir), writes=jax.process_index() == 0)
     with clock.phase('init'):
         folder.check_writable()
-        job = make_job(cfg)
+        job = make_job(cfg, resumes=bool(checkpoint.saved_steps(workdir)))
         plan = make_schedule(cfg, job)
         cfg.require_read(but=('compare.',))
         folder.claim(job.config)
@@ -172,7 +172,8 @@ def _start(job: Job, manager: ocp.CheckpointManager, seed: int) -> tuple[TrainSt
 def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> None:
     """Writes and prints the parameter table and the restore plan, before the first compile."""
     rows, sizes = job.table(), job.sizes()
-    folder.write_table('params.tsv', TABLE_COLUMNS, rows)
+    if not job.resumes:
+        folder.write_table('params.tsv', TABLE_COLUMNS, rows)
     if job.plan:
         folder.write_json('restore.json', job.plan.to_json())
     terminal.say(short_params(rows))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -270,3 +271,16 @@ def test_stopped_by_sigterm_and_started_again(jaxtrain, tmp_path):
     assert {k: v for k, v in one.items() if k != 'seconds'} == {
         k: v for k, v in two.items() if k != 'seconds'
     }
+
+
+def test_resuming_does_not_need_the_checkpoint_it_began_from(pretrained, jaxtrain, tmp_path):
+    source = shutil.copytree(pretrained, tmp_path / 'source')
+    words = [f'--config={TINY}:linear', f'--config.init_from={source}', f'--workdir={tmp_path}/run']
+    assert jaxtrain('train', *words).code == 0
+    before = (tmp_path / 'run' / 'params.tsv').read_text()
+    shutil.rmtree(source)
+    (tmp_path / 'run' / 'result.json').unlink()
+    outcome = jaxtrain('train', *words)
+    assert outcome.code == 0, outcome.err
+    assert 'resumes after step 20' in outcome.out
+    assert (tmp_path / 'run' / 'params.tsv').read_text() == before
