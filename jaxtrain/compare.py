@@ -16,7 +16,7 @@ from jaxtrain import report
 from jaxtrain.config import Config
 from jaxtrain.config_file import load
 from jaxtrain.errors import UserError
-from jaxtrain.loop import train
+from jaxtrain.loop import prepare, train
 from jaxtrain.run import RunDir, read_config
 from jaxtrain.stats import interval
 from jaxtrain.terminal import Terminal
@@ -50,13 +50,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     folder = RunDir(Path(workdir))
     folder.check_writable()
     configs = {arm: load(f'{path}:{arm}', overrides) for arm in arms}
-    for arm, cfg in configs.items():
-        for split in ('val', 'test'):
-            if not getattr(cfg.data, split):
-                raise UserError(
-                    f'config.data.{split} is empty in {path}:{arm}; a comparison chooses on val '
-                    'and compares on test, so give it both'
-                )
+    _check_arms(path, configs)
     rows: list[Arm] = []
     if settings.compare.pretrain and not full:
         full = str(folder.path / settings.compare.pretrain)
@@ -90,6 +84,26 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         f'\n{report.text_table(rows)}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md'
     )
     return result
+
+
+def _check_arms(path: str, configs: dict[str, Config]) -> None:
+    """UserError for whatever would stop an arm, before the first minute is spent on another."""
+    tests = {arm: (cfg.data.name, cfg.data.test) for arm, cfg in configs.items()}
+    (first, shared), *others = tests.items()
+    for arm, test in others:
+        if test != shared:
+            raise UserError(
+                f'{path}: {first} is tested on {shared} and {arm} on {test}; arms can be compared '
+                'on the same config.data.name and config.data.test only'
+            )
+    for arm, cfg in configs.items():
+        for split in ('val', 'test'):
+            if not getattr(cfg.data, split):
+                raise UserError(
+                    f'config.data.{split} is empty in {path}:{arm}; a comparison chooses on val '
+                    'and compares on test, so give it both'
+                )
+        prepare(cfg, resumes=True)  # the checkpoint to start from may not be there yet
 
 
 def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:

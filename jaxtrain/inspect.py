@@ -2,8 +2,7 @@
 
 from jaxtrain import restore
 from jaxtrain.config import Config
-from jaxtrain.job import make_job
-from jaxtrain.loop import make_schedule
+from jaxtrain.loop import prepare
 from jaxtrain.partition import TABLE_COLUMNS
 from jaxtrain.terminal import table
 
@@ -14,9 +13,7 @@ def inspect(cfg: Config) -> str:
     Raises:
       UserError: anything that would keep `train` from starting.
     """
-    job = make_job(cfg)
-    make_schedule(cfg, job)
-    cfg.require_read(but=('compare.',))
+    job, _ = prepare(cfg)
     sizes = job.sizes()
     lines = [
         table(TABLE_COLUMNS, job.table()),

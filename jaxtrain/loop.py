@@ -48,9 +48,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     clock, folder = Clock(), run.RunDir(Path(workdir), writes=jax.process_index() == 0)
     with clock.phase('init'):
         folder.check_writable()
-        job = make_job(cfg, resumes=bool(checkpoint.saved_steps(workdir)))
-        plan = make_schedule(cfg, job)
-        cfg.require_read(but=('compare.',))
+        job, plan = prepare(cfg, resumes=bool(checkpoint.saved_steps(workdir)))
         folder.claim(job.config)
         if finished := folder.result():
             terminal.say(f'{workdir} is finished; its result.json stands')
@@ -97,6 +95,22 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     folder.write_json('result.json', result)
     _say_result(result, terminal)
     return result
+
+
+def prepare(cfg: Config, resumes: bool = False) -> tuple[Job, 'Schedule']:
+    """All that can be checked before anything is allocated, written or compiled.
+
+    Args:
+      cfg: the config.
+      resumes: leave out the checkpoint to start from; see `make_job`.
+
+    Raises:
+      UserError: wrong input of any kind, keys included that nothing reads.
+    """
+    job = make_job(cfg, resumes)
+    plan = make_schedule(cfg, job)
+    cfg.require_read(but=('compare.',))
+    return job, plan
 
 
 @dataclass(frozen=True)

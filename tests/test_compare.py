@@ -291,3 +291,28 @@ def test_a_difference_is_measurable_if_its_interval_leaves_out_zero(low, high, m
     assert ('no measurable' not in pair.sentence()) == measurable
     lead = verdict(('a', 'b'), [pair], {'a': 0.5, 'b': 0.55})
     assert lead.startswith('b is the arm') == measurable
+
+
+def test_an_arm_at_fault_is_told_before_anything_is_trained(jaxtrain, tmp_path):
+    source = (
+        Path(TINY)
+        .read_text()
+        .replace("'finetune':\n        c.optim.lr_mult", "'finetune':\n        c.optim.lr_mul")
+    )
+    path = tmp_path / 'c.py'
+    path.write_text(source)
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2 and "did you mean 'lr_mult'" in outcome.err
+    path.write_text(Path(TINY).read_text().replace("('backbone/.*', 0.1)", "('backbon/.*', 0.1)"))
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2 and "'backbon/.*' matches nothing" in outcome.err
+    assert not list((tmp_path / 'out').iterdir())
+
+
+def test_arms_on_different_tests_are_refused(jaxtrain, tmp_path):
+    path = tmp_path / 'c.py'
+    more = "'linear':\n        c.data.test = 'val'\n"
+    path.write_text(Path(TINY).read_text().replace("'linear':\n", more))
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2
+    assert "scratch is tested on ('digits', 'test') and linear on ('digits', 'val')" in outcome.err
