@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import subprocess
 import time
 
 import jax
@@ -92,6 +93,24 @@ def test_killed_at_a_random_step(seed, straight, tmp_path):
         process.communicate()
         assert not (workdir / 'result.json').exists(), 'the run was over before it was killed'
     assert 'resumes after step' in run(workdir)
+    assert_same(workdir, straight)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(straight, tmp_path):
+    """SIGKILL in whatever phase it is in, also while it starts, saves or ends, until it is done."""
+    workdir, rng, kills = tmp_path / 'run', random.Random(7), 0
+    while not (workdir / 'result.json').exists():
+        process = start('train', *CONFIG, f'--workdir={workdir}')
+        try:
+            # The longer it takes, the longer it may live: some attempt gets through.
+            process.communicate(timeout=rng.uniform(2, 6) + kills / 3)
+            assert process.returncode == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert kills >= 3
     assert_same(workdir, straight)
 
 
