@@ -102,8 +102,8 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
     """
     if '://' in builder.data_dir:  # a bucket knows neither locks nor renamed folders
         raise UserError(
-            f'config.data.dir: cannot prepare {builder.data_dir} in place; prepare the data set in a '
-            'local data_dir and copy it there'
+            f'config.data.dir: cannot prepare {builder.data_dir} in place; prepare the data set in '
+            'a local folder and copy it there'
         )
     path = Path(f'{builder.data_dir}.lock')
     try:
@@ -111,8 +111,8 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
         file = path.open('a')
     except OSError as error:
         raise UserError(
-            f'config.data.dir: cannot write {path.parent} ({error.strerror}); name a folder that can be '
-            "written, in the config or in the environment's TFDS_DATA_DIR"
+            f'config.data.dir: cannot write {path.parent} ({error.strerror}); name a folder that '
+            "can be written, in the config or in the environment's TFDS_DATA_DIR"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
