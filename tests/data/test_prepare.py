@@ -143,7 +143,7 @@ def test_an_unwritable_data_dir_is_the_users_error(tmp_path):
 def test_a_bucket_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     remote = types.SimpleNamespace(data_dir='gs://bucket/digits/1.0.0', is_prepared=lambda: False)
-    with pytest.raises(UserError, match=r'gs://bucket.*local data_dir'):
+    with pytest.raises(UserError, match=r'gs://bucket.*local folder'):
         prepare(remote)
     assert not list(tmp_path.iterdir())
 
