@@ -62,9 +62,8 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
     def by_rule(name: str, kind) -> dict[str, Any]:
         where = f'config.optim.{name}'
         every = rules.assign(rules.parse(getattr(cfg, name), where, kind), paths, where)
-        for value in every.values():
-            if kind is number:
-                _not_negative(where, value)
+        if kind is number:
+            every = {path: float(_not_negative(where, value)) for path, value in every.items()}
         return {path: value for path, value in every.items() if path in kept}
 
     lr_mult, schedule = by_rule('lr_mult', number), by_rule('schedule', str)
@@ -150,16 +149,17 @@ def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTr
 
 
 def _label(schedule: str, lr_mult: float, decay: float) -> str:
-    return f'{schedule} lr*{lr_mult:g} decay {decay:g}'
+    # Written in full: rounded, two settings that differ by little would become one.
+    return f'{schedule} lr*{lr_mult} decay {decay}'
 
 
 def _clip_by_rule(clip: Mapping[str, float]) -> optax.GradientTransformation:
     """Clips by the global norm of the parameters that share a limit."""
     limits = {
-        f'clip {limit:g}': optax.clip_by_global_norm(limit) if limit else optax.identity()
+        f'clip {limit}': optax.clip_by_global_norm(limit) if limit else optax.identity()
         for limit in set(clip.values())
     }
-    labels = {path: f'clip {limit:g}' for path, limit in clip.items()}
+    labels = {path: f'clip {limit}' for path, limit in clip.items()}
     return optax.partition(limits, partition.unflatten(labels))
 
 

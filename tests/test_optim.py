@@ -255,3 +255,14 @@ def test_adam_with_decay_on_no_trained_parameter_is_not_refused():
 @pytest.mark.parametrize('key', ['lr_mult', 'clip_norm'])
 def test_negative_factors_are_refused(key):
     assert key in fault(**{key: (-1.0,)})
+
+
+def test_settings_that_differ_by_little_stay_apart():
+    cfg = Config(base().to_dict()).replace(
+        optim__lr_mult=(('a/.*', 0.12345671), ('b/.*', 0.12345679)),
+        optim__decay_mult=(('.*', 1),),
+    )
+    paths = ['a/kernel', 'b/kernel']
+    made = make_optimizer(cfg.optim, paths, paths, 10)
+    params = {'a': {'kernel': jnp.ones(3)}, 'b': {'kernel': jnp.ones(3)}}
+    assert len(made.tx.init(params).inner_states) == 2
