@@ -5,6 +5,7 @@ import difflib
 import fcntl
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from jaxtrain.data.digits import Digits
+from jaxtrain.data.download import manual_dir
 from jaxtrain.data.glyphs import Glyphs
+from jaxtrain.data.official import OFFICIAL
 from jaxtrain.errors import UserError
 
 # The data sets that this package makes by itself: name -> (class, config).
@@ -27,33 +30,32 @@ _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 def builder(name: str, data_dir: str = '') -> tfds.core.DatasetBuilder:
     """Returns the TFDS builder of a data set; nothing is written yet, see `prepare`.
 
+    A name is NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, with a VERSION like 1.0.0 or
+    1.2.*. Without a version, the one of TFDS's code is meant if it is prepared, or else the newest
+    that is.
+
     Args:
-        name: a key of `OURS`, or the name of a TFDS data set that is prepared already.
+        name: of one of `OURS`, of one of `OFFICIAL`, or of a data set that lies prepared in
+            `data_dir`; TFDS needs to know no code for that one.
         data_dir: where TFDS data sets lie. Empty: where TFDS says, which is the environment's
             TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Raises:
         UserError: no such data set, or one that cannot be read without TensorFlow.
     """
-    data_dir = os.path.expanduser(data_dir) or None
+    root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
     with _silence():
-        if name in OURS:
-            cls, config = OURS[name]
-            found = cls(data_dir=data_dir, config=config)
-        else:
-            found = _foreign(name, data_dir)
+        found = _ours(name, root) or _foreign(name, root)
         prepared = found.is_prepared()
-    if name not in OURS and not prepared:
+    if not prepared and not _can_be_made(found):
         raise UserError(
             f'config.data.name = {name!r}: not prepared in {found.data_dir}, and to prepare it '
-            f'takes TensorFlow; do it once where that is installed, and copy the folder: '
-            f'{_recipe(name)}'
+            f'takes TensorFlow; {_recipe(found, name, root)}'
         )
     if prepared and found.info.file_format != _FORMAT:
         raise UserError(
             f'config.data.name = {name!r}: {found.data_dir} holds {found.info.file_format.value}, '
-            f'which takes TensorFlow to read; remove it and prepare it as array_record: '
-            f'{_recipe(name)}'
+            f'which takes TensorFlow to read; remove it, and {_remedy(found, name, root)}'
         )
     return found
 
@@ -90,7 +92,14 @@ def _generate(builder: tfds.core.DatasetBuilder, quiet: bool) -> None:
     for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
         shutil.rmtree(leftover)
     builder.quiet = quiet
-    builder.download_and_prepare(file_format=_FORMAT)
+    builder.download_and_prepare(
+        file_format=_FORMAT,
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=manual_dir(builder),
+            force_checksums_validation=True,
+            try_download_gcs=False,  # or it asks a server whether there is a TFRecord to be had
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -119,19 +128,58 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
         yield
 
 
-def _foreign(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Asks TFDS for a builder that is not ours."""
+def _ours(name: str, root: str) -> tfds.core.DatasetBuilder | None:
+    """Returns the builder of a data set that is generated here, or None if it is not one."""
+    key, _, version = name.partition(':')
+    if key not in OURS:
+        return None
+    cls, config = OURS[key]
+    try:
+        return cls(data_dir=root, config=config, version=version or None)
+    except AssertionError as error:
+        raise _unknown(name, root) from error
+
+
+def _foreign(name: str, root: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set of TFDS, or of one of which only the files are there."""
     try:
         if _base(name) in map(_base, OURS):
             raise ValueError('one of our data sets, but no such config')
-        return tfds.builder(name, data_dir=data_dir)
-    except (ValueError, AssertionError, ImportError) as error:  # TFDS has no one type for it
-        nearest = difflib.get_close_matches(name, _known(name), n=3, cutoff=0.5) or list(OURS)
-        raise UserError(
-            f'config.data.name = {name!r}: no such data set; nearest known names: '
-            f'{", ".join(nearest)}; set it to one of them, or to a data set that is prepared as '
-            f'array_record in {data_dir or tfds.core.constants.DATA_DIR}'
-        ) from error
+        found = tfds.builder(name, data_dir=root)
+        if not found.is_prepared() and ':' not in name:
+            found = tfds.builder(name, data_dir=root, version='*.*.*')  # of any version
+    except Exception as error:  # TFDS has no one type for it
+        raise _unknown(name, root) from error
+    if found.name in OFFICIAL and not found.is_prepared():
+        return OFFICIAL[found.name](data_dir=root)
+    return found
+
+
+def _can_be_made(found: tfds.core.DatasetBuilder) -> bool:
+    return isinstance(found, (Digits, Glyphs, *OFFICIAL.values()))
+
+
+def _unknown(name: str, root: str) -> UserError:
+    """Says what there is instead: what lies in the folder of that name, or else similar names."""
+    lying = _lying(_base(name), root)
+    if lying:
+        return UserError(
+            f'config.data.name = {name!r}: no such version or config, or its files are damaged; '
+            f'name one that lies prepared in {root}: {", ".join(lying)}'
+        )
+    nearest = difflib.get_close_matches(name, _known(name), n=3, cutoff=0.5) or [*OURS, *OFFICIAL]
+    return UserError(
+        f'config.data.name = {name!r}: no such data set; nearest known names: '
+        f'{", ".join(nearest)}; set it to one of them, or to a data set that is prepared as '
+        f'array_record in {root}'
+    )
+
+
+def _lying(base: str, root: str) -> list[str]:
+    """Returns the full names of what is prepared in the folder of a data set."""
+    files = Path(root, base).rglob('dataset_info.json') if base.isidentifier() else ()
+    parts = [file.parent.relative_to(root).parts for file in sorted(files)]
+    return [f'{"/".join(path)}:{version}' for *path, version in parts]
 
 
 def _known(name: str) -> list[str]:
@@ -142,14 +190,24 @@ def _known(name: str) -> list[str]:
 
 
 def _base(name: str) -> str:
-    return name.partition('/')[0]
+    return re.split('[/:]', name)[0]
 
 
-def _recipe(name: str) -> str:
-    """Returns the command that prepares a data set where TensorFlow is installed."""
+def _remedy(found: tfds.core.DatasetBuilder, name: str, root: str) -> str:
+    """Returns how to get as ArrayRecord what is there in another format."""
+    if found.name in {*map(_base, OURS), *OFFICIAL}:
+        return 'it is prepared anew as array_record'
+    if found.name in _known(name):
+        return _recipe(found, name, root)
+    return "prepare it anew by the code that made it, with file_format='array_record'"
+
+
+def _recipe(found: tfds.core.DatasetBuilder, name: str, root: str) -> str:
+    """Returns how to prepare a data set on a machine with TensorFlow, for this one."""
     return (
-        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r})'
-        f".download_and_prepare(file_format='array_record')\""
+        f'do once where that is installed, and copy the folder data/{found.name} to {root}: '
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir='
+        f"'data').download_and_prepare(file_format='array_record')\""
     )
 
 

@@ -156,8 +156,11 @@ def test_a_bucket_is_refused_before_anything_is_written(tmp_path, monkeypatch):
         ('digit', 'digits, '),
         ('mnits', 'mnist, '),
         ('cifar10_corrupted/fogg_1', 'cifar10_corrupted/fog_1, '),
-        ('a b?', 'digits, glyphs/latin_cyrillic, glyphs/greek;'),
-        ('', 'digits, glyphs/latin_cyrillic, glyphs/greek;'),
+        ('digits:9.9.9', 'digits;'),
+        ('kmnist:9.9.9', 'kmnist, '),
+        ('a b?', 'digits, glyphs/latin_cyrillic, glyphs/greek, mnist, '),
+        ('../digits', 'digits;'),
+        ('', 'digits, glyphs/latin_cyrillic, glyphs/greek, mnist, '),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_ones(name, nearest, tmp_path):
@@ -169,32 +172,125 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones(name, nearest, tmp_pa
     assert str(tmp_path) in message and '\n' not in message
 
 
-def test_a_tfds_name_that_is_not_prepared_tells_how_to_do_it_once(tmp_path):
+@pytest.mark.parametrize('name', ['kmnist', 'kmnist:3.*.*'])
+def test_a_tfds_name_that_is_not_prepared_tells_how_to_do_it_once(name, tmp_path):
     with pytest.raises(UserError) as caught:
-        builder('mnist', str(tmp_path))
+        builder(name, str(tmp_path))
     message = str(caught.value)
-    assert f"config.data.name = 'mnist': not prepared in {tmp_path}/mnist/3.0.1" in message
+    assert f'config.data.name = {name!r}: not prepared in {tmp_path}/kmnist/3.0.1' in message
     assert 'TensorFlow' in message and '\n' not in message
+    assert f'copy the folder data/kmnist to {tmp_path}: python -c "' in message
     recipe = message[message.index('python -c "') + len('python -c "') : -1]
-    compile(recipe, 'recipe', 'exec')
-    assert "tfds.builder('mnist')" in recipe and "file_format='array_record'" in recipe
+    assert recipe == (
+        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir='data')"
+        ".download_and_prepare(file_format='array_record')"
+    )
 
 
-def test_a_prepared_tfds_data_set_is_found_by_its_name(tmp_path):
-    """A surrogate: a tiny data set of TFDS's own layout, which this process has no code for."""
-    tiny = types.new_class('TinySurrogate', (Digits,), {'skip_registration': True})
-    prepare(tiny(data_dir=str(tmp_path)))
-    found = builder('tiny_surrogate', str(tmp_path))
-    assert len(found.as_data_source('val')) == 300
+def surrogate(data_dir: Path, name: str, version: str, config: str | None = None) -> None:
+    """Prepares the digits under another name: a data set that nothing here has the code of."""
+    body = {'name': name, 'VERSION': tfds.core.Version(version)}
+    if config:
+        body['BUILDER_CONFIGS'] = [tfds.core.BuilderConfig(name=config)]
+    cls = types.new_class(
+        'Surrogate', (Digits,), {'skip_registration': True}, lambda space: space.update(body)
+    )
+    prepare(cls(data_dir=str(data_dir)))
+
+
+@pytest.fixture(scope='module')
+def others(tmp_path_factory) -> Path:
+    """A data_dir that somebody else prepared."""
+    folder = tmp_path_factory.mktemp('others')
+    surrogate(folder, 'mnist', '3.0.0')
+    surrogate(folder, 'kmnist', '2.1.0')
+    surrogate(folder, 'kmnist', '2.0.0')
+    surrogate(folder, 'my_set', '1.0.0')
+    surrogate(folder, 'my_set', '1.2.3')
+    surrogate(folder, 'with_configs', '1.2.0', 'small')
+    (folder / 'with_configs/.config/metadata.json').unlink()  # as if it had been copied alone
+    return folder
+
+
+@pytest.mark.parametrize(
+    'name, where',
+    [
+        ('my_set', 'my_set/1.2.3'),  # the newest
+        ('my_set:1.0.0', 'my_set/1.0.0'),
+        ('my_set:1.0.*', 'my_set/1.0.0'),
+        ('my_set:1.*.*', 'my_set/1.2.3'),
+        ('with_configs/small', 'with_configs/small/1.2.0'),
+        ('with_configs/small:1.2.0', 'with_configs/small/1.2.0'),
+        ('with_configs/small:1.2.*', 'with_configs/small/1.2.0'),
+        # TFDS knows these, and in another version.
+        ('kmnist', 'kmnist/2.1.0'),
+        ('kmnist:2.0.0', 'kmnist/2.0.0'),
+        ('mnist', 'mnist/3.0.0'),  # rather than downloading 3.0.1
+    ],
+)
+def test_what_is_prepared_is_found_by_its_name(name, where, others):
+    found = builder(name, str(others))
+    assert found.data_dir == str(others / where)
     prepare(found)
+    assert len(found.as_data_source('val')) == found.info.splits['val'].num_examples == 300
 
 
-def test_a_data_set_in_another_format_is_refused(tmp_path):
-    prepare(builder('digits', str(tmp_path)))
-    info = tmp_path / 'digits/1.0.0/dataset_info.json'
+def test_the_version_of_the_code_is_meant_where_it_is_prepared(tmp_path):
+    surrogate(tmp_path, 'kmnist', '3.0.1')
+    surrogate(tmp_path, 'kmnist', '3.9.0')
+    assert builder('kmnist', str(tmp_path)).data_dir == f'{tmp_path}/kmnist/3.0.1'
+
+
+@pytest.mark.parametrize(
+    'name, there',
+    [
+        ('my_set:2.0.0', 'my_set:1.0.0, my_set:1.2.3'),
+        ('my_set/small', 'my_set:1.0.0, my_set:1.2.3'),
+        ('with_configs', 'with_configs/small:1.2.0'),
+        ('with_configs/large', 'with_configs/small:1.2.0'),
+        ('mnist:1.0.0', 'mnist:3.0.0'),
+    ],
+)
+def test_a_version_or_config_that_is_not_there_is_answered_with_those_that_are(name, there, others):
+    with pytest.raises(UserError) as caught:
+        builder(name, str(others))
+    assert str(caught.value) == (
+        f'config.data.name = {name!r}: no such version or config, or its files are damaged; '
+        f'name one that lies prepared in {others}: {there}'
+    )
+
+
+def test_a_data_set_with_damaged_metadata_is_the_users_error(tmp_path):
+    surrogate(tmp_path, 'my_set', '1.0.0')
+    info = tmp_path / 'my_set/1.0.0/dataset_info.json'
+    info.write_text(info.read_text()[:100])
+    with pytest.raises(UserError, match=r"'my_set': .*or its files are damaged"):
+        builder('my_set', str(tmp_path))
+
+
+def test_our_own_have_versions_too(tmp_path):
+    assert builder('digits:1.0.0', str(tmp_path)).data_dir == f'{tmp_path}/digits/1.0.0'
+    found = builder('glyphs/greek:1.*.*', str(tmp_path))
+    assert found.data_dir == f'{tmp_path}/glyphs/greek/1.0.0'
+
+
+@pytest.mark.parametrize(
+    'name, remedy',
+    [
+        ('digits', 'remove it, and it is prepared anew as array_record'),
+        ('mnist', 'remove it, and it is prepared anew as array_record'),
+        ('kmnist', 'remove it, and do once where that is installed, and copy the folder data/k'),
+        ('my_set', 'remove it, and prepare it anew by the code that made it, with file_format='),
+    ],
+)
+def test_a_data_set_in_another_format_is_refused(name, remedy, tmp_path):
+    surrogate(tmp_path, name, '1.0.0' if name in ('digits', 'my_set') else '3.0.1')
+    (info,) = tmp_path.rglob('dataset_info.json')
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-    with pytest.raises(UserError, match='holds tfrecord, which takes TensorFlow to read'):
-        builder('digits', str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        builder(name, str(tmp_path))
+    message = f'{info.parent} holds tfrecord, which takes TensorFlow to read; {remedy}'
+    assert message in str(caught.value)
 
 
 def test_an_empty_data_dir_is_tfds_own_and_a_tilde_is_home(monkeypatch, tmp_path):
