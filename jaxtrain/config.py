@@ -46,8 +46,12 @@ def base() -> ConfigDict:
     c.epochs = 0.0
     # Examples per optimizer step, over all devices and processes together.
     c.batch_size = 128
+    # Optimizer steps that are handed to the device at once, in one loop compiled there. More than 1
+    # pays for models so small that the hand-over takes longer than the step.
+    c.steps_per_call = 1
 
-    # What is learned: loss and metrics. 'classify' is softmax cross-entropy over integer labels.
+    # What is learned: loss and metrics. 'classify' is softmax cross-entropy over integer labels,
+    # 'binary' is sigmoid cross-entropy with one output, for data of two classes.
     c.task = ConfigDict()
     c.task.name = 'classify'
     # Share of the target probability that is spread over all classes, 0 to 1.
@@ -100,9 +104,26 @@ def base() -> ConfigDict:
     c.ema = 0.0
 
     c.data = ConfigDict()
-    # A TFDS data set by its name; 'glyphs/latin_cyrillic', 'glyphs/greek' and 'digits' come with
-    # jaxtrain and are made on first use.
+    # Where images and labels come from: 'tfds' (data.name), or from data.path 'folder' (of images,
+    # a folder per class), 'manifest' (a CSV or JSONL list of files) or 'npz' (arrays).
+    c.data.source = 'tfds'
+    # A TFDS data set by its name, with a version if need be ('mnist:3.0.1'). Those that come with
+    # jaxtrain ('glyphs/latin_cyrillic', 'glyphs/greek', 'digits') are made on first use; 'mnist',
+    # 'fashion_mnist', 'cifar10' and 'cifar100' are fetched on first use, or made from archives put
+    # into DIR/downloads/manual/NAME; any other must have been prepared as ArrayRecord.
     c.data.name = ''
+    # The folder or file of the other sources. Its splits are folders (DIR/train/CLASS/*) or files
+    # (DIR/train.csv, DIR/train.npz) by the names in train, val and test below. A folder DIR/CLASS/*
+    # or a single file holds one set, which is dealt out to the splits by these shares, by a hash of
+    # each example's name and split_seed: what is added later moves nothing.
+    c.data.path = ''
+    c.data.shares = (('train', 0.8), ('val', 0.1), ('test', 0.1))
+    c.data.split_seed = 0
+    # An image file that cannot be read is an 'error', or it is left out and counted: 'skip' (for
+    # which every file is read once at the start).
+    c.data.on_bad_image = 'error'
+    # Whether image files are turned upright as their EXIF orientation says.
+    c.data.exif = True
     # Where TFDS keeps its data sets; '' is TFDS's own choice ($TFDS_DATA_DIR or
     # ~/tensorflow_datasets). May differ when a run is resumed.
     c.data.dir = ''
@@ -115,7 +136,10 @@ def base() -> ConfigDict:
     c.data.limit = 0
     # (height, width) to resize every image to on the host; () keeps the data set's own size.
     c.data.image_size = ()
-    # On the device, pixels become (pixel / 255 - mean) / std; one value, or one per channel.
+    # On the device, pixels become (pixel / scale - mean) / std; one value, or one per channel.
+    # channel_order 'bgr' first turns red, green, blue around, for weights that were made so.
+    c.data.scale = 255.0
+    c.data.channel_order = 'rgb'
     c.data.mean = (0.5,)
     c.data.std = (0.5,)
     # On the device, in order, for training only: tuples of a function of data/augment.py and its
@@ -128,6 +152,8 @@ def base() -> ConfigDict:
     c.data.threads = 2
     c.data.prefetch = 4
 
+    # Whether the three below count 'steps', or 'epochs', passes over the training data.
+    c.every = 'steps'
     # Steps between lines of metrics.jsonl (their values are means over those steps).
     c.log_every = 50
     # Steps between evaluations on val; 0 evaluates only at the end. A checkpoint follows each.

@@ -85,10 +85,12 @@ def make_augment(cfg) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def make_normalise(cfg, channels: int) -> Callable[[jax.Array], jax.Array]:
-    """`images -> (images / 255 - mean) / std` in float32, by `config.data.mean` and `std`.
+    """`images -> (images / scale - mean) / std` in float32, by the keys of `config.data`.
+
+    With channel_order 'bgr' the channels are turned around first.
 
     Raises:
-      UserError: neither one value nor one per channel, or a std of 0.
+      UserError: neither one value nor one per channel, a scale or std of 0, or an unknown order.
     """
     for name in ('mean', 'std'):
         if len(getattr(cfg, name)) not in (1, channels):
@@ -96,10 +98,23 @@ def make_normalise(cfg, channels: int) -> Callable[[jax.Array], jax.Array]:
                 f'config.data.{name}={getattr(cfg, name)} must have one value, or one for each of '
                 f'the {channels} channels of the images'
             )
+    if not cfg.scale:
+        raise UserError(f'config.data.scale={cfg.scale} must not be 0')
     if not all(cfg.std):
         raise UserError(f'config.data.std={cfg.std} must not be 0')
+    turned = cfg.choose('channel_order', ('rgb', 'bgr')) == 'bgr'
+    if turned and channels != 3:
+        raise UserError(
+            f"config.data.channel_order='bgr' is for images of 3 channels; these have {channels}"
+        )
+    scale = np.float32(cfg.scale)
     mean, std = np.asarray(cfg.mean, np.float32), np.asarray(cfg.std, np.float32)
-    return lambda images: (images.astype(jnp.float32) / 255.0 - mean) / std
+
+    def normalise(images: jax.Array) -> jax.Array:
+        images = images.astype(jnp.float32)
+        return ((images[..., ::-1] if turned else images) / scale - mean) / std
+
+    return normalise
 
 
 def _checked(entry: tuple) -> tuple[Callable, tuple]:

@@ -1,63 +1,91 @@
-"""Sources: examples addressed by index. Here, splits of TFDS data sets, read without TensorFlow.
+"""Opens the data that a config names: a split of it, as a Source of examples addressed by index.
 
-A source fetches many examples at once, as uint8 images and int32 labels. A split that fits is
-decoded once and kept in memory; a larger one is decoded batch by batch.
+TFDS data sets are read here, without TensorFlow; the user's own files in folder.py, manifest.py and
+arrays.py. A split that fits is decoded once and kept in memory; a larger one batch by batch.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-import cv2
 import numpy as np
 
 from jaxtrain.config import nearest
+from jaxtrain.data.arrays import open_npz
+from jaxtrain.data.examples import Source, first_per_class, in_memory, relabel
+from jaxtrain.data.folder import open_folder
+from jaxtrain.data.images import BadImage, decode
+from jaxtrain.data.manifest import open_manifest
 from jaxtrain.data.prepare import builder, prepare
 from jaxtrain.errors import UserError
 
-
-@dataclass(frozen=True)
-class Source:
-    """Examples of one split.
-
-    Attributes:
-      fetch: indices [n] -> {'image': uint8 [n, height, width, channels], 'label': int32 [n]}.
-      size: number of examples.
-      image_shape: (height, width, channels).
-      classes: class names by label.
-    """
-
-    fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
-    size: int
-    image_shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return self.size
+__all__ = ['Source', 'data_name', 'open_source']
 
 
-def open_source(cfg, split: str, key: str, limit: int = 0) -> Source:
-    """The split of `config.data.name`, prepared on first use.
+def open_source(cfg, split: str, key: str, limit: int = 0, classes: tuple[str, ...] = ()) -> Source:
+    """A split of the data that `config.data` names.
 
     Args:
       cfg: `config.data`.
-      split: a split in TFDS's notation.
+      split: a split, in TFDS's notation for source='tfds'; else its plain name.
       key: the config key or flag that names the split, for messages.
       limit: keep the first `limit` examples of each class; 0 keeps all.
+      classes: class names of the run, to which labels are to refer; () takes the data's own.
 
     Raises:
-      UserError: unknown data set or split, a data set without images and labels, images of
-        different sizes with no `image_size`, or a limit larger than the data.
+      UserError: anything wrong with the data or what the config says of it, such as an unknown
+        split, images of different sizes with no `image_size`, a class that is not among `classes`,
+        or a limit larger than the data.
     """
-    if not cfg.name:
-        raise UserError('config.data.name is empty; give the name of a data set, such as digits')
     size = tuple(cfg.image_size)
     if size and (len(size) != 2 or min(size) < 1):
         raise UserError(
             f'config.data.image_size={size} must be (height, width), or () for as it is'
         )
+    if limit < 0:
+        raise UserError(f'config.data.limit={limit} must be 0 (all) or more')
+    kind = cfg.choose('source', OPEN)
+    name = data_name(cfg)
+    if not name:
+        wanted = 'name is empty; give the name of a data set, such as digits'
+        if kind != 'tfds':
+            wanted = f'path is empty; name the folder or file of source={kind!r}'
+        raise UserError(f'config.data.{wanted}')
+    source = OPEN[kind](cfg, split, key, size, tuple(classes))
+    return first_per_class(source, limit, f'{name!r} {split!r}') if limit else source
+
+
+def data_name(cfg) -> str:
+    """What the data of `config.data` is called: a TFDS name, or the path of the user's own."""
+    return cfg.name if cfg.source == 'tfds' else cfg.path
+
+
+def open_tfds(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[str, ...]) -> Source:
+    """A split of the TFDS data set `config.data.name`, prepared on first use.
+
+    Args, raises: as `folder.open_folder`; and UserError for a data set that is not known, or one
+    without images and labels.
+    """
     source = _open(cfg.name, cfg.dir, split, key, size, cfg.memory_mib)
-    return _first_per_class(source, limit, cfg.name, split) if limit else source
+    if classes in ((), source.classes):
+        return source
+    labels = relabel(source.classes, classes, f'config.data.name={cfg.name!r}')
+    order = np.array([labels[name] for name in source.classes], np.int32)
+
+    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+        rows = source.fetch(indices)
+        return {**rows, 'label': order[rows['label']]}
+
+    known = None if source.labels is None else order[source.labels]
+    return replace(source, fetch=fetch, classes=classes, labels=known)
+
+
+OPEN = {
+    'tfds': open_tfds,
+    'folder': open_folder,
+    'manifest': open_manifest,
+    'npz': open_npz,
+}
 
 
 @lru_cache(maxsize=8)
@@ -78,81 +106,28 @@ def _open(
         )
     shape = features['image'].shape
     height, width = size or shape[:2]
-    channels = shape[2] or 3
     if None in (height, width):
         raise UserError(
             f'config.data.image_size: the images of {name!r} differ in size; give (height, width)'
         )
+    image_shape = (height, width, 1 if shape[2] == 1 else 3)
     records = made.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
-    classes = tuple(features['label'].names)
 
+    # Orientation tags are left alone: data sets are stored as they are meant to be seen.
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = records.__getitems__([int(i) for i in indices])
-        images = np.stack([decode(row['image'], (height, width, channels)) for row in rows])
+        try:
+            images = np.stack([decode(row['image'], image_shape) for row in rows])
+        except BadImage as error:
+            raise UserError(
+                f'config.data.name={name!r}: an image of {made.data_dir} cannot be read ({error}); '
+                'prepare the data set again'
+            ) from error
         return {'image': images, 'label': np.array([row['label'] for row in rows], np.int32)}
 
-    source = Source(fetch, len(records), (height, width, channels), classes)
-    fits = len(records) * height * width * channels <= memory_mib * 2**20
-    return _in_memory(source) if fits else source
-
-
-def decode(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """Encoded image -> uint8 [height, width, channels] (RGB, or grey for one channel).
-
-    Args:
-      data: PNG, JPEG or another format that OpenCV reads.
-      shape: (height, width, channels) to return; another size is resized to it.
-    """
-    # Orientation tags are left alone: data sets are stored as they are meant to be seen.
-    mode = cv2.IMREAD_GRAYSCALE if shape[2] == 1 else cv2.IMREAD_COLOR_RGB
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
-    height, width = shape[:2]
-    if image.shape[:2] != (height, width):
-        shrinks = image.shape[0] > height or image.shape[1] > width
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        image = cv2.resize(image, (width, height), interpolation=method)
-    return image.reshape(shape)
-
-
-def _in_memory(source: Source) -> Source:
-    parts = [
-        source.fetch(np.arange(start, min(start + 4096, len(source))))
-        for start in range(0, len(source), 4096)
-    ]
-    images = np.concatenate([part['image'] for part in parts])
-    labels = np.concatenate([part['label'] for part in parts])
-
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {'image': images[indices], 'label': labels[indices]}
-
-    return Source(fetch, source.size, source.image_shape, source.classes)
-
-
-def _first_per_class(source: Source, limit: int, name: str, split: str) -> Source:
-    """The first `limit` examples of each class, in the order of the data set."""
-    if limit < 0:
-        raise UserError(f'config.data.limit={limit} must be 0 (all) or more')
-    kept: list[int] = []
-    counts = np.zeros(len(source.classes), int)
-    for start in range(0, len(source), 4096):
-        labels = source.fetch(np.arange(start, min(start + 4096, len(source))))['label']
-        for offset, label in enumerate(labels):
-            if counts[label] < limit:
-                counts[label] += 1
-                kept.append(start + offset)
-        if counts.min() == limit:
-            break
-    if counts.min() < limit:
-        rarest = int(counts.argmin())
-        raise UserError(
-            f'config.data.limit={limit} is larger than the data: class '
-            f'{source.classes[rarest]!r} has {counts[rarest]} examples in {name!r} {split!r}'
-        )
-    chosen = np.array(kept)
-    return Source(
-        lambda indices: source.fetch(chosen[indices]), len(chosen), source.image_shape,
-        source.classes,
-    )  # fmt: skip
+    source = Source(fetch, len(records), image_shape, tuple(features['label'].names))
+    fits = len(records) * int(np.prod(image_shape)) <= memory_mib * 2**20
+    return in_memory(source) if fits else source
 
 
 def _check_split(made, split: str, key: str) -> None:

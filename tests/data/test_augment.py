@@ -190,6 +190,29 @@ def test_wrong_argument(entry):
     assert 'config.data.augment' in fault(make_augment, data(augment=(entry,)))
 
 
+def test_normalise_by_a_scale_and_in_bgr():
+    """What Keras calls 'caffe': blue, green, red, less a mean, not divided."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3)).astype(np.uint8)
+    mean = (103.939, 116.779, 123.68)
+    settings = data(scale=1.0, channel_order='bgr', mean=mean, std=(1.0,))
+    out = make_normalise(settings, 3)(jnp.asarray(images))
+    expected = images[..., ::-1].astype(np.float64) - mean
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    'changes, channels, words',
+    [
+        ({'scale': 0.0}, 3, 'config.data.scale=0.0'),
+        ({'channel_order': 'bgr'}, 1, 'these have 1'),
+        ({'channel_order': 'brg'}, 3, "config.data.channel_order='brg'"),
+    ],
+)
+def test_scale_and_order_that_make_no_sense(changes, channels, words):
+    assert words in fault(make_normalise, data(**changes), channels)
+
+
 def test_normalise_against_numpy():
     images = IMAGES.astype(np.uint8)
     for mean, std in (((0.5,), (0.25,)), ((0.1, 0.9), (0.5, 2.0)), ((0.5,), (1.0, 2.0))):

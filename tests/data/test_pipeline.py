@@ -26,7 +26,8 @@ SOURCE = Source(fetch, SIZE, (2, 2, 1), tuple(map(str, range(SIZE))))
 
 
 def labels(batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4):
-    batches = train_batches(SOURCE, batch_size, seed, steps, part, threads, ahead)
+    bounds = range(steps.start, steps.stop + 1)
+    batches = train_batches(SOURCE, batch_size, seed, bounds, part, threads, ahead)
     return [batch['label'].tolist() for batch in batches]
 
 
@@ -77,7 +78,7 @@ def test_seeds_differ_and_repeat():
 
 
 def test_batches_are_uint8_images_and_int32_labels():
-    batch = next(train_batches(SOURCE, 8, 0, range(1), WHOLE, 1, 1))
+    batch = next(train_batches(SOURCE, 8, 0, range(2), WHOLE, 1, 1))
     assert (batch['image'].shape, batch['image'].dtype) == ((8, 2, 2, 1), np.uint8)
     assert (batch['label'].shape, batch['label'].dtype) == ((8,), np.int32)
     np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], batch['label'])

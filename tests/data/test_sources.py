@@ -6,7 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.sources import decode, open_source
+from jaxtrain.data import images
+from jaxtrain.data.sources import open_source
 from jaxtrain.errors import UserError
 
 DIGITS = load_digits()
@@ -14,11 +15,11 @@ DIGITS = load_digits()
 PIXELS = np.rint(DIGITS.images * (255 / 16)).astype(np.uint8)
 
 
-def source(split='train', limit=0, key='config.data.train', **changes):
+def source(split='train', limit=0, key='config.data.train', classes=(), **changes):
     cfg = Config(base().to_dict()).replace(
         **{'data__name': 'digits', **{f'data__{name}': v for name, v in changes.items()}}
     )
-    return open_source(cfg.data, split, key, limit)
+    return open_source(cfg.data, split, key, limit, classes)
 
 
 def everything(opened) -> dict[str, np.ndarray]:
@@ -120,20 +121,36 @@ def test_halving_averages_blocks():
     np.testing.assert_allclose(found, blocks, atol=0.51)
 
 
-def test_colour_images_are_red_green_blue():
-    red = np.zeros((4, 6, 3), np.uint8)
-    red[..., 2] = 200  # OpenCV writes blue, green, red
-    data = cv2.imencode('.png', red)[1].tobytes()
-    expected = np.zeros((4, 6, 3))
-    expected[..., 0] = 200
-    np.testing.assert_array_equal(decode(data, (4, 6, 3)), expected)
+@pytest.mark.parametrize('memory_mib', [0, 2048])
+def test_labels_refer_to_the_classes_of_the_run(memory_mib):
+    classes = (*'97531', 'x', *'02468')
+    plain, opened = source(memory_mib=memory_mib), source(classes=classes, memory_mib=memory_mib)
+    assert opened.classes == classes
+    names = [classes[label] for label in everything(opened)['label']]
+    assert names == [str(label) for label in everything(plain)['label']]
+    limited = source(classes=tuple('9876543210'), limit=3, memory_mib=memory_mib)
+    assert np.bincount(everything(limited)['label']).tolist() == [3] * 10
 
 
-def test_grey_image_asked_for_in_colour_has_three_equal_channels():
-    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    data = cv2.imencode('.png', grey)[1].tobytes()
-    np.testing.assert_array_equal(decode(data, (4, 6, 3)), np.stack([grey] * 3, -1))
-    np.testing.assert_array_equal(decode(data, (4, 6, 1))[..., 0], grey)
+def test_class_that_the_run_does_not_know():
+    message = fault(classes=tuple('012345678'))
+    assert message.startswith("config.data.name='digits': class '9' is not one of the 9 classes")
+
+
+def test_what_is_known_of_a_data_set_that_is_not_the_users():
+    memory, disk = source(), source(memory_mib=0)
+    assert (memory.digest, memory.skipped, disk.labels) == ('', (), None)
+    np.testing.assert_array_equal(memory.labels, everything(disk)['label'])
+
+
+def test_image_of_a_data_set_that_is_broken(monkeypatch):
+    def broken(data, shape):
+        return images.decode(data[:50], shape)
+
+    opened = source(memory_mib=0)
+    monkeypatch.setattr('jaxtrain.data.sources.decode', broken)
+    with pytest.raises(UserError, match=r"config.data.name='digits': an image of .* cannot be rea"):
+        opened.fetch(np.arange(3))
 
 
 @pytest.mark.parametrize(

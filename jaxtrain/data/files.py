@@ -1,0 +1,138 @@
+"""Sources of image files, however they were found: by folder or by manifest."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from jaxtrain.data.examples import Source, digest
+from jaxtrain.data.images import BadImage, read
+from jaxtrain.errors import UserError
+
+CHUNK = 64  # files that a thread decodes at a time
+THREADS = min(16, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files of one split, hashable.
+
+    Attributes:
+      names: what each is called, relative to the data set.
+      paths: where each lies.
+      labels: indices into `classes`.
+      classes: class names by label.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def take(self, indices: Sequence[int]) -> 'Files':
+        return Files(
+            tuple(self.names[i] for i in indices),
+            tuple(self.paths[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            self.classes,
+        )
+
+
+def file_source(cfg, files: Files, size: tuple[int, ...]) -> Source:
+    """A source of RGB images, kept in memory if they take at most `memory_mib`.
+
+    Args:
+      cfg: `config.data`; reads on_bad_image, exif and memory_mib.
+      files: what to read.
+      size: (height, width) to resize to.
+
+    Raises:
+      UserError: no size; or, if the images are kept or on_bad_image='skip', a file that cannot be
+        read, or a class of which no file can. Else `fetch` raises it for a file that cannot be.
+    """
+    skip = cfg.choose('on_bad_image', ('error', 'skip')) == 'skip'
+    upright, memory_mib = cfg.exif, cfg.memory_mib
+    if not size:
+        raise UserError(
+            'config.data.image_size: image files may differ in size; give (height, width) to '
+            'resize them to, such as (224, 224)'
+        )
+    return _open(files, (*size, 3), upright, skip, memory_mib)
+
+
+@lru_cache(maxsize=8)
+def _open(
+    files: Files, shape: tuple[int, int, int], upright: bool, skip: bool, memory_mib: int
+) -> Source:
+    # Cached: the seeds and arms of a comparison share their data.
+    fits = len(files.paths) * int(np.prod(shape)) <= memory_mib * 2**20
+    images = np.empty((len(files.paths), *shape), np.uint8) if fits else None
+    good = np.ones(len(files.paths), bool)
+
+    def look(index: int) -> None:
+        image, good[index] = _read(files.paths[index], shape, upright, skip)
+        if fits and good[index]:
+            images[index] = image
+
+    if fits or skip:
+        _for_all(look, len(files.paths))
+    rows = np.flatnonzero(good)
+    skipped = tuple(files.paths[i] for i in np.flatnonzero(~good))
+    if skipped:
+        files = _require_some(files, files.take(rows), skipped)
+    labels = np.array(files.labels, np.int32)
+
+    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+        if fits:
+            return {'image': images[rows[indices]], 'label': labels[indices]}
+        found = [_read(files.paths[i], shape, upright, skip=False)[0] for i in indices]
+        return {'image': np.stack(found), 'label': labels[indices]}
+
+    marked = digest(files.names, (files.classes[label] for label in files.labels))
+    return Source(fetch, len(labels), shape, files.classes, marked, skipped, labels)
+
+
+def _read(
+    path: str, shape: tuple[int, int, int], upright: bool, skip: bool
+) -> tuple[np.ndarray | None, bool]:
+    """The image, and whether it could be read; UserError if not and that is not to be skipped."""
+    try:
+        return read(path, shape, upright), True
+    except BadImage as error:
+        if skip:
+            return None, False
+        raise UserError(
+            f"{error}, or leave such files out with config.data.on_bad_image='skip'"
+        ) from error
+
+
+def _for_all(look: Callable[[int], None], count: int) -> None:
+    """Calls `look` on 0..count in threads: decoding lets go of Python's lock."""
+
+    def chunk(start: int) -> None:
+        for index in range(start, min(start + CHUNK, count)):
+            look(index)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(chunk, range(0, count, CHUNK)):
+            pass  # raises what a chunk raised, in the order of the files
+
+
+def _require_some(files: Files, left: Files, skipped: tuple[str, ...]) -> Files:
+    """`left`, or UserError if nothing is left of a class that there was."""
+    gone = sorted(set(files.labels) - set(left.labels))
+    if not left.paths:
+        raise UserError(
+            f'{skipped[0]} cannot be read, and none of the {len(skipped)} images can; '
+            'check config.data.path'
+        )
+    if gone:
+        name = files.classes[gone[0]]
+        raise UserError(
+            f'class {name!r}: none of its images can be read, for instance {skipped[0]}; '
+            'replace them, or remove the class'
+        )
+    return left
