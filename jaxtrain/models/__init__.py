@@ -12,8 +12,9 @@ from jaxtrain.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.models.cnn import CNN
 from jaxtrain.models.mlp import MLP
+from jaxtrain.models.vgg import VGG
 
-MODELS = {'cnn': CNN, 'mlp': MLP}
+MODELS = {'cnn': CNN, 'mlp': MLP, 'vgg': VGG}
 
 
 def make_model(cfg, outputs: int) -> nn.Module:

@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from jaxtrain.errors import UserError
-from jaxtrain.models.layers import Head, flat, max_pool
+from jaxtrain.models.layers import Head, conv, flat, max_pool
 
 
 class CNN(nn.Module):
@@ -60,13 +60,8 @@ class _Convolutions(nn.Module):
         for number, width in enumerate(self.widths):
             if number:
                 x = max_pool(x, 2)
-            x = nn.Conv(
-                width,
-                (3, 3),
-                padding=self.padding,
-                use_bias=self.norm == 'none',
-                name=f'conv_{number}',
-            )(x)
+            bias = self.norm == 'none'
+            x = conv(width, 3, self.padding, use_bias=bias, name=f'conv_{number}')(x)
             if self.norm == 'batch':
                 norm = nn.BatchNorm(momentum=0.9, name=f'norm_{number}')
                 x = norm(x, use_running_average=not train)

@@ -5,6 +5,51 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
+
+# Patches of a batch that may be copied out to make a convolution one product of matrices.
+PATCHES_MIB = 64
+
+
+def conv(width: int, window: int, padding: str = 'SAME', **options) -> nn.Conv:
+    """A convolution of stride 1, [batch, h, w, c] -> [batch, h', w', width]: `nn.Conv`, but for how
+    it is computed on CPU.
+
+    Args:
+      width: channels of the result.
+      window: height and width of the kernel, which is float32 [window, window, c, width].
+      padding: 'SAME' or 'VALID'.
+      **options: of `nn.Conv`.
+    """
+    return nn.Conv(
+        width, (window, window), padding=padding, conv_general_dilated=_convolve, **options
+    )
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
+    """`lax.conv_general_dilated`, or on CPU without padding one product of patches and kernel.
+
+    The choice is made when the program is lowered for a platform, so that a program for another
+    one than this machine's has that platform's convolution. On 2 CPU cores the patches took the
+    step of the network in configs/full/cifar10_cnn.py from 50 to 80 a second; padded convolutions
+    did not gain (the network of configs/alphabets.py lost half), nor did the large layers of VGG.
+    """
+    direct = functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=padding, **options
+    )
+    window = kernel.shape[0] * kernel.shape[1]
+    if padding != 'VALID' or x.size * window * x.dtype.itemsize > PATCHES_MIB * 2**20:
+        return direct(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_patches_times_kernel, default=direct)
+
+
+def _patches_times_kernel(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of stride 1 without padding; [batch, h, w, c] -> [batch, h', w', width]."""
+    rows, columns, channels, width = kernel.shape
+    batch, height, breadth = x.shape[0], x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    shifted = [x[:, i : i + height, j : j + breadth] for i in range(rows) for j in range(columns)]
+    patches = jnp.concatenate(shifted, -1).reshape(-1, rows * columns * channels)
+    return (patches @ kernel.reshape(-1, width)).reshape(batch, height, breadth, width)
 
 
 def max_pool(x: jax.Array, window: int) -> jax.Array:

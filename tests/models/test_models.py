@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtrain.config import Config, base
 from jaxtrain.errors import UserError
 from jaxtrain.models import MODELS, describe, make_model
-from jaxtrain.models.layers import Head, flat, max_pool
+from jaxtrain.models.layers import PATCHES_MIB, Head, conv, flat, max_pool
 from jaxtrain.partition import count, flatten
 from jaxtrain.state import abstract_variables
 
@@ -45,16 +45,16 @@ def fault(function, *arguments, **options) -> str:
 
 @pytest.mark.parametrize('name', MODELS)
 def test_top_level_is_backbone_and_head(name):
-    params, model_state = abstract_variables(model(name), (8, 8, 1))
+    params, model_state = abstract_variables(model(name), (32, 32, 1))
     assert set(params) == {'backbone', 'head'}
     assert all(set(tree) == {'backbone'} for tree in model_state.values())
-    assert shapes(model(name))['head/logits/bias'] == (5,)
+    assert shapes(model(name), (32, 32, 1))['head/logits/bias'] == (5,)
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_output_is_one_row_per_image(name):
     made = model(name)
-    images = jnp.zeros((3, 8, 8, 2))
+    images = jnp.zeros((3, 32, 32, 2))
     variables = jax.eval_shape(lambda: made.init(jax.random.key(0), images, train=False))
     out = jax.eval_shape(lambda v: made.apply(v, images, train=False), variables)
     assert (out.shape, out.dtype) == ((3, 5), jnp.float32)
@@ -299,3 +299,47 @@ def test_fields_of_the_default_model_are_its_own():
         **{f.name: f.default for f in dataclasses.fields(MODELS['cnn'])
            if f.name not in ('parent', 'name', 'outputs')},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize('padding', ['VALID', 'SAME'])
+@pytest.mark.parametrize('window, size', [(3, (9, 11)), (5, (7, 7)), (3, (3, 3)), (1, (4, 4))])
+def test_convolution_is_that_of_flax(padding, window, size):
+    """Values and gradients, however it is computed here; and the parameters are the same."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    ours, plain = conv(4, window, padding), nn.Conv(4, (window, window), padding=padding)
+    variables = plain.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(
+        jnp.shape, variables
+    )
+    weights = jnp.asarray(rng.normal(size=plain.apply(variables, x).shape), jnp.float32)
+
+    def value(layer):
+        return jax.value_and_grad(lambda v, x: (layer.apply(v, x) * weights).sum(), (0, 1))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        value(ours)(variables, x),
+        value(plain)(variables, x),
+    )
+
+
+@pytest.mark.parametrize(
+    'platform, padding, products',
+    [('cpu', 'VALID', 1), ('cpu', 'SAME', 0), ('cuda', 'VALID', 0), ('tpu', 'VALID', 0)],
+)
+def test_convolution_is_chosen_for_the_platform_that_runs_it(platform, padding, products):
+    """Whatever machine lowers the program, and with nothing left of the other choice."""
+    layer, x = conv(4, 3, padding), jnp.zeros((2, 8, 8, 3))
+    variables = layer.init(jax.random.key(0), x)
+    text = jax.jit(layer.apply).trace(variables, x).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count('stablehlo.dot_general') == products
+    assert text.count('stablehlo.convolution') == 1 - products
+
+
+def test_large_patches_are_not_copied_out():
+    layer, x = conv(1, 3, 'VALID'), jax.ShapeDtypeStruct((8, 600, 600, 1), jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    assert PATCHES_MIB * 2**20 < 8 * 600 * 600 * 9 * 4
+    text = jax.jit(layer.apply).lower(variables, x).as_text()
+    assert 'stablehlo.convolution' in text and 'dot_general' not in text

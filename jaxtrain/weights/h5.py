@@ -1,0 +1,211 @@
+"""Keras's HDF5 files, read without Keras: which layer owns which array, and the arrays one by one.
+
+Four layouts are told apart by what is in the file, and read into the same `Layout`:
+
+| layout        | written by                                      | an array's address             |
+|---------------|-------------------------------------------------|--------------------------------|
+| keras3        | `.weights.h5`, `.keras` of Keras 3 and tf-keras | `layers/conv2d_7/vars/0`       |
+| keras3-legacy | `.h5` of Keras 3                                | `model_weights/fc1/fc1/kernel` |
+| tf-keras      | `.h5` of Keras 2 and tf-keras                   | `fc1/fc1/kernel:0`             |
+| keras1        | Keras 1: the weights that Keras downloads       | `fc1/fc1_W_1:0`                |
+
+In the last three the attributes `layer_names` and `weight_names` give the order of layers and of a
+layer's arrays (HDF5 itself lists keys by alphabet); one too long for HDF5 is split into
+`layer_names0`, `layer_names1` and so on. In the first, layers are numbered by class in the order of
+the model, and the attribute `name` of `vars` is the layer's own name, where it was written at all.
+"""
+
+import contextlib
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxtrain.errors import UserError
+
+_ARCHIVED = 'model.weights.h5'
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the model that was saved.
+
+    Attributes:
+      name: its own name, such as 'fc1'.
+      kind: its class as Keras writes it, such as 'conv2d'. Only layout keras3 says it; elsewhere it
+        is the name without its number, which is the class of a layer that Keras has named.
+      parent: address of the model that it is a part of, '' for the outermost.
+      arrays: addresses of its arrays in Keras's order: kernel, bias.
+    """
+
+    name: str
+    kind: str
+    parent: str
+    arrays: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file holds.
+
+    Attributes:
+      name: 'keras3', 'keras3-legacy', 'tf-keras' or 'keras1'.
+      layers: in the order of the model, those without arrays included, nested models flattened.
+      shapes, dtypes: of every array in the file, by address.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """The HDF5 file, or the one inside a `.keras` archive; its weights are not read.
+
+    Raises:
+      UserError: no such file, a folder, or not a whole file of that format.
+    """
+    if not path.is_file():
+        what = 'is a folder' if path.is_dir() else 'does not exist'
+        raise UserError(f'{path} {what}; give the .h5 or .keras file that Keras has saved')
+    with contextlib.ExitStack() as stack:
+        try:
+            source = path
+            if zipfile.is_zipfile(path):
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                source = stack.enter_context(archive.open(_ARCHIVED))
+            file = stack.enter_context(h5py.File(source, 'r'))
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f'{path} is not a whole HDF5 or .keras file ({_short(error)}); save or download it '
+                'again'
+            ) from error
+        yield file
+
+
+def read_layout(file: h5py.File, path: Path) -> Layout:
+    """The layers and arrays of an open file.
+
+    Raises:
+      UserError: none of the layouts, or one whose attributes and arrays disagree.
+    """
+    found: dict[str, h5py.Dataset] = {}
+
+    def note(address: str, item) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[address] = item
+
+    try:
+        file.visititems(note)
+        root = file.get('model_weights', file)
+        if 'layers' in file:
+            name, layers = 'keras3', tuple(_numbered(file, ''))
+        elif any(key.startswith('layer_names') for key in root.attrs):
+            layers = tuple(_listed(root))
+            name = _convention([a for layer in layers for a in layer.arrays])
+        else:
+            raise UserError(
+                f'{path} holds no weights as Keras saves them (its keys: {_few(list(file))}); '
+                'give the file that model.save or model.save_weights has written'
+            )
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f'{path} is damaged ({_short(error)}); save or download it again'
+        ) from error
+    for layer in layers:
+        for address in layer.arrays:
+            if address not in found:
+                raise UserError(
+                    f'{path}: layer {layer.name!r} lists {address}, which is not in the file; '
+                    'save or download it again'
+                )
+    return Layout(
+        name,
+        layers,
+        {address: item.shape for address, item in found.items()},
+        {address: item.dtype for address, item in found.items()},
+    )
+
+
+def read(file: h5py.File, path: Path, address: str, out: np.ndarray) -> None:
+    """Fills `out` with an array of the file; HDF5 converts to its dtype piece by piece.
+
+    Raises:
+      UserError: the array is damaged, or holds a value that is not finite.
+    """
+    try:
+        file[address].read_direct(out)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f'{path}: {address} is damaged ({_short(error)}); save or download it again'
+        ) from error
+    # Extremes, not isfinite of all: that would take another quarter of the array's memory.
+    if not np.isfinite([out.min(), out.max()]).all():
+        raise UserError(
+            f'{path}: {address} holds NaN or Inf (as {out.dtype}); take weights from '
+            'before the training that did so diverged'
+        )
+
+
+def _numbered(group: h5py.Group, prefix: str) -> Iterator[Layer]:
+    """keras3: `layers/KIND_NUMBER/vars/INDEX`; a layer that is a model has `layers` of its own."""
+    for key in sorted(group['layers'], key=_natural):
+        address, item = f'{prefix}layers/{key}', group['layers'][key]
+        if 'layers' in item:
+            yield from _numbered(item, f'{address}/')
+        elif 'vars' in item:
+            name = _text(item['vars'].attrs.get('name', key))
+            indices = sorted(item['vars'], key=_natural)
+            arrays = tuple(f'{address}/vars/{i}' for i in indices)
+            yield Layer(name, _natural(key)[0], prefix, arrays)
+
+
+def _listed(root: h5py.Group) -> Iterator[Layer]:
+    """The other layouts: `layer_names` of the root, `weight_names` of each layer's group."""
+    prefix = f'{root.name.strip("/")}/'.lstrip('/')
+    for group in _names(root, 'layer_names'):
+        names = _names(root[group], 'weight_names')
+        owners: dict[str, list[str]] = {} if names else {group: []}
+        for name in names:
+            owners.setdefault(name.rpartition('/')[0], []).append(f'{prefix}{group}/{name}')
+        # A group with several owners is a nested model, and its layers are what the arrays say.
+        nested = len(owners) > 1
+        for owner, arrays in owners.items():
+            name = owner.rpartition('/')[2] if nested else group
+            yield Layer(name, _natural(name)[0], group if nested else '', tuple(arrays))
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    keys = [key for key in group.attrs if re.fullmatch(rf'{attribute}\d*', key)]
+    return [_text(name) for key in sorted(keys, key=_natural) for name in group.attrs[key]]
+
+
+def _convention(arrays: list[str]) -> str:
+    last = [address.rpartition('/')[2] for address in arrays]
+    if not any(name.endswith(':0') for name in last):
+        return 'keras3-legacy'
+    return 'keras1' if all(re.search(r'_[Wb](_\d+)?:0$', name) for name in last) else 'tf-keras'
+
+
+def _natural(key: str) -> list:
+    """'conv2d' < 'conv2d_2' < 'conv2d_10'."""
+    stem, number = re.fullmatch(r'(.*?)_?(\d*)', key).groups()
+    return [stem, int(number or 0)]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip('\'"').split('\n')[0]
+
+
+def _few(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (' ...' if len(names) > 5 else '') or 'none'

@@ -1,0 +1,170 @@
+"""VGG against Keras's own: golden/make_keras_vgg.py made the numbers, and says how."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.vgg import VGG
+from jaxtrain.partition import count, flatten, unflatten
+from jaxtrain.state import abstract_variables
+from tests.golden.make_keras_vgg import CASES, images
+from tests.weights.keras_files import FULL_TOP, GOLDEN, cached_weight, shapes
+
+DENSE = {'fc1': 'head/dense_0', 'fc2': 'head/dense_1', 'predictions': 'head/logits'}
+LIGHT = [case for case, (*_, units) in CASES.items() if units != FULL_TOP]
+HEAVY = [case for case in CASES if case not in LIGHT]
+FP64, FP32 = 1e-12, 1e-5
+
+
+@pytest.fixture(scope='module')
+def golden() -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / 'keras_vgg.npz'))
+
+
+def parameters(case: str) -> dict[str, np.ndarray]:
+    """Path -> float32."""
+    depth, height, width, units = CASES[case]
+    wanted = shapes(depth, units, (height // 32) * (width // 32) * 512)
+    return {
+        f'{DENSE.get(layer, f"backbone/{layer}")}/{name}': cached_weight(layer, name, shape)
+        for (layer, name), shape in wanted.items()
+    }
+
+
+def outputs(case: str, params: dict[str, np.ndarray], dtype: str) -> np.ndarray:
+    """What golden holds for a case, from our model."""
+    depth, height, width, units = CASES[case]
+    tree = unflatten({path: leaf.astype(dtype) for path, leaf in params.items()})
+    x = images(height, width).astype(dtype)
+    if units:
+        model = VGG(units[-1], depth, hidden=units[:-1])
+        return np.asarray(jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))(tree, x))
+
+    def features(params, x, kind):
+        model = VGG(1, depth, features=kind)
+        return model.apply({'params': params}, x, method=lambda m, x: m.backbone(x))
+
+    both = jax.jit(lambda p, x: [features(p, x, kind) for kind in ('mean', 'flatten')])
+    mean, flat = map(np.asarray, both(tree, x))
+    return np.stack([mean, flat.reshape(len(x), -1, 512).max(1)])
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def fp64_error(case: str, params: dict[str, np.ndarray], golden: dict) -> float:
+    with jax.enable_x64(True):
+        found = outputs(case, params, 'f8')
+    assert found.dtype == np.float64
+    return error(found, golden[case])
+
+
+@pytest.mark.parametrize('case', LIGHT)
+def test_output_is_that_of_keras(case, golden):
+    params = parameters(case)
+    if '150' not in case:
+        assert fp64_error(case, params, golden) <= FP64
+    assert error(outputs(case, params, 'f4'), golden[case]) <= FP32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', HEAVY)
+def test_output_is_that_of_keras_at_full_size(case, golden):
+    params = parameters(case)
+    assert fp64_error(case, params, golden) <= FP64
+    assert error(outputs(case, params, 'f4'), golden[case]) <= FP32
+
+
+def exchanged(params):
+    other = {'block5_conv2': 'block5_conv3', 'block5_conv3': 'block5_conv2'}
+    parts = ((path.split('/'), leaf) for path, leaf in params.items())
+    return {'/'.join(other.get(part, part) for part in path): leaf for path, leaf in parts}
+
+
+def changed(params, end, change):
+    return {path: change(leaf) if path.endswith(end) else leaf for path, leaf in params.items()}
+
+
+def channels_first(kernel):
+    return kernel.reshape(3, 3, 512, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        exchanged,
+        lambda params: changed(params, 'dense_0/kernel', channels_first),
+        lambda params: changed(params, 'conv3/kernel', lambda k: k.transpose(1, 0, 2, 3)),
+        lambda params: changed(params, 'block1_conv1/kernel', lambda k: k[:, :, ::-1]),
+        lambda params: changed(params, 'block5_conv3/bias', np.zeros_like),
+    ],
+    ids=['layers exchanged', 'flatten order', 'height for width', 'channel order', 'no bias'],
+)
+def test_gate_sees_wrong_weights(wrong, golden):
+    """At either precision; so the tests above can fail."""
+    case = 'vgg16_top_97x120'
+    assert error(outputs(case, wrong(parameters(case)), 'f4'), golden[case]) > 100 * FP32
+
+
+def test_gate_sees_padding_at_another_side(golden):
+    def shift(call, args, kwargs, context):
+        if context.method_name == '__call__' and '_conv' in (context.module.name or ''):
+            x = jnp.pad(args[0], ((0, 0), (1, 0), (1, 0), (0, 0)))[:, :-1, :-1]
+            args = (x, *args[1:])
+        return call(*args, **kwargs)
+
+    case = 'vgg16_notop_97x65'
+    with nn.intercept_methods(shift):
+        assert error(outputs(case, parameters(case), 'f4'), golden[case]) > 100 * FP32
+
+
+@pytest.mark.parametrize(
+    ('depth', 'total'), [(11, 132_863_336), (13, 133_047_848), (16, 138_357_544), (19, 143_667_240)]
+)
+def test_number_of_parameters_is_the_published_one(depth, total):
+    params, stats = abstract_variables(VGG(1000, depth), (224, 224, 3))
+    assert count(params) == total
+    assert stats == {}
+
+
+def test_layers_are_named_as_in_keras():
+    params, _ = abstract_variables(VGG(5, 19, hidden=(7,)), (32, 32, 3))
+    layers = {path.rsplit('/', 1)[0] for path in flatten(params)}
+    convs = {
+        f'backbone/block{b}_conv{i + 1}' for b in range(1, 6) for i in range(2 if b < 3 else 4)
+    }
+    assert layers == convs | {'head/dense_0', 'head/logits'}
+
+
+@pytest.mark.parametrize(('features', 'width'), [('flatten', 3 * 2 * 512), ('mean', 512)])
+def test_features(features, width):
+    params, _ = abstract_variables(VGG(5, 11, (), features=features), (96, 64, 1))
+    assert params['head']['logits']['kernel'].shape == (width, 5)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        ({'depth': 17}, 'config.model.depth=17 is not known; choose from 11, 13, 16, 19'),
+        (
+            {'features': 'max'},
+            "config.model.features='max' is not known; choose from flatten, mean",
+        ),
+    ],
+)
+def test_wrong_choice(fields, words):
+    with pytest.raises(UserError) as caught:
+        abstract_variables(VGG(5, **fields), (32, 32, 3))
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize('features', ['flatten', 'mean'])
+def test_images_that_leave_no_position_are_refused(features):
+    with pytest.raises(UserError) as caught:
+        abstract_variables(VGG(5, features=features), (64, 31, 3))
+    said = 'config.model: VGG cannot take images of size 64x31x3: nothing is left of them after blo'
+    assert str(caught.value).startswith(said)
