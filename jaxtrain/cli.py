@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `jaxtrain --help` a
 
 import os
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
@@ -59,7 +60,7 @@ def train(argv: list[str]) -> None:
 
     jaxtrain train --config=configs/alphabets.py:full --workdir=runs/alphabets/full
     """
-    values = _parse(train, argv, config=True, workdir='run directory', processes=True)
+    values, _ = _parse(train, argv, _config, _workdir, _processes)
     cfg = load(values.config, _overrides(argv))
     _start_jax(values)
     import jax
@@ -75,14 +76,30 @@ def evaluate(argv: list[str]) -> None:
 
     jaxtrain evaluate --workdir=runs/alphabets/full --split=test --checkpoint=best
     """
-    values = _parse(evaluate, argv, workdir='run directory', checkpoint=True)
+    values, _ = _parse(evaluate, argv, _workdir, _split, _checkpoint)
     _start_jax()
-    from jaxtrain.evaluate import evaluate_run
+    from jaxtrain import trained
     from jaxtrain.terminal import number
 
-    found = evaluate_run(values.workdir, values.split, values.checkpoint)
+    found = trained.evaluate(values.workdir, values.split, values.checkpoint)
     said = '  '.join(f'{name}={number(value)}' for name, value in found['metrics'].items())
     print(f'{found["split"]}  step={found["step"]}  examples={found["examples"]}  {said}')
+
+
+def predict(argv: list[str]) -> None:
+    """Say what a run makes of images and folders of them, in predictions.jsonl.
+
+    jaxtrain predict --workdir=runs/vgg16_folder photo.jpg holiday/
+    """
+    values, paths = _parse(predict, argv, _workdir, _checkpoint, _predictions, words='PATH...')
+    _start_jax()
+    from jaxtrain import trained
+    from jaxtrain.terminal import predictions
+
+    found = trained.predict(
+        values.workdir, paths, values.checkpoint, values.output, values.on_bad_image, values.top
+    )
+    print(predictions(found))
 
 
 def inspect(argv: list[str]) -> None:
@@ -90,7 +107,7 @@ def inspect(argv: list[str]) -> None:
 
     jaxtrain inspect --config=configs/alphabets.py:linear
     """
-    values = _parse(inspect, argv, config=True)
+    values, _ = _parse(inspect, argv, _config)
     cfg = load(values.config, _overrides(argv))
     _start_jax()
     from jaxtrain.inspect import inspect as run_inspect
@@ -98,75 +115,126 @@ def inspect(argv: list[str]) -> None:
     print(run_inspect(cfg))
 
 
+def import_(argv: list[str]) -> None:
+    """Turn weights from elsewhere into a run directory that config.init_from takes.
+
+    jaxtrain import keras vgg16_notop.h5 --model=vgg16 --workdir=runs/vgg16
+    """
+    values, words = _parse(import_, argv, _model, _workdir, words='ORIGIN FILE')
+    if len(words) != 2:
+        raise UserError(
+            f'import takes an origin and a file, not {" ".join(words) or "nothing"}; '
+            'see jaxtrain import --help'
+        )
+    _start_jax()
+    from jaxtrain.import_weights import import_weights
+
+    print(import_weights(*words, values.model, values.workdir))
+
+
 def compare(argv: list[str]) -> None:
     """Train the variants of a config side by side: table, plot, verdict.
 
     jaxtrain compare --config=configs/alphabets.py --workdir=runs/compare
     """
-    values = _parse(compare, argv, config=True, workdir='folder of the comparison', full=True)
+    values, _ = _parse(compare, argv, _config, _workdir, _full)
     _start_jax()
     from jaxtrain.compare import compare as run_compare
 
     run_compare(values.config, _overrides(argv), values.workdir, values.full)
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, inspect, compare)}
+def _name(command) -> str:
+    return command.__name__.rstrip('_')  # import is a word of Python's own
+
+
+COMMANDS = {_name(f): f for f in (train, evaluate, predict, inspect, compare, import_)}
+
+
+# The flags of the commands, by what they are for. One without a default must be given.
+
+
+def _config(values: flags.FlagValues) -> None:
+    _string(values, 'config', None, 'config file, or FILE.py:VARIANT')
+
+
+def _workdir(values: flags.FlagValues) -> None:
+    _string(values, 'workdir', None, 'run directory')
+
+
+def _split(values: flags.FlagValues) -> None:
+    _string(values, 'split', 'test', "the run's 'train', 'val' or 'test', or another of its data")
+
+
+def _checkpoint(values: flags.FlagValues) -> None:
+    _string(values, 'checkpoint', 'best', "'best', 'last' or a step")
+
+
+def _predictions(values: flags.FlagValues) -> None:
+    _string(values, 'output', '', 'file to write; predictions.jsonl in the run directory if empty')
+    _string(values, 'on_bad_image', 'error', "'error', or 'skip' what cannot be read")
+    flags.DEFINE_integer('top', 5, 'classes listed for each image', flag_values=values)
+
+
+def _model(values: flags.FlagValues) -> None:
+    _string(values, 'model', None, 'what the weights are of: vgg16 or vgg19')
+
+
+def _full(values: flags.FlagValues) -> None:
+    _string(values, 'full', '', 'finished run to start the arms from; none is trained then')
+
+
+def _processes(values: flags.FlagValues) -> None:
+    _string(values, 'coordinator', '', 'host:port of process 0, when several processes train')
+    flags.DEFINE_integer('processes', 1, 'how many processes train', flag_values=values)
+    flags.DEFINE_integer('process', 0, 'number of this process', flag_values=values)
+
+
+def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
+    flags.DEFINE_string(name, default, text, flag_values=values)
 
 
 def _parse(
-    command,
-    argv: list[str],
-    config: bool = False,
-    workdir: str = '',
-    checkpoint: bool = False,
-    processes: bool = False,
-    full: bool = False,
-) -> flags.FlagValues:
+    command, argv: list[str], *groups: Callable, words: str = ''
+) -> tuple[flags.FlagValues, list[str]]:
     """Defines the flags of a command and parses them; --config.key=value words are left to `load`.
+
+    Args:
+      command: one of COMMANDS.
+      argv: the words after the command's name.
+      *groups: what defines its flags.
+      words: what its other words are; '' if it takes none.
+
+    Returns:
+      The flags, and the other words.
 
     Raises:
       UserError: an unknown flag, a value of the wrong type, or a required flag not given.
     """
     values = flags.FlagValues()
-    required = []
-    if config:
-        _string(values, 'config', None, 'config file, or FILE.py:VARIANT')
-        required.append('config')
-    if workdir:
-        _string(values, 'workdir', None, workdir)
-        required.append('workdir')
-    if checkpoint:
-        _string(values, 'split', 'test', "the run's 'train', 'val' or 'test', or any TFDS split")
-        _string(values, 'checkpoint', 'best', "'best', 'last' or a step")
-    if full:
-        _string(values, 'full', '', 'finished run to start the arms from; none is trained then')
-    if processes:
-        _string(values, 'coordinator', '', 'host:port of process 0, when several processes train')
-        flags.DEFINE_integer('processes', 1, 'how many processes train', flag_values=values)
-        flags.DEFINE_integer('process', 0, 'number of this process', flag_values=values)
+    values.set_gnu_getopt(True)  # flags may follow other words
+    for define in groups:
+        define(values)
+    name, takes_config = _name(command), _config in groups
     if any(word in ('-h', '--help') for word in argv):
-        print(_help(command, values, config))
+        print(_help(command, values, words, takes_config))
         sys.exit(0)
-    own = argv if not config else [w for w in argv if not w.lstrip('-').startswith('config.')]
+    own = [w for w in argv if not (takes_config and w.lstrip('-').startswith('config.'))]
     try:
         rest = values(['jaxtrain', *own])[1:]
     except flags.UnrecognizedFlagError as error:
         raise UserError(
             f'there is no flag --{error.flagname}{nearest(error.flagname, values)}; '
-            f'see jaxtrain {command.__name__} --help'
+            f'see jaxtrain {name} --help'
         ) from error
     except flags.Error as error:
-        raise UserError(f'{error}; see jaxtrain {command.__name__} --help') from error
-    if rest:
-        raise UserError(f'{rest[0]!r} is not a flag; see jaxtrain {command.__name__} --help')
-    for name in required:
-        if not values[name].value:
-            raise UserError(f'--{name} is missing; see jaxtrain {command.__name__} --help')
-    return values
-
-
-def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
-    flags.DEFINE_string(name, default, text, flag_values=values)
+        raise UserError(f'{error}; see jaxtrain {name} --help') from error
+    if rest and not words:
+        raise UserError(f'{rest[0]!r} is not a flag; see jaxtrain {name} --help')
+    for flag in values:
+        if values[flag].value in (None, '') and values[flag].default is None:
+            raise UserError(f'--{flag} is missing; see jaxtrain {name} --help')
+    return values, rest
 
 
 def _overrides(argv: list[str]) -> list[str]:
@@ -192,14 +260,16 @@ def _overview() -> str:
     return '\n'.join([*lines, '', 'jaxtrain COMMAND --help explains each.'])
 
 
-def _help(command, values: flags.FlagValues, config: bool) -> str:
+def _help(command, values: flags.FlagValues, words: str, takes_config: bool) -> str:
     example = command.__doc__.strip().splitlines()[-1].strip()
-    lines = [f'jaxtrain {command.__name__}: {_summary(command)}', '', f'  {example}', '']
+    lines = [f'jaxtrain {_name(command)}: {_summary(command)}', '', f'  {example}', '']
+    if words:
+        lines.append(f'  {words}')
     for name in values:
         default = values[name].default
         said = f' (default: {default})' if default not in (None, '') else ''
         lines.append(f'  --{name:12} {values[name].help}{said}')
-    if config:
+    if takes_config:
         lines.append('  --config.KEY=VALUE  changes a key; jaxtrain/config.py lists them')
     return '\n'.join(lines)
 

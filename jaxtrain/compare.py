@@ -15,6 +15,7 @@ import numpy as np
 from jaxtrain import report
 from jaxtrain.config import Config
 from jaxtrain.config_file import load
+from jaxtrain.data.sources import data_name
 from jaxtrain.errors import UserError
 from jaxtrain.loop import prepare, train
 from jaxtrain.run import RunDir, read_config
@@ -88,13 +89,13 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
 
 def _check_arms(path: str, configs: dict[str, Config]) -> None:
     """UserError for whatever would stop an arm, before the first minute is spent on another."""
-    tests = {arm: (cfg.data.name, cfg.data.test) for arm, cfg in configs.items()}
+    tests = {arm: (data_name(cfg.data), cfg.data.test) for arm, cfg in configs.items()}
     (first, shared), *others = tests.items()
     for arm, test in others:
         if test != shared:
             raise UserError(
                 f'{path}: {first} is tested on {shared} and {arm} on {test}; arms can be compared '
-                'on the same config.data.name and config.data.test only'
+                'on the same data and the same config.data.test only'
             )
     for arm, cfg in configs.items():
         for split in ('val', 'test'):
@@ -126,7 +127,7 @@ def _arm(name: str, runs: list[Path]) -> Arm:
     source = config['init_from']
     return Arm(
         name=name,
-        data=config['data']['name'],
+        data=data_name(Config.from_json(config).data),
         init=f'{Path(source).name} ({config["init_checkpoint"]})' if source else 'random',
         seeds=len(runs),
         params_total=first['params_total'],

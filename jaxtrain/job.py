@@ -67,6 +67,16 @@ class Job:
     def eval_step(self):
         return make_eval_step(self.model, self.task, self.part)
 
+    def data(self) -> dict[str, Any]:
+        """What the training data is, for config.json; a run resumes with no other."""
+        return {
+            'classes': list(self.train.classes),
+            'image_shape': list(self.train.image_shape),
+            'examples': len(self.train),
+            'skipped': len(self.train.skipped),
+            'digest': self.train.digest,
+        }
+
     def table(self) -> list[tuple]:
         """The parameter table, with the columns of `partition.TABLE_COLUMNS`."""
         loaded = set(self.plan.paths(restore.LOAD)) if self.plan else set()

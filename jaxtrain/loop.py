@@ -7,7 +7,6 @@ run that is killed and started again ends in the same place, bit for bit.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,16 @@ import orbax.checkpoint as ocp
 from jaxtrain import checkpoint, evaluate, run
 from jaxtrain.clock import Clock
 from jaxtrain.config import Config
-from jaxtrain.data.pipeline import Slice, check_batch_size, train_batches
-from jaxtrain.data.sources import Source, open_source
-from jaxtrain.errors import Preempted, UserError
+from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.data.sources import Source
+from jaxtrain.errors import Preempted
 from jaxtrain.job import Job, first_state, make_job
 from jaxtrain.mesh import Compiled, abstract_batch, compile_step, put_batch
 from jaxtrain.partition import TABLE_COLUMNS
 from jaxtrain.preemption import StopRequest
+from jaxtrain.schedule import Schedule, make_schedule
 from jaxtrain.state import TrainState
+from jaxtrain.step import several_steps
 from jaxtrain.terminal import Terminal, number, short_params
 from jaxtrain.tracking import Tracker, require_finite
 
@@ -49,7 +50,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     with clock.phase('init'):
         folder.check_writable()
         job, plan = prepare(cfg, resumes=bool(checkpoint.saved_steps(workdir)))
-        folder.claim(job.config)
+        folder.claim(job.config, data=job.data())
         if finished := folder.result():
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
@@ -59,17 +60,18 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
         step = int(state.step)
         _describe(job, folder, terminal, step)
     with clock.phase('compile'):
-        train_step, eval_step = _compile(job, plan)
+        calls = plan.calls(step)
+        train_steps, eval_step = _compile(job, plan, calls)
 
-    log = _Log(job, folder.open_metrics(step), clock, terminal, step)
-    tracker = Tracker(plan.log_every, log.train, host['window'])
+    log = _Log(job, plan, folder.open_metrics(step), clock, terminal, step)
+    tracker = Tracker(plan.logs, log.train, host['window'])
     with manager, StopRequest() as stop, terminal, clock.phase('train'):
-        for batch in _batches(job, plan, step, clock):
-            state, metrics = train_step.call(state, batch)
-            step += 1
+        for count, batch in _batches(job, plan, calls, clock):
+            state, metrics = train_steps[count].call(state, batch)
+            step += count
             tracker.push(step, metrics)
             terminal.advance(step, job.steps)
-            stopping = stop.at(step)
+            stopping = stop.asked()
             if not (plan.evaluates(step) or plan.saves(step) or stopping):
                 continue
             tracker.drain()
@@ -90,7 +92,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
             manager.wait_until_finished()
         result = _finish(job, plan, manager, state, eval_step, log, clock, folder)
     log.close()
-    result |= {'seconds': clock.read(), 'flops_per_step': train_step.flops}
+    result |= {'seconds': clock.read(), 'flops_per_step': train_steps[min(train_steps)].flops}
     folder.write_curves()
     folder.write_json('result.json', result)
     _say_result(result, terminal)
@@ -111,68 +113,6 @@ def prepare(cfg: Config, resumes: bool = False) -> tuple[Job, 'Schedule']:
     plan = make_schedule(cfg, job)
     cfg.require_read(but=('compare.',))
     return job, plan
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What happens when, and on which data: the loop's part of the config.
-
-    Attributes:
-      steps, log_every, eval_every, save_every: in steps; 0 means only at the end.
-      val, test: sources to evaluate on, or None.
-    """
-
-    seed: int
-    steps: int
-    batch_size: int
-    eval_batch_size: int
-    log_every: int
-    eval_every: int
-    save_every: int
-    keep: int
-    best_metric: str
-    threads: int
-    prefetch: int
-    val: Source | None
-    test: Source | None
-
-    def evaluates(self, step: int) -> bool:
-        return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
-
-    def saves(self, step: int) -> bool:
-        return step == self.steps or bool(self.save_every and step % self.save_every == 0)
-
-
-def make_schedule(cfg: Config, job: Job) -> Schedule:
-    """Reads and checks the loop's keys. UserError for one out of range or a split that is wrong."""
-    least = {'log_every': 1, 'eval_every': 0, 'save_every': 0, 'eval_batch_size': 0, 'keep': 1}
-    for name, minimum in least.items():
-        if getattr(cfg, name) < minimum:
-            raise UserError(f'config.{name}={getattr(cfg, name)} must be at least {minimum}')
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
-    eval_batch_size = cfg.eval_batch_size or cfg.batch_size
-    check_batch_size('eval_batch_size', eval_batch_size, job.mesh.size)
-    data = cfg.data
-    val, test = (
-        open_source(data, split, f'config.data.{name}') if split else None
-        for name, split in (('val', data.val), ('test', data.test))
-    )
-    return Schedule(
-        seed=cfg.seed,
-        steps=job.steps,
-        batch_size=cfg.batch_size,
-        eval_batch_size=eval_batch_size,
-        log_every=cfg.log_every,
-        eval_every=cfg.eval_every,
-        save_every=cfg.save_every,
-        keep=cfg.keep,
-        best_metric=cfg.choose('best_metric', ('accuracy', 'loss')),
-        threads=data.threads,
-        prefetch=data.prefetch,
-        val=val,
-        test=test,
-    )
 
 
 def _start(job: Job, manager: ocp.CheckpointManager, seed: int) -> tuple[TrainState, dict]:
@@ -196,38 +136,39 @@ def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> No
         f'parameters, optimizer {sizes["opt_state_bytes"]:,} bytes, '
         f'{len(job.train):,} examples, {job.steps:,} steps on {job.mesh.size} device(s)'
     )
+    if skipped := job.train.skipped:
+        terminal.say(
+            f'left out {len(skipped)} images that cannot be read: {", ".join(skipped[:3])}'
+            f'{" ..." if len(skipped) > 3 else ""}'
+        )
     if job.plan:
         terminal.say(job.plan.summary())
     if step:
         terminal.say(f'resumes after step {step}')
 
 
-def _compile(job: Job, plan: Schedule) -> tuple[Compiled, Compiled]:
-    shape = job.train.image_shape
-    batch = abstract_batch(shape, plan.batch_size, job.mesh)
-    eval_batch = abstract_batch(shape, plan.eval_batch_size, job.mesh)
-    return (
-        compile_step(job.train_step(), job.abstract, batch, job.mesh, donate=True),
-        compile_step(job.eval_step(), job.abstract, eval_batch, job.mesh, donate=False),
-    )
+def _compile(job: Job, plan: Schedule, calls: np.ndarray) -> tuple[dict[int, Compiled], Compiled]:
+    """The programs for as many steps as a call takes, and the evaluation step."""
+    shape, step = job.train.image_shape, job.train_step()
+    train_steps = {}
+    for count in np.unique(np.diff(calls)).tolist() or [1]:  # none is left after a kill at the end
+        batch = abstract_batch(shape, plan.batch_size, job.mesh, count)
+        program = step if count == 1 else several_steps(step)
+        train_steps[count] = compile_step(program, job.abstract, batch, job.mesh, donate=True)
+    batch = abstract_batch(shape, plan.eval_batch_size, job.mesh)
+    return train_steps, compile_step(job.eval_step(), job.abstract, batch, job.mesh, donate=False)
 
 
-def _batches(job: Job, plan: Schedule, step: int, clock: Clock):
-    """The batches of the steps that are left, on the devices."""
+def _batches(job: Job, plan: Schedule, calls: np.ndarray, clock: Clock):
+    """For each call (how many steps, their batches on the devices)."""
     part = Slice(jax.process_index(), jax.process_count())
     batches = train_batches(
-        job.train,
-        plan.batch_size,
-        plan.seed,
-        range(step, plan.steps),
-        part,
-        plan.threads,
-        plan.prefetch,
+        job.train, plan.batch_size, plan.seed, calls, part, plan.threads, plan.prefetch
     )
-    for _ in range(step, plan.steps):
+    for count in np.diff(calls).tolist():
         with clock.phase('data_wait'):
             batch = next(batches)
-        yield put_batch(batch, job.mesh)
+        yield count, put_batch(batch, job.mesh, count)
 
 
 def _evaluate(
@@ -266,6 +207,7 @@ def _finish(
         'examples_seen': plan.steps * plan.batch_size,
         **job.sizes(),
         'metrics': metrics,
+        'skipped_images': len(job.train.skipped),
         'classes': list(job.train.classes),
     }
 
@@ -274,28 +216,38 @@ class _Log:
     """Lines of metrics.jsonl and rows of the table, as the run goes on."""
 
     def __init__(
-        self, job: Job, lines: run.MetricsLog, clock: Clock, terminal: Terminal, step: int
+        self,
+        job: Job,
+        plan: Schedule,
+        lines: run.MetricsLog | run.NoLog,
+        clock: Clock,
+        terminal: Terminal,
+        step: int,
     ):
-        self._rates, self._lines, self._clock, self._terminal = (
-            job.optimizer.learning_rate, lines, clock, terminal,
-        )  # fmt: skip
+        self._rates, self._validates = job.optimizer.learning_rate, bool(plan.val)
+        self._lines, self._clock, self._terminal = lines, clock, terminal
         self._last_line = self._last_row = (step, clock.read())
-        self._loss: float | None = None
+        self._means: dict[str, float] = {}
 
     def train(self, step: int, means: dict[str, float]) -> None:
         speed = self._speed(self._last_line, step)
-        self._last_line, self._loss = (step, self._clock.read()), means['loss']
+        self._last_line, self._means = (step, self._clock.read()), means
         self._lines.append(step, 'train', {**means, 'lr': float(self._rates[step - 1]), **speed})
+        if not self._validates:
+            self._row(step, {'accuracy': means['accuracy']})
 
     def val(self, step: int, values: dict[str, float]) -> None:
         self._lines.append(step, 'val', values)
+        self._row(step, {f'val {name}': value for name, value in values.items()})
+
+    def _row(self, step: int, values: dict[str, float]) -> None:
         speed = self._speed(self._last_row, step)
         self._last_row = (step, self._clock.read())
         self._terminal.row(
             {
                 'step': str(step),
-                'loss': '-' if self._loss is None else number(self._loss),
-                **{f'val {name}': number(value) for name, value in values.items()},
+                'loss': number(self._means['loss']) if self._means else '-',
+                **{name: number(value) for name, value in values.items()},
                 'lr': f'{self._rates[step - 1]:.2e}',
                 'steps/s': number(speed['steps_per_s']),
                 'data wait': f'{100 * speed["data_wait"]:.1f}%',

@@ -62,24 +62,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec('data'))
+def batch_sharding(mesh: Mesh, steps: int = 1) -> NamedSharding:
+    """Examples shared out; the batches of several steps have an axis of steps before that."""
+    spec = PartitionSpec('data') if steps == 1 else PartitionSpec(None, 'data')
+    return NamedSharding(mesh, spec)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch -> the global batch on the devices."""
-    sharding = batch_sharding(mesh)
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, steps: int = 1) -> dict[str, jax.Array]:
+    """This process's share of a batch, or of several steps' -> the global batch on the devices."""
+    sharding = batch_sharding(mesh, steps)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
 def abstract_batch(
-    image_shape: tuple[int, int, int], batch_size: int, mesh: Mesh
+    image_shape: tuple[int, int, int], batch_size: int, mesh: Mesh, steps: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a global batch looks like: uint8 images and int32 labels."""
-    sharding = batch_sharding(mesh)
+    """What a global batch looks like: uint8 images and int32 labels.
+
+    Those of several steps are [steps, batch_size, ...]; that of one has no such axis.
+    """
+    sharding = batch_sharding(mesh, steps)
+    shape = (batch_size,) if steps == 1 else (steps, batch_size)
     return {
-        'image': jax.ShapeDtypeStruct((batch_size, *image_shape), np.uint8, sharding=sharding),
-        'label': jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding),
+        'image': jax.ShapeDtypeStruct((*shape, *image_shape), np.uint8, sharding=sharding),
+        'label': jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
     }
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxtrain.config import Config
-from jaxtrain.data.sources import open_source
+from jaxtrain.data.sources import data_name, open_source
 from jaxtrain.run import RunDir, read_config
 from jaxtrain.stats import Interval
 from jaxtrain.terminal import number, table
@@ -76,7 +76,7 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
     device = jax.devices()[0]
     return '\n'.join(
         [
-            f'# {", ".join(arm.name for arm in arms)} on {cfg.data.name}',
+            f'# {", ".join(arm.name for arm in arms)} on {data_name(cfg.data)}',
             '',
             f'**{verdict}**',
             '',
@@ -129,7 +129,7 @@ def _draw(arms: list[Arm], cfg: Config) -> bytes:
     axes.set(
         xlabel='training cost per run (GFLOP; arms of equal cost stand side by side)',
         ylabel='test accuracy',
-        title=f'{cfg.data.name}: {_amount(cfg)}, {arms[0].seeds} paired seeds, 95% intervals',
+        title=f'{data_name(cfg.data)}: {_amount(cfg)}, {arms[0].seeds} paired seeds, 95% intervals',
     )
     axes.set_xlim(0, 1.25 * widest)
     axes.margins(y=0.16)
@@ -148,7 +148,9 @@ def _draw(arms: list[Arm], cfg: Config) -> bytes:
 
 def _one_per_class(source) -> np.ndarray:
     """Indices of the first example of each of the first classes."""
-    labels = source.fetch(np.arange(min(len(source), 4096)))['label']
+    labels = source.labels
+    if labels is None:
+        labels = source.fetch(np.arange(min(len(source), 4096)))['label']
     classes = np.unique(labels)[:STRIP]
     return np.array([np.flatnonzero(labels == c)[0] for c in classes])
 

@@ -2,7 +2,7 @@
 
 | file            | what                                                                           |
 |-----------------|--------------------------------------------------------------------------------|
-| config.json     | the resolved config, package versions, git revision                            |
+| config.json     | the resolved config, classes and size of the data, versions, git revision      |
 | params.tsv      | the parameter table                                                            |
 | restore.json    | the restore plan, when weights were restored                                   |
 | metrics.jsonl   | one JSON object a line: step, split, then numbers by name                      |
@@ -73,28 +73,31 @@ class RunDir:
                 f'--workdir={self.path} cannot be written ({error.strerror}); give another folder'
             ) from error
 
-    def claim(self, config: dict[str, Any]) -> None:
+    def claim(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> None:
         """Writes config.json, or checks that the one there says the same.
 
+        Args:
+          config: the resolved config.
+          data: what the training data is (`Job.data`), where there is any.
+
         Raises:
-          UserError: the folder belongs to a run with another config; the differing keys are named.
+          UserError: the folder belongs to a run with another config, or the data has changed since.
         """
         existing = read_json(self.path / 'config.json')
-        config = json.loads(json.dumps(config))  # tuples become lists, as they are in the file
+        ours = {'config': config, **({'data': data} if data else {})}
+        ours = json.loads(json.dumps(ours))  # tuples become lists, as they are in the file
         if existing is None:
-            self.write_json('config.json', {'config': config, **_provenance()})
+            self.write_json('config.json', {**ours, **_provenance()})
             return
-        old, new = dict(flatten(existing['config'])), dict(flatten(config))
-        differing = [
-            f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
-            for key in sorted({*old, *new})
-            if key not in RESUMABLE and old.get(key) != new.get(key)
-        ]
-        if differing:
+        if differing := _differing(existing['config'], ours['config'], but=RESUMABLE):
             raise UserError(
-                f'--workdir={self.path} belongs to a run with another config: '
-                f'{"; ".join(differing[:3])}{" ..." if len(differing) > 3 else ""}; '
+                f'--workdir={self.path} belongs to a run with another config: {differing}; '
                 'give another folder, or the same config to resume it'
+            )
+        if differing := _differing(existing.get('data', {}), ours.get('data', {})):
+            raise UserError(
+                f'--workdir={self.path}: the training data has changed since that run began: '
+                f'{differing}; give another folder, or the same data to resume it'
             )
 
     def result(self) -> dict[str, Any] | None:
@@ -190,6 +193,17 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     lines = path.read_text().split('\n')
     # A whole line ends with a newline, so what follows the last newline is a torn line or nothing.
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, ...] = ()) -> str:
+    """The first keys whose values differ, in words; '' if none does."""
+    old, new = dict(flatten(old)), dict(flatten(new))
+    found = [
+        f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
+        for key in sorted({*old, *new})
+        if key not in but and old.get(key) != new.get(key)
+    ]
+    return '; '.join(found[:3]) + (' ...' if len(found) > 3 else '')
 
 
 def _draw_curves(lines: list[dict[str, Any]]) -> bytes:

@@ -72,17 +72,41 @@ def make_train_step(
     return train_step
 
 
+def several_steps(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The same step over batches [steps, batch, ...], in a loop on the device.
+
+    Its metrics are float32 [steps].
+    """
+    return lambda state, batches: jax.lax.scan(train_step, state, batches)
+
+
 def make_eval_step(
     model, task: Task, part: Partition
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """The step `(state, batch) -> metrics`, one float32 value per example (shape [batch])."""
 
     def eval_step(state: TrainState, batch: Batch):
-        variables = {'params': state.averaged_params(part), **state.model_state}
-        outputs = model.apply(variables, task.eval_inputs(batch), train=False)
-        return task.metrics(outputs, batch, train=False)
+        return task.metrics(_outputs(model, task, part, state, batch), batch, train=False)
 
     return eval_step
+
+
+def make_predict_step(
+    model, task: Task, part: Partition
+) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
+    """The step `(state, batch) -> {'probabilities': float32 [batch, classes]}`."""
+
+    def predict_step(state: TrainState, batch: Batch):
+        return {'probabilities': task.probabilities(_outputs(model, task, part, state, batch))}
+
+    return predict_step
+
+
+def _outputs(model, task: Task, part: Partition, state: TrainState, batch: Batch) -> jax.Array:
+    variables = {'params': state.averaged_params(part), **state.model_state}
+    return model.apply(variables, task.eval_inputs(batch), train=False)
 
 
 def _average(state: TrainState, trainable: Any, decay: float) -> Any:

@@ -5,6 +5,7 @@ Without a terminal nothing but plain lines is printed: no control characters, no
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -100,6 +101,19 @@ def short_params(rows: list[tuple]) -> str:
             sums[1] += size
         lines = [(m, n, size, g, lr, d, o) for (m, g, lr, d, o), (n, size) in modules.items()]
     return table(columns, lines)
+
+
+def predictions(found: Mapping[str, Any]) -> str:
+    """What `predict` found, in short: the first images, and where all of it is."""
+    lines = found['predictions']
+    rows = [(line['file'], line['class'], f'{line["probability"]:.3f}') for line in lines[:SHORT]]
+    said = [table(('file', 'class', 'probability'), rows)]
+    if len(lines) > SHORT:
+        said.append(f'... and {len(lines) - SHORT:,} more')
+    if found['skipped']:
+        said.append(f'left out, not readable: {", ".join(found["skipped"])}')
+    said.append(f'{len(lines):,} images, checkpoint {found["step"]}, written to {found["output"]}')
+    return '\n'.join(said)
 
 
 def number(value: float) -> str:

@@ -1,9 +1,9 @@
 """Training metrics on their way from the devices to the log, without ever holding up a step.
 
-Each step's metrics stay on the devices until a few later steps are on their way; only then does the
-host look at them. So the host never waits for the step that it just started, a loss that is not
-finite is noticed within a few steps (and before anything is evaluated or saved), and a window of
-`log_every` steps is averaged exactly.
+The metrics of a call stay on the devices until a few later calls are on their way; only then does
+the host look at them. So the host never waits for the step that it just started, a loss that is not
+finite is noticed within a few calls (and before anything is evaluated or saved), and a window of
+steps is averaged exactly.
 """
 
 import math
@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtrain.errors import UserError
 
-# Steps that may be under way: enough to hide the host's work, few enough to stop at once.
+# Calls that may be under way: enough to hide the host's work, few enough to stop at once.
 IN_FLIGHT = 4
 
 
@@ -23,18 +24,18 @@ class Tracker:
     """Averages metrics over windows of steps.
 
     Args:
-      log_every: steps per window.
+      logs: tells whether a window ends with a step.
       emit: called with (step, means) at the end of each window.
       window: what `window` returned when the run was saved, to go on within a window.
     """
 
     def __init__(
         self,
-        log_every: int,
+        logs: Callable[[int], bool],
         emit: Callable[[int, dict[str, float]], None],
         window: Mapping[str, float] | None = None,
     ):
-        self._log_every, self._emit = log_every, emit
+        self._logs, self._emit = logs, emit
         self._pending: deque[tuple[int, Any]] = deque()
         self._sums = dict(window or {})
         self.means: dict[str, float] = {}
@@ -45,7 +46,12 @@ class Tracker:
         return dict(self._sums)
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes a step's metrics, float scalars still being computed."""
+        """Takes the metrics of a call that ended with `step`, still being computed.
+
+        Args:
+          step: steps done after the call.
+          metrics: float32 scalars, or arrays [steps of the call].
+        """
         for value in metrics.values():
             value.copy_to_host_async()
         self._pending.append((step, metrics))
@@ -58,15 +64,20 @@ class Tracker:
             self._settle()
 
     def _settle(self) -> None:
-        step, metrics = self._pending.popleft()
-        values = {name: float(value) for name, value in metrics.items()}
+        last, metrics = self._pending.popleft()
+        columns = {name: np.atleast_1d(value).tolist() for name, value in metrics.items()}
+        rows = list(zip(*columns.values(), strict=True))
+        for step, row in enumerate(rows, last - len(rows) + 1):
+            self._take(step, dict(zip(columns, row, strict=True)))
+
+    def _take(self, step: int, values: dict[str, float]) -> None:
         # The loss is of the parameters before the step: the other numbers tell what became of them.
         for name in ('loss', *values):
             require_finite(f'the {name} is {values[name]} at step {step}', values[name])
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._sums['steps'] = self._sums.get('steps', 0) + 1
-        if step % self._log_every == 0:
+        if self._logs(step):
             count = self._sums.pop('steps')
             self.means = {name: total / count for name, total in self._sums.items()}
             self._sums = {}

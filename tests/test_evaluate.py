@@ -10,8 +10,8 @@ import pytest
 
 from jaxtrain.config_file import load
 from jaxtrain.data import sources
-from jaxtrain.evaluate import evaluate_run
 from jaxtrain.models import make_model
+from jaxtrain.trained import evaluate as evaluate_run
 from tests.conftest import TINY
 
 # Orbax, read without a template.

@@ -109,6 +109,17 @@ def test_claim_with_a_key_more_or_less_names_it(tmp_path):
         RunDir(tmp_path).claim(CONFIG)
 
 
+def test_claim_by_other_data_names_what_changed(tmp_path):
+    RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 7})
+    RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 7})
+    before = (tmp_path / 'config.json').read_bytes()
+    with pytest.raises(
+        UserError, match='training data has changed.*examples is 7 there and 8 here'
+    ):
+        RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 8})
+    assert (tmp_path / 'config.json').read_bytes() == before
+
+
 @pytest.mark.parametrize('key', RESUMABLE)
 def test_resumable_keys_may_differ(tmp_path, key):
     RunDir(tmp_path).claim(CONFIG)

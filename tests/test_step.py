@@ -13,7 +13,7 @@ from jaxtrain.models import make_model
 from jaxtrain.optim import make_optimizer
 from jaxtrain.partition import flatten, make_partition, nbytes
 from jaxtrain.state import abstract_variables, init_state
-from jaxtrain.step import make_eval_step, make_train_step
+from jaxtrain.step import make_eval_step, make_train_step, several_steps
 from jaxtrain.tasks import make_task
 
 HEAD_ONLY = (('backbone/.*', 'frozen'), ('.*', 'head'))
@@ -304,3 +304,23 @@ def test_model_without_state(quickly):
     assert first.model_state == last.model_state == {}
     assert same_bits(first.params['backbone'], last.params['backbone'])
     assert not same_bits(first.params['head'], last.params['head'])
+
+
+def test_several_steps_in_one_call_are_the_same_steps():
+    made = build(model={'name': 'mlp', 'hidden': (5,), 'dropout': 0.3}, data__augment=(('flip',),))
+    batches = [batch(seed) for seed in range(4)]
+    state, rows = made.start(), []
+    for one in batches:
+        state, metrics = made.train(state, one)
+        rows.append(metrics)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    at_once, columns = jax.jit(several_steps(made.pure))(made.start(), stacked)
+    assert int(at_once.step) == 4 and not np.allclose(rows[0]['loss'], rows[3]['loss'])
+    assert set(columns) == set(rows[0])
+    for name, column in columns.items():
+        np.testing.assert_allclose(column, [row[name] for row in rows], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        at_once.params,
+        state.params,
+    )

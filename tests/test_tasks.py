@@ -1,4 +1,4 @@
-"""The task `classify`: inputs, losses and metrics against numpy."""
+"""The tasks: inputs, losses, metrics and probabilities against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -83,3 +83,51 @@ def test_what_is_refused(changes, words):
     with pytest.raises(UserError) as caught:
         task(**changes)
     assert words in str(caught.value)
+
+
+PAIR = ('cat', 'dog')
+ONE = np.random.default_rng(1).normal(0, 3, (6, 1)).astype(np.float32)
+TWO = {'image': BATCH['image'], 'label': np.array([0, 1, 1, 0, 1, 0], np.int32)}
+
+
+def binary(**changes):
+    cfg = Config(base().to_dict()).replace(task__name='binary', **changes)
+    return make_task(cfg, PAIR, 2)
+
+
+def sigmoid_loss(logits, targets):
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    return -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+
+
+def test_binary_loss_and_accuracy_of_each_example():
+    made = binary()
+    assert made.outputs == 1
+    values = made.metrics(jnp.asarray(ONE), TWO, train=True)
+    np.testing.assert_allclose(values['loss'], sigmoid_loss(ONE[:, 0], TWO['label']), rtol=1e-5)
+    np.testing.assert_array_equal(values['accuracy'], (ONE[:, 0] > 0) == TWO['label'])
+    assert values['loss'].shape == (6,) and 0 < float(values['accuracy'].mean()) < 1
+
+
+def test_binary_label_smoothing_in_training():
+    made = binary(task__label_smoothing=0.2)
+    targets = np.where(TWO['label'] == 1, 0.9, 0.1)
+    trained = made.metrics(jnp.asarray(ONE), TWO, train=True)['loss']
+    np.testing.assert_allclose(trained, sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
+    evaluated = made.metrics(jnp.asarray(ONE), TWO, train=False)['loss']
+    np.testing.assert_allclose(evaluated, sigmoid_loss(ONE[:, 0], TWO['label']), rtol=1e-5)
+
+
+def test_binary_is_softmax_over_a_logit_and_zero():
+    """So both tasks agree on two classes, probabilities included."""
+    pair = jnp.concatenate([jnp.zeros((6, 1)), jnp.asarray(ONE)], -1)
+    softmax = make_task(Config(base().to_dict()), PAIR, 2)
+    one, two = binary().probabilities(jnp.asarray(ONE)), softmax.probabilities(pair)
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(one.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(one[:, 1] > 0.5, ONE[:, 0] > 0)
+
+
+def test_binary_wants_two_classes():
+    with pytest.raises(UserError, match="config.task.name='binary' is for two classes.*has 3"):
+        task(task__name='binary')

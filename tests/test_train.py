@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from jaxtrain import evaluate, loop
+from jaxtrain import evaluate, loop, trained
 from jaxtrain.cli import main
 from jaxtrain.config_file import load
 from jaxtrain.data.sources import open_source
@@ -99,7 +99,9 @@ def test_files_of_the_run_directory(finished):
 
 def test_config_is_the_resolved_one(finished):
     written = json.loads((finished / 'config.json').read_text())
-    assert set(written) == {'config', 'versions', 'git'}
+    assert set(written) == {'config', 'data', 'versions', 'git'}
+    assert written['data']['classes'] == list('0123456789')
+    assert written['data']['image_shape'] == [8, 8, 1] and written['data']['examples'] == 50
     assert {'python', 'jax', 'flax', 'optax', 'numpy'} <= set(written['versions'])
     config = written['config']
     assert config['eval_every'] == 5 and config['optim']['weight_decay'] == 0.5
@@ -160,7 +162,7 @@ def test_metrics_are_those_of_the_best_checkpoint(finished, seen):
     assert found['val']['loss'] != last['loss']
     assert {p.name for p in (finished / 'checkpoints').iterdir()} == {'10', '20'}
     by_step = {
-        step: evaluate.evaluate_run(str(finished), 'test', step)['metrics'] for step in ('10', '20')
+        step: trained.evaluate(str(finished), 'test', step)['metrics'] for step in ('10', '20')
     }
     assert found['test'] == by_step['10'] != by_step['20']
     # Test is read once, at the very end.
@@ -284,3 +286,45 @@ def test_resuming_does_not_need_the_checkpoint_it_began_from(pretrained, jaxtrai
     assert outcome.code == 0, outcome.err
     assert 'resumes after step 20' in outcome.out
     assert (tmp_path / 'run' / 'params.tsv').read_text() == before
+
+
+def test_several_steps_a_call_end_where_single_ones_do(jaxtrain, tmp_path):
+    """The same batches, randomness and log; evaluations and checkpoints after the same steps."""
+    common = ['--config.steps=20', '--config.eval_every=8', '--config.log_every=4']
+    common += ['--config.ema=0.9', "--config.data.augment=(('shift', 1),)"]
+    one, several = tmp_path / 'one', tmp_path / 'several'
+    for workdir, words in ((one, []), (several, ['--config.steps_per_call=3'])):
+        command = ('train', f'--config={TINY}', f'--workdir={workdir}', *common, *words)
+        assert jaxtrain(*command).code == 0
+    for a, b in zip(untimed(one), untimed(several), strict=True):
+        assert a.keys() == b.keys() and (a['step'], a['split']) == (b['step'], b['split'])
+        for name in a.keys() - {'step', 'split'}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4), (name, a, b)
+    saved, again = arrays(one / 'checkpoints' / '20'), arrays(several / 'checkpoints' / '20')
+    for field in ('params', 'ema'):
+        for path, leaf in saved[field].items():
+            np.testing.assert_allclose(again[field][path], leaf, rtol=1e-3, atol=1e-5, err_msg=path)
+    a, b = result(one), result(several)
+    assert a['metrics']['test']['loss'] == pytest.approx(b['metrics']['test']['loss'], rel=1e-3)
+    # The compiler counts the body of a loop once, so the figure is that of one step either way.
+    assert a['flops_per_step'] == pytest.approx(b['flops_per_step'], rel=0.02)
+
+
+def test_epochs_as_the_unit_of_what_is_due(jaxtrain, tmp_path):
+    """50 examples in batches of 32: epochs end with steps 2, 4, 5, 7, 8."""
+    words = ['--config.steps=0', '--config.epochs=5', '--config.every=epochs']
+    words += ['--config.log_every=1', '--config.eval_every=2']
+    assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
+    assert [line['step'] for line in lines(tmp_path, 'train')] == [2, 4, 5, 7, 8]
+    assert [line['step'] for line in lines(tmp_path, 'val')] == [4, 7, 8]
+
+
+def test_without_val_the_table_tells_of_training(jaxtrain, tmp_path):
+    words = ['--config.data.val=', '--config.eval_every=0', '--config.log_every=10']
+    outcome = jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words)
+    assert outcome.code == 0
+    rows = [line.split() for line in outcome.out.splitlines()]
+    assert ['step', 'loss', 'accuracy', 'lr', 'steps/s', 'data', 'wait'] in rows
+    shown = {row[0]: float(row[1]) for row in rows if row and row[0] in ('10', '20')}
+    logged = {str(line['step']): line['loss'] for line in lines(tmp_path, 'train')}
+    assert shown == pytest.approx(logged, rel=1e-3) and len(shown) == 2

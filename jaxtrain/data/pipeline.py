@@ -6,7 +6,7 @@ share of each global batch. So the order depends neither on the number of proces
 and resuming needs the step alone. Grain runs the function ahead of time in threads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,24 +51,36 @@ def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    source: Source, batch_size: int, seed: int, steps: range, part: Slice, threads: int, ahead: int
+    source: Source,
+    batch_size: int,
+    seed: int,
+    bounds: Sequence[int],
+    part: Slice,
+    threads: int,
+    ahead: int,
 ) -> Iterator[Batch]:
-    """This process's batches for `steps`: uint8 'image' and int32 'label'.
+    """This process's batches: uint8 'image' and int32 'label'.
 
     Args:
       source: the training examples.
       batch_size: examples in the global batch.
       seed: the seed of the order.
-      steps: which steps; resuming starts it later.
+      bounds: the steps, in order: item `i` is for those from `bounds[i]` to `bounds[i + 1]`. One of
+        several steps has an axis of steps in front.
       part: this process's share.
-      threads, ahead: host threads, and how many batches to keep ready.
+      threads, ahead: host threads, and how many items to keep ready.
     """
 
-    def batch(step: int) -> Batch:
-        return source.fetch(part.of(train_indices(len(source), batch_size, seed, int(step))))
+    def batch(item: int) -> Batch:
+        steps = range(int(bounds[item]), int(bounds[item + 1]))
+        rows = [part.of(train_indices(len(source), batch_size, seed, step)) for step in steps]
+        examples = source.fetch(np.concatenate(rows))
+        if len(steps) == 1:
+            return examples
+        return {k: v.reshape(len(steps), -1, *v.shape[1:]) for k, v in examples.items()}
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(batch)
+    dataset = grain.MapDataset.range(len(bounds) - 1).map(batch)
     return iter(dataset.to_iter_dataset(options))
 
 

@@ -1,0 +1,46 @@
+"""Full: the first convolutional program of the Keras tutorials, on all of CIFAR-10.
+
+    jaxtrain train --config=configs/full/cifar10_cnn.py --workdir=runs/cifar10_cnn
+
+Three 3x3 convolutions without padding (32, 64, 64), two 2x2 max-pools, a dense layer of 64, 10
+outputs: 122,570 parameters, Adam at 1e-3, batches of 32, 10 epochs, and after each the accuracy on
+the test split. CIFAR-10 is fetched on first use (170 MB, see data/official.py), without TensorFlow.
+Without a network, put its archive where the message says.
+
+As in the tutorial, the best checkpoint is chosen on the test split itself. For a number to report,
+choose on a part of the training split: --config.data.train='train[:90%]'
+--config.data.val='train[90%:]' --config.data.test=test.
+"""
+
+from jaxtrain.config import base
+
+
+def get_config():
+    c = base()
+    c.regime = 'full'
+    c.data.name = 'cifar10'
+    c.data.val = 'test'
+    c.data.test = ''
+    c.batch_size = 32
+    c.epochs = 10.0
+    c.every = 'epochs'
+    c.log_every = 1
+    c.eval_every = 1
+    c.eval_batch_size = 500
+
+    # x / 255, which is 0 to 1.
+    c.data.mean = (0.0,)
+    c.data.std = (1.0,)
+
+    c.model.name = 'cnn'
+    c.model.widths = (32, 64, 64)
+    c.model.norm = 'none'
+    c.model.padding = 'VALID'
+    c.model.features = 'flatten'
+    c.model.hidden = (64,)
+
+    c.optim.name = 'adam'
+    c.optim.lr = 1e-3
+    c.optim.args.eps = 1e-7  # Keras's; optax has 1e-8
+    c.optim.schedule = (('.*', 'constant'),)
+    return c
