@@ -72,10 +72,11 @@ def test_imports_go_one_way():
             'verdict',
             'preemption',
         },
-        {'optim', 'partition', 'mesh', 'tasks', 'data', 'models', 'tracking'},
+        {'optim', 'partition', 'mesh', 'tasks', 'data', 'models', 'tracking', 'weights'},
         {'state', 'step', 'run', 'checkpoint', 'restore', 'evaluate'},
         {'job'},
-        {'loop', 'inspect', 'compare', 'report'},
+        {'schedule'},
+        {'loop', 'inspect', 'compare', 'report', 'trained', 'import_weights'},
         {'cli'},
     ]
     height = {name: number for number, layer in enumerate(layers) for name in layer}
