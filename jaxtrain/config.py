@@ -79,7 +79,8 @@ def base() -> ConfigDict:
 
     c.optim = ConfigDict()
     # Any optimizer of optax by its name ('sgd', 'adam', 'adamw', 'lion', 'lamb', ...), with its
-    # own arguments in optim.args, for instance c.optim.args.b2 = 0.95.
+    # own arguments in optim.args, for instance c.optim.args.b2 = 0.95; or 'keras_adam', which has
+    # its eps where Keras has it.
     c.optim.name = 'adamw'
     c.optim.args = ConfigDict()
     # Peak learning rate.

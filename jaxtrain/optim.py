@@ -11,19 +11,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxtrain import partition, rules
 from jaxtrain.errors import UserError
 
-# The public optimizers of optax: functions of a learning rate that return a transformation.
-OPTIMIZERS = tuple(
-    name
+
+def keras_adam(
+    learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    """Adam as Keras and TensorFlow define it: eps is added before the bias is corrected.
+
+    It is the form that Kingma & Ba (2014, arXiv:1412.6980) give at the end of section 2. To correct
+    the bias first, as optax and PyTorch do, amounts to an eps that shrinks from step to step: after
+    one step it is 32 times the given one, which small gradients feel.
+    """
+
+    def corrected(count: jax.Array) -> jax.Array:
+        return eps / jnp.sqrt(1 - b2 ** (count + 1.0))
+
+    inject = optax.inject_hyperparams(optax.adam, static_args=('b1', 'b2'))
+    return inject(learning_rate=learning_rate, b1=b1, b2=b2, eps=corrected)
+
+
+# The public optimizers of optax, functions of a learning rate that return a transformation, and the
+# one above.
+OPTIMIZERS = {
+    name: getattr(optax, name)
     for name in dir(optax)
     if inspect.isfunction(getattr(optax, name))
     and next(iter(inspect.signature(getattr(optax, name)).parameters), '') == 'learning_rate'
-)
+} | {'keras_adam': keras_adam}
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 
@@ -127,13 +147,13 @@ def make_schedule(cfg, name: str, steps: int) -> optax.Schedule:
 
 def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     """One optax optimizer; weight decay goes in by its own argument, or as L2 for sgd."""
-    make = getattr(optax, cfg.choose('name', OPTIMIZERS))
+    make = OPTIMIZERS[cfg.choose('name', OPTIMIZERS)]
     known = inspect.signature(make).parameters
     args = dict(cfg.args.items())
     for name in args:
         if name not in known or name in ('learning_rate', 'weight_decay', 'mask'):
             raise UserError(
-                f'config.optim.args.{name}: optax.{cfg.name} takes no such argument'
+                f'config.optim.args.{name}: {cfg.name} takes no such argument'
                 f'{rules.nearest(name, known)}, or it has a key of its own in config.optim'
             )
     if 'weight_decay' in known:
@@ -143,7 +163,7 @@ def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTr
     if cfg.name == 'sgd':
         return optax.chain(optax.add_decayed_weights(decay), make(learning_rate, **args))
     raise UserError(
-        f'config.optim.weight_decay: optax.{cfg.name} has no weight decay; '
+        f'config.optim.weight_decay: {cfg.name} has no weight decay; '
         'set it to 0, or choose an optimizer that has one, such as adamw'
     )
 

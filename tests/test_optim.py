@@ -227,7 +227,7 @@ def test_known_optimizers():
         ({'args': {'weight_decay': 1.0}}, ['optim.args.weight_decay', 'a key of its own']),
         ({'args': {'learning_rate': 1.0}}, ['optim.args.learning_rate', 'a key of its own']),
         ({'args': {'mask': None}}, ['optim.args.mask', 'a key of its own']),
-        ({'name': 'adam', 'weight_decay': 0.1}, ['optax.adam has no weight decay', 'adamw']),
+        ({'name': 'adam', 'weight_decay': 0.1}, ['adam has no weight decay', 'adamw']),
         ({'warmup_steps': STEPS}, [f'warmup_steps={STEPS} must be', f'less than the {STEPS} ste']),
         ({'warmup_steps': -1}, ['warmup_steps=-1 must be at least 0']),
         ({'lr': -1.0}, ['config.optim.lr=-1.0 is negative']),
@@ -266,3 +266,20 @@ def test_settings_that_differ_by_little_stay_apart():
     made = make_optimizer(cfg.optim, paths, paths, 10)
     params = {'a': {'kernel': jnp.ones(3)}, 'b': {'kernel': jnp.ones(3)}}
     assert len(made.tx.init(params).inner_states) == 2
+
+
+def test_adam_of_keras_against_its_formula():
+    """lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), with gradients as small as eps."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(0, 10.0 ** rng.integers(-9, 1, (12, 40)))
+    tx = make_optimizer(
+        settings(name='keras_adam', lr=0.01, args={'eps': 1e-4}), ['w'], ['w'], 12
+    ).tx
+    params = {'w': jnp.zeros(40)}
+    state, update = tx.init(params), jax.jit(tx.update)
+    m = v = 0.0
+    for t, gradient in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected = -0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-4)
+        found, state = update({'w': jnp.asarray(gradient, jnp.float32)}, state, params)
+        np.testing.assert_allclose(found['w'], expected, rtol=1e-3, atol=1e-9)

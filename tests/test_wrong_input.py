@@ -56,7 +56,7 @@ OVERRIDES = [
         (
             'optimizer argument',
             ['optim.args.b3=0.5'],
-            ['config.optim.args.b3', 'optax.adamw', "did you mean 'b"],
+            ['config.optim.args.b3', 'adamw', "did you mean 'b"],
         ),
         (
             'rule matches nothing',

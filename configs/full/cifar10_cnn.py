@@ -41,8 +41,8 @@ def get_config():
     c.model.features = 'flatten'
     c.model.hidden = (64,)
 
-    c.optim.name = 'adam'
+    # Keras adds eps (1e-7) before it corrects the bias, optax and PyTorch after.
+    c.optim.name = 'keras_adam'
     c.optim.lr = 1e-3
-    c.optim.args.eps = 1e-7  # Keras's; optax has 1e-8
     c.optim.schedule = (('.*', 'constant'),)
     return c
