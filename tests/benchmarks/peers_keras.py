@@ -1,0 +1,101 @@
+"""The three programs in Keras on JAX, as its tutorials write them: compile and fit.
+
+    KERAS_BACKEND=jax python -m tests.benchmarks.peers_keras PROGRAM FOLDER STEPS
+
+Two epochs of STEPS steps: the first compiles and warms up, the second counts. The clock is read at
+the ends of epochs only, where fit() waits for the device: a callback at every batch would make it
+wait there too.
+"""
+
+import sys
+import time
+
+import keras
+import numpy as np
+from keras import layers
+
+from tests.benchmarks.contestant import report
+from tests.benchmarks.data import read
+
+
+def mnist_mlp() -> keras.Model:
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Flatten(),
+            layers.Dense(128, activation='relu'),
+            layers.Dense(64, activation='relu'),
+            layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer='adam', loss=loss, metrics=['accuracy'])
+    return model
+
+
+def cifar10_cnn() -> keras.Model:
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(32, (3, 3), activation='relu'),
+            layers.MaxPooling2D((2, 2)),
+            layers.Conv2D(64, (3, 3), activation='relu'),
+            layers.MaxPooling2D((2, 2)),
+            layers.Conv2D(64, (3, 3), activation='relu'),
+            layers.Flatten(),
+            layers.Dense(64, activation='relu'),
+            layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer='adam', loss=loss, metrics=['accuracy'])
+    return model
+
+
+def vgg16_head() -> keras.Model:
+    backbone = keras.applications.VGG16(include_top=False, weights=None, input_shape=(150, 150, 3))
+    backbone.trainable = False
+    inputs = keras.Input((150, 150, 3))
+    x = keras.applications.vgg16.preprocess_input(inputs)
+    x = layers.Flatten()(backbone(x))
+    x = layers.Dense(256, activation='relu')(x)
+    model = keras.Model(inputs, layers.Dense(1, activation='sigmoid')(x))
+    optimizer = keras.optimizers.RMSprop(learning_rate=2e-5)
+    model.compile(optimizer=optimizer, loss='binary_crossentropy', metrics=['accuracy'])
+    return model
+
+
+# Program -> model, batch size, what is done to the images before fit().
+PROGRAMS = {
+    'mnist_mlp': (mnist_mlp, 64, lambda x: (x.astype(np.float32) / 255 - 0.5) / 0.5),
+    'cifar10_cnn': (cifar10_cnn, 32, lambda x: x.astype(np.float32) / 255),
+    'vgg16_head': (vgg16_head, 20, lambda x: x),
+}
+
+
+class EpochTimes(keras.callbacks.Callback):
+    """Seconds at the end of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        float(logs['loss'])
+        self.ends.append(time.perf_counter())
+
+
+def main(program: str, folder: str, steps: str) -> None:
+    make, batch_size, prepare = PROGRAMS[program]
+    images, labels = read(f'{folder}/train.npz')
+    model, times = make(), EpochTimes()
+    model.fit(
+        prepare(images), labels, batch_size=batch_size, steps_per_epoch=int(steps), epochs=2,
+        verbose=0, callbacks=[times],
+    )  # fmt: skip
+    first, second = times.ends
+    report(int(steps) / (second - first), 'keras', 'jax')
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

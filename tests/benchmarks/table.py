@@ -1,0 +1,65 @@
+"""From measurements to a table: medians, ranges, and ratios that are paired by round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+OURS = 'jaxtrain'
+
+# One measurement of each contestant, in the order of the rounds: contestant -> values.
+Rounds = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some values, the least and the greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """ValueError if there are none."""
+    return Spread(median(values), min(values), max(values))
+
+
+def ratios(rounds: Rounds) -> dict[str, Spread]:
+    """Other contestant -> the spread of ours over theirs, each of the same round.
+
+    Paired, because what slows the machine down for minutes slows down all of a round.
+    """
+    ours = rounds[OURS]
+    return {
+        name: spread([a / b for a, b in zip(ours, theirs, strict=True)])
+        for name, theirs in rounds.items()
+        if name != OURS
+    }
+
+
+def table(speed: Rounds, memory: Rounds) -> str:
+    """Markdown: a row per contestant, ours first.
+
+    Args:
+      speed: steps per second.
+      memory: peak MiB.
+    """
+    faster, larger = ratios(speed), ratios(memory)
+    lines = [
+        '| | steps/s | peak MiB | our speed / theirs | our memory / theirs |',
+        '|---|---|---|---|---|',
+    ]
+    for name in speed:
+        cells = [_cell(spread(speed[name])), _cell(spread(memory[name]), digits=0)]
+        cells += [_cell(every[name]) if name in every else '' for every in (faster, larger)]
+        lines.append(f'| {name} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _cell(value: Spread, digits: int = 2) -> str:
+    """The median, and in brackets the least and the greatest."""
+    middle, least, greatest = (
+        f'{number:,.{digits if abs(number) < 100 else 0}f}'
+        for number in (value.median, value.least, value.greatest)
+    )
+    return f'{middle} [{least}, {greatest}]'
