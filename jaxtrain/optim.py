@@ -24,9 +24,9 @@ def keras_adam(
 ) -> optax.GradientTransformation:
     """Adam as Keras and TensorFlow define it: eps is added before the bias is corrected.
 
-    It is the form that Kingma & Ba (2014, arXiv:1412.6980) give at the end of section 2. To correct
-    the bias first, as optax and PyTorch do, amounts to an eps that shrinks from step to step: after
-    one step it is 32 times the given one, which small gradients feel.
+    It is the form that Kingma & Ba (2014, arXiv:1412.6980) give at the end of section 2. Written as
+    optax and PyTorch have Adam, with the bias corrected first, it is an eps that shrinks from step
+    to step: at the first it is 32 times the given one, which small gradients feel.
     """
 
     def corrected(count: jax.Array) -> jax.Array:
