@@ -4,7 +4,8 @@
     python -m tests.benchmarks --programs=mnist_mlp --rounds=7 --output=benchmarks.json
     python -m tests.benchmarks --peers-python=OTHER/bin/python
 
-The peers need torch and keras: `pip install -e '.[peers]'` here, or an environment of their own.
+The peers need torch and keras: `pip install -e '.[peers]'`, best in an environment of its own, as
+libraries import torch where they find it.
 Every contestant is a process of its own on the same cores and the same data; they take turns, round
 by round. Each does as many steps to warm up (compiling included) as it is then timed for. Memory is
 the most that a process ever held, from its start to its end. Let nothing else run meanwhile:
