@@ -99,9 +99,9 @@ def _plan(path: Path, layout: h5.Layout, found: keras.Match, target: Mapping) ->
         address = found.sources[name]
         shape, dtype = layout.shapes[address], layout.dtypes[address]
         fits = shape == leaf.shape and dtype.name in FLOATS
-        said = f'{address} {_text(shape, dtype)}'
+        said = f'{address} {restore.array_text(shape, dtype)}'
         action = restore.LOAD if fits else 'DIFFERS'
-        leaves.append(restore.Leaf(name, action, said, _text(leaf.shape, leaf.dtype)))
+        leaves.append(restore.Leaf(name, action, said, restore.array_text(leaf.shape, leaf.dtype)))
     faults = [leaf for leaf in leaves if leaf.action != restore.LOAD]
     if faults:
         leaf = faults[0]
@@ -112,7 +112,7 @@ def _plan(path: Path, layout: h5.Layout, found: keras.Match, target: Mapping) ->
             details=restore.to_text(tuple(leaves)),
         )
     leaves += [
-        restore.Leaf(a, restore.DROP, _text(layout.shapes[a], layout.dtypes[a]), '-')
+        restore.Leaf(a, restore.DROP, restore.array_text(layout.shapes[a], layout.dtypes[a]), '-')
         for a in found.ignored
     ]
     return restore.Plan(str(path.absolute()), tuple(leaves))
@@ -214,7 +214,3 @@ def _summary(
 def _sha256(path: Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _text(shape: tuple[int, ...], dtype: Any) -> str:
-    return f'{"x".join(map(str, shape)) or "scalar"} {np.dtype(dtype)}'

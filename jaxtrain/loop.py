@@ -72,7 +72,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
             tracker.push(step, metrics)
             terminal.advance(step, job.steps)
             stopping = stop.asked()
-            if not (plan.evaluates(step) or plan.saves(step) or stopping):
+            if not (plan.stops(step) or stopping):
                 continue
             tracker.drain()
             val = None

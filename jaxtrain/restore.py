@@ -120,6 +120,11 @@ def from_paths(leaves: Mapping[str, Any], params: Any, model_state: Any) -> tupl
     return unflatten({path: leaves[path] for path in flatten(params)}), unflatten(state)
 
 
+def array_text(shape: tuple[int, ...], dtype: Any) -> str:
+    """An array in a plan: '3x3x64x128 float32'."""
+    return f'{"x".join(map(str, shape)) or "scalar"} {dtype}'
+
+
 def to_text(leaves: tuple[Leaf, ...]) -> str:
     """The plan as aligned lines: action, path, what the checkpoint has, what the model wants."""
     width = max(len(leaf.path) for leaf in leaves)
@@ -166,9 +171,7 @@ def _without_collection(key: str) -> str:
 
 
 def _text(leaf: Any) -> str:
-    if leaf is None:
-        return '-'
-    return f'{"x".join(map(str, leaf.shape)) or "scalar"} {leaf.dtype}'
+    return '-' if leaf is None else array_text(leaf.shape, leaf.dtype)
 
 
 def _whose(paths: list[str]) -> str:

@@ -66,11 +66,12 @@ class Schedule:
         while bounds[-1] < self.steps:
             step, several = bounds[-1], self.steps_per_call
             whole = step + several <= self.steps
-            whole = whole and not any(map(self._stops, range(step + 1, step + several)))
+            whole = whole and not any(map(self.stops, range(step + 1, step + several)))
             bounds.append(step + (several if whole else 1))
         return np.array(bounds)
 
-    def _stops(self, step: int) -> bool:
+    def stops(self, step: int) -> bool:
+        """Whether something but the log is due after this step, so that a call must end with it."""
         return self.evaluates(step) or self.saves(step)
 
     def _due(self, step: int, every: int) -> bool:

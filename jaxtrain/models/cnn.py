@@ -3,8 +3,7 @@
 import jax
 from flax import linen as nn
 
-from jaxtrain.errors import UserError
-from jaxtrain.models.layers import Head, conv, flat, max_pool
+from jaxtrain.models.layers import Head, check_choices, conv, flat, max_pool
 
 
 class CNN(nn.Module):
@@ -29,12 +28,7 @@ class CNN(nn.Module):
     dropout: float = 0.0
 
     def setup(self):
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f'config.model.{name}={getattr(self, name)!r} is not known; '
-                    f'choose from {", ".join(allowed)}'
-                )
+        check_choices(self, _CHOICES)
         self.backbone = _Convolutions(self.widths, self.norm, self.padding, self.features)
         self.head = Head(self.outputs, self.hidden, self.dropout)
 

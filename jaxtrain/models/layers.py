@@ -1,14 +1,27 @@
 """Layers that several model families share."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from jaxtrain.errors import UserError
+
 # Patches of a batch that may be copied out to make a convolution one product of matrices.
 PATCHES_MIB = 64
+
+
+def check_choices(model: nn.Module, choices: Mapping[str, tuple]) -> None:
+    """UserError if a field of a model has a value that is not among its choices."""
+    for name, allowed in choices.items():
+        if getattr(model, name) not in allowed:
+            raise UserError(
+                f'config.model.{name}={getattr(model, name)!r} is not known; '
+                f'choose from {", ".join(map(str, allowed))}'
+            )
 
 
 def conv(width: int, window: int, padding: str = 'SAME', **options) -> nn.Conv:

@@ -7,8 +7,7 @@ Layers are named as Keras names them: `block1_conv1` to `block5_conv3`.
 import jax
 from flax import linen as nn
 
-from jaxtrain.errors import UserError
-from jaxtrain.models.layers import Head, conv, flat, max_pool
+from jaxtrain.models.layers import Head, check_choices, conv, flat, max_pool
 
 # Depth (layers with weights, the three dense ones of the paper included) -> convolutions per block:
 # the paper's configurations A, B, D and E.
@@ -40,12 +39,7 @@ class VGG(nn.Module):
     features: str = 'flatten'
 
     def setup(self):
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f'config.model.{name}={getattr(self, name)!r} is not known; '
-                    f'choose from {", ".join(map(str, allowed))}'
-                )
+        check_choices(self, _CHOICES)
         self.backbone = _Blocks(CONVOLUTIONS[self.depth], self.features)
         self.head = Head(self.outputs, self.hidden, self.dropout)
 
