@@ -118,9 +118,9 @@ def inspect(argv: list[str]) -> None:
 def import_(argv: list[str]) -> None:
     """Turn weights from elsewhere into a run directory that config.init_from takes.
 
-    jaxtrain import keras vgg16_notop.h5 --model=vgg16 --workdir=runs/vgg16
+    jaxtrain import timm model.safetensors --model=vit_b16 --workdir=runs/vit_b16
     """
-    values, words = _parse(import_, argv, _model, _workdir, words='ORIGIN FILE')
+    values, words = _parse(import_, argv, _model, _workdir, _drop, words='ORIGIN FILE_OR_FOLDER')
     if len(words) != 2:
         raise UserError(
             f'import takes an origin and a file, not {" ".join(words) or "nothing"}; '
@@ -129,7 +129,19 @@ def import_(argv: list[str]) -> None:
     _start_jax()
     from jaxtrain.import_weights import import_weights
 
-    print(import_weights(*words, values.model, values.workdir))
+    print(import_weights(*words, values.model, values.workdir, values.drop))
+
+
+def export(argv: list[str]) -> None:
+    """Write the weights of a run as safetensors, under the names of another framework.
+
+    jaxtrain export --workdir=runs/vit_b16 --origin=timm --output=model.safetensors
+    """
+    values, _ = _parse(export, argv, _workdir, _checkpoint, _export)
+    _start_jax()
+    from jaxtrain.export_weights import export_weights
+
+    print(export_weights(values.workdir, values.checkpoint, values.origin, values.output))
 
 
 def compare(argv: list[str]) -> None:
@@ -148,7 +160,7 @@ def _name(command) -> str:
     return command.__name__.rstrip('_')  # import is a word of Python's own
 
 
-COMMANDS = {_name(f): f for f in (train, evaluate, predict, inspect, compare, import_)}
+COMMANDS = {_name(f): f for f in (train, evaluate, predict, inspect, compare, import_, export)}
 
 
 # The flags of the commands, by what they are for. One without a default must be given.
@@ -177,7 +189,17 @@ def _predictions(values: flags.FlagValues) -> None:
 
 
 def _model(values: flags.FlagValues) -> None:
-    _string(values, 'model', None, 'what the weights are of: vgg16 or vgg19')
+    _string(values, 'model', None, 'what the weights are of, such as resnet50 or vit_b16')
+
+
+def _drop(values: flags.FlagValues) -> None:
+    text = 'regular expression of keys in the file that are not wanted; may be given again'
+    flags.DEFINE_multi_string('drop', [], text, flag_values=values)
+
+
+def _export(values: flags.FlagValues) -> None:
+    _string(values, 'origin', None, 'whose names: torchvision, timm, huggingface, ...')
+    _string(values, 'output', None, 'file to write')
 
 
 def _full(values: flags.FlagValues) -> None:

@@ -58,18 +58,31 @@ def base() -> ConfigDict:
     c.task.label_smoothing = 0.0
 
     # The model, by name, and any field of its class in jaxtrain/models/ (for instance
-    # c.model.widths = (32, 64) for 'cnn'); fields not set keep the class's own defaults.
+    # c.model.widths = (32, 64) for 'cnn'); fields not set keep the class's own defaults. With the
+    # name '' it is the model of the weights in init_from, but for the fields that are set.
     c.model = ConfigDict()
     c.model.name = 'cnn'
 
-    # Run directory or checkpoint to start from; '' starts from random parameters.
+    # Run directory to start from, or a file or folder of weights from elsewhere (restore.origin
+    # says whence); '' starts from random parameters.
     c.init_from = ''
     # Which checkpoint of it: 'best', 'last' or a step number.
     c.init_checkpoint = 'best'
     c.restore = ConfigDict()
     # Rule list over parameter (and BatchNorm statistics) paths: 'load' takes the checkpoint's
-    # value, 'init' a fresh one, 'drop' says that a key of the checkpoint is not wanted.
+    # value; 'load OTHER/PATH' that of another path of it, where \1 is the rule's first group;
+    # 'init' a fresh one; 'drop' says that a key of the checkpoint is not wanted. 'resize' also
+    # takes position embeddings, patch kernels and first convolutions of another size or number of
+    # channels; 'classes' takes the outputs of a head whose classes have the same names, the others
+    # are fresh.
     c.restore.rules = (('.*', 'load'),)
+    # For a file in init_from: its origin and model, as of `jaxtrain import`.
+    c.restore.origin = ''
+    c.restore.model = ''
+    # Whose settings hold for restored weights: 'weights' takes theirs for the keys of preprocessing
+    # that are left open below (data.image_size to data.channel_order), and refuses others, as it
+    # does fields of the model by which they would compute something else; 'config' asks nobody.
+    c.restore.settings = 'weights'
 
     # Rule list: parameter path -> name of its group. The group called 'frozen' is not trained.
     c.groups = (('.*', 'all'),)
@@ -135,14 +148,23 @@ def base() -> ConfigDict:
     c.data.test = 'test'
     # Train on the first n examples of each class in the order of the data set; 0 takes all.
     c.data.limit = 0
-    # (height, width) to resize every image to on the host; () keeps the data set's own size.
+    # The seven keys below are left open: they are then those of the weights in init_from, or else
+    # what the comments call the usual.
+    # (height, width) that every image gets on the host; usually () keeps the data set's own size.
     c.data.image_size = ()
+    # How it gets it: 0 stretches it, which is the usual; otherwise its shorter side is resized so
+    # that image_size is this share of it (0.875 for 224 of 256), and the middle is cut out.
+    c.data.crop = 0.0
+    # How pixels are resized: 'auto' by area if the image shrinks, else bilinear, which is the
+    # usual; 'bilinear', 'bicubic' and 'nearest' as PIL does it.
+    c.data.interpolation = ''
     # On the device, pixels become (pixel / scale - mean) / std; one value, or one per channel.
-    # channel_order 'bgr' first turns red, green, blue around, for weights that were made so.
-    c.data.scale = 255.0
-    c.data.channel_order = 'rgb'
-    c.data.mean = (0.5,)
-    c.data.std = (0.5,)
+    # Usually 255, (0.5,) and (0.5,).
+    c.data.scale = 0.0
+    c.data.mean = ()
+    c.data.std = ()
+    # 'bgr' first turns red, green, blue around, for weights that were made so; usually 'rgb'.
+    c.data.channel_order = ''
     # On the device, in order, for training only: tuples of a function of data/augment.py and its
     # arguments, for instance (('shift', 2), ('flip',)).
     c.data.augment = ()
@@ -239,6 +261,11 @@ class Config:
                 raise KeyError(key)
             flat[key] = value
         return Config(unflatten(flat))
+
+    def updated(self, **sections: Mapping[str, Any]) -> 'Config':
+        """A copy with other values in some sections, which shares what was read."""
+        tree = {name: {**self._tree[name], **values} for name, values in sections.items()}
+        return Config({**self._tree, **tree}, self._path, self._read)
 
     def choose(self, name: str, allowed) -> Any:
         """The value of a key that must be one of `allowed`; UserError with the nearest if not."""

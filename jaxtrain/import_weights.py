@@ -8,36 +8,39 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
-import jax
 import numpy as np
 
 from jaxtrain import checkpoint, restore, run
+from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base, nearest
 from jaxtrain.errors import UserError
-from jaxtrain.models import describe, make_model
-from jaxtrain.partition import count, flatten, nbytes, unflatten
-from jaxtrain.state import TrainState, abstract_variables
-from jaxtrain.weights import h5, keras
+from jaxtrain.mesh import make_mesh, on_mesh
+from jaxtrain.models import describe
+from jaxtrain.partition import count, from_paths
+from jaxtrain.state import TrainState
+from jaxtrain.stored import Stored, open_foreign, target_model
+from jaxtrain.weights.names import Match
 
-ORIGINS = {'keras': keras.DEPTHS}
-ANY_SIZE = (224, 224)  # the shapes of a backbone do not depend on it
-FLOATS = ('float16', 'float32', 'float64')
+BESIDE = ('tokenizer.json',)  # what a run directory keeps of the files beside the weights
 
 
-def import_weights(origin: str, file: str, model: str, workdir: str) -> str:
-    """Makes a run directory of a weights file, for `config.init_from`, `evaluate` and `predict`.
+def import_weights(
+    origin: str, file: str, model: str, workdir: str, drop: Sequence[str] = ()
+) -> str:
+    """Makes a run directory of weights, for `config.init_from`, `evaluate` and `predict`.
 
     Args:
-      origin: 'keras'.
-      file: an .h5, .weights.h5 or .keras file.
-      model: 'vgg16' or 'vgg19'.
+      origin: one of `weights.origins.ORIGINS`.
+      file: the file, or the folder that holds it.
+      model: a model that the origin's map knows.
       workdir: the folder to make. The same import again leaves it as it is.
+      drop: regular expressions of keys in the file that are not wanted.
 
     Returns:
       What happened, in lines.
@@ -45,86 +48,69 @@ def import_weights(origin: str, file: str, model: str, workdir: str) -> str:
     Raises:
       UserError: wrong input, or a file that is not this model from the first to the last array.
     """
-    _choose(origin, ORIGINS, 'origin')
-    _choose(model, ORIGINS[origin], '--model')
     path, out = Path(file), Path(workdir)
-    with h5.open_file(path) as opened:
-        layout = h5.read_layout(opened, path)
-        found = keras.match(layout, model, path)
-        config, target = _target(found)
-        plan = _plan(path, layout, found, target)
-        entry = {
-            'origin': origin,
-            'model': model,
-            'file': path.name,
-            'sha256': _sha256(path),
-            'layout': layout.name,
-            'top': bool(found.outputs),
-            'assumed': list(found.assumed),
-        }
-        if _is_done(out, entry):
-            return f'{out} holds this import already; nothing is done'
-        with _replacing(out) as folder:
-            params = {p: _read(opened, path, found.sources[p], leaf) for p, leaf in target.items()}
-            _write(folder, config, entry, plan, params, _data(found))
-    return _summary(out, entry, plan, target, found)
+    stored, match, files = open_foreign(origin, path, model)
+    _check_unknown(stored, match, drop)
+    config, params, model_state = _target(match)
+    entry = {
+        'origin': origin,
+        'model': model,
+        'files': {f.name: _sha256(f) for f in files},
+        'head': match.outputs,
+        'dropped': list(drop),
+        'assumed': list(match.assumed),
+    }
+    if _is_done(out, entry):
+        return f'{out} holds this import already; nothing is done'
+    rules = (*((pattern, restore.DROP) for pattern in drop), ('.*', restore.LOAD))
+    plan = restore.make_plan(stored, params, model_state, rules)
+    with _replacing(out) as folder:
+        leaves = restore.read(plan, params, model_state)
+        state = from_paths(leaves, params, model_state)
+        _write(folder, config, entry, plan, state, _data(match))
+        for name in BESIDE:
+            if (files[0].parent / name).exists():
+                shutil.copyfile(files[0].parent / name, folder / name)
+    return _summary(out, entry, plan, match, params)
 
 
-def _choose(word: str, known: Mapping, what: str) -> None:
-    if word not in known:
+def _check_unknown(stored: Stored, match: Match, drop: Sequence[str]) -> None:
+    """UserError if the file holds a key that neither the map nor the user has a word for."""
+    known = {part.path for row in match.rows for part in row.parts}
+    spare = [path for path in stored.leaves if path not in known]
+    for pattern in drop:
+        try:
+            used = any(re.fullmatch(pattern, key) for key in spare)
+        except re.error as error:
+            raise UserError(f'--drop={pattern!r} is no regular expression ({error})') from error
+        if not used:
+            raise UserError(
+                f'--drop={pattern!r} matches none of the keys that are left over'
+                f'{nearest(pattern, spare)}; take it away'
+            )
+    unknown = [key for key in spare if not any(re.fullmatch(p, key) for p in drop)]
+    if unknown:
+        keys = [row.theirs for row in match.rows]
         raise UserError(
-            f'{what} {word!r} is not known{nearest(word, known)}; choose from {", ".join(known)}'
+            f'{stored.where}: {len(unknown)} of its keys are no part of the model, first '
+            f'{unknown[0]!r}{nearest(unknown[0], keys)}; if they are not wanted, add '
+            f"--drop='{re.escape(unknown[0])}'",
+            details='\n'.join(f'  {key}' for key in unknown),
         )
 
 
-def _target(found: keras.Match) -> tuple[dict[str, Any], dict[str, jax.ShapeDtypeStruct]]:
-    """The config that the weights stand for, and their paths with the shapes that it gives them."""
+def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
+    """(config that the weights stand for, abstract params, abstract model_state)."""
     c = base()
     c.regime = 'full'
-    c.task.name = 'binary' if found.outputs == 1 else 'classify'
-    c.model = found.fields
-    for name, value in keras.PREPROCESSING.items():
+    c.task.name = match.task
+    for name, value in (match.preprocessing or {}).items():
         c.data[name] = value
-    c.data.image_size = found.image_size
-    made = make_model(Config(c.to_dict()).model, found.outputs or 1)
-    params, _ = abstract_variables(made, (*(found.image_size or ANY_SIZE), 3))
-    parts = params if found.outputs else {'backbone': params['backbone']}
-    return {**c.to_dict(), 'model': describe(made)}, flatten(parts)
-
-
-def _plan(path: Path, layout: h5.Layout, found: keras.Match, target: Mapping) -> restore.Plan:
-    """What becomes of every array. UserError, with all of them, if one does not fit."""
-    leaves = []
-    for name, leaf in target.items():
-        address = found.sources[name]
-        shape, dtype = layout.shapes[address], layout.dtypes[address]
-        fits = shape == leaf.shape and dtype.name in FLOATS
-        said = f'{address} {restore.array_text(shape, dtype)}'
-        action = restore.LOAD if fits else 'DIFFERS'
-        leaves.append(restore.Leaf(name, action, said, restore.array_text(leaf.shape, leaf.dtype)))
-    faults = [leaf for leaf in leaves if leaf.action != restore.LOAD]
-    if faults:
-        leaf = faults[0]
-        raise UserError(
-            f'{path}: {len(faults)} of {len(leaves)} arrays do not fit, first {leaf.source} where '
-            f'{leaf.path} is {leaf.target}; give a file of this model as keras.applications makes '
-            'it, for images of 3 channels',
-            details=restore.to_text(tuple(leaves)),
-        )
-    leaves += [
-        restore.Leaf(a, restore.DROP, restore.array_text(layout.shapes[a], layout.dtypes[a]), '-')
-        for a in found.ignored
-    ]
-    return restore.Plan(str(path.absolute()), tuple(leaves))
-
-
-def _read(opened: h5py.File, path: Path, address: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    # JAX takes memory that is aligned to 64 bytes as its own, without a copy.
-    memory = np.empty(nbytes(leaf) + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    out = memory[start : start + nbytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
-    h5.read(opened, path, address, out)
-    return jax.device_put(out, may_alias=True)
+    model, (params, model_state) = target_model(match)
+    if not match.outputs:
+        params = {'backbone': params['backbone']}
+    config = resolve(Config({**c.to_dict(), 'model': describe(model)}), None)
+    return config.to_dict(), *on_mesh((params, model_state), make_mesh())
 
 
 def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
@@ -160,15 +146,16 @@ def _write(
     config: dict[str, Any],
     entry: dict[str, Any],
     plan: restore.Plan,
-    params: dict[str, jax.Array],
+    variables: tuple[Any, Any],
     data: dict[str, Any] | None,
 ) -> None:
     files = run.RunDir(folder)
     files.claim(config, data)
     files.write_json('config.json', {**run.read_config(folder), 'import': entry})
     files.write_json('restore.json', plan.to_json())
+    params, model_state = variables
     state = TrainState(
-        step=np.int32(0), seed=np.uint32(0), params=unflatten(params), model_state={},
+        step=np.int32(0), seed=np.uint32(0), params=params, model_state=model_state,
         opt_state={}, ema={},
     )  # fmt: skip
     with checkpoint.open_manager(folder, config['keep'], config['best_metric']) as manager:
@@ -176,38 +163,34 @@ def _write(
         manager.wait_until_finished()
 
 
-def _data(found: keras.Match) -> dict[str, Any] | None:
-    """config.json's entry for what the model is made for; None without a top."""
-    if not found.outputs:
+def _data(match: Match) -> dict[str, Any] | None:
+    """config.json's entry for what the model is made for; None without a head."""
+    if not match.outputs:
         return None
-    shape = [*found.image_size, 3]
-    return {'classes': _classes(found), 'image_shape': shape, 'examples': 0}
+    classes = match.classes or _numbers(match)
+    return {'classes': list(classes), 'image_shape': list(match.inputs), 'examples': 0}
 
 
-def _classes(found: keras.Match) -> list[str]:
-    """ImageNet's WordNet ids, whose order is Keras's, for its own top of 1000; else numbers."""
+def _numbers(match: Match) -> list[str]:
+    """ImageNet's WordNet ids for 1000 outputs, whose order all its models share; else numbers."""
     package = importlib.util.find_spec('tensorflow_datasets')
     labels = Path(package.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
-    if found.outputs == 1000 and not found.assumed and labels.exists():
+    if match.outputs == 1000 and not match.assumed and labels.exists():
         return labels.read_text().split()
-    return [str(i) for i in range(max(found.outputs, 2))]
+    return [str(i) for i in range(max(match.outputs, 2))]
 
 
-def _summary(
-    out: Path, entry: Mapping, plan: restore.Plan, target: Mapping, found: keras.Match
-) -> str:
-    top = f'with its top of {found.outputs} outputs' if found.outputs else 'without a top'
+def _summary(out: Path, entry: Mapping, plan: restore.Plan, match: Match, params: Any) -> str:
+    head = f'with its head of {match.outputs} outputs' if match.outputs else 'without a head'
     lines = [
-        f'{entry["model"]} of {entry["origin"]}, layout {entry["layout"]}, {top}: '
-        f'{count(dict(target)):,} parameters in {out}',
-        f'sha256 of {entry["file"]}: {entry["sha256"]}',
+        f'{entry["model"]} of {entry["origin"]}, {head}: {count(params):,} parameters in {out}'
     ]
+    lines += [f'sha256 of {name}: {digest}' for name, digest in entry['files'].items()]
     others = {leaf.source.split()[-1] for leaf in plan.leaves if leaf.action == restore.LOAD}
     if others - {'float32'}:
         lines.append(f'converted to float32 from {", ".join(sorted(others - {"float32"}))}')
-    if found.ignored:
-        lines.append(f'left out {len(found.ignored)} arrays that are no weights; see restore.json')
-    lines += [f'assumed, as the file does not say: {text}' for text in found.assumed]
+    lines += [f'left out {key}: {why}' for key, why in plan.stored.ignored.items()]
+    lines += [f'assumed, as the file does not say: {text}' for text in match.assumed]
     return '\n'.join(lines)
 
 

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jaxtrain import checkpoint, partition, restore
+from jaxtrain import bundle, partition, restore
 from jaxtrain import mesh as meshes
 from jaxtrain.config import Config
 from jaxtrain.data.pipeline import check_batch_size
@@ -24,6 +25,7 @@ from jaxtrain.optim import Optimizer, make_optimizer
 from jaxtrain.partition import Partition
 from jaxtrain.state import TrainState, abstract_variables, init_state, init_variables
 from jaxtrain.step import make_eval_step, make_train_step
+from jaxtrain.stored import open_stored
 from jaxtrain.tasks import Task, make_task
 
 REGIMES = ('scratch', 'full', 'finetune')
@@ -34,7 +36,8 @@ class Job:
     """The parts of a run.
 
     Attributes:
-      config: the resolved config as a plain dict, model defaults filled in.
+      cfg: the config with nothing left open.
+      config: the same as a plain dict, model defaults filled in.
       regime: 'scratch', 'full' or 'finetune'.
       mesh: the devices.
       train: the training examples.
@@ -46,6 +49,7 @@ class Job:
       abstract: the TrainState's shapes, dtypes and shardings.
     """
 
+    cfg: Config
     config: dict[str, Any]
     regime: str
     mesh: Mesh
@@ -79,7 +83,7 @@ class Job:
 
     def table(self) -> list[tuple]:
         """The parameter table, with the columns of `partition.TABLE_COLUMNS`."""
-        loaded = set(self.plan.paths(restore.LOAD)) if self.plan else set()
+        loaded = set(self.plan.paths(*restore.TAKEN)) if self.plan else set()
         fresh = 'resume' if self.resumes else restore.INIT
         origin = {p: restore.LOAD if p in loaded else fresh for p in self.part.groups}
         return partition.table(
@@ -96,17 +100,25 @@ class Job:
         }
 
 
-def make_job(cfg: Config, resumes: bool = False) -> Job:
+def make_job(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> Job:
     """Builds and checks a job.
 
     Args:
       cfg: the config.
       resumes: the run has a checkpoint of its own, so what it started from is not looked at again
         (it may be gone).
+      workdir: of a run that resumes: its config.json tells what the config left open.
 
     Raises:
       UserError: anything wrong with the config, the data or the checkpoint to start from.
     """
+    stored = None
+    if cfg.init_from:
+        restoring, checkpoint_name = cfg.restore, cfg.init_checkpoint
+        rule_list, origin, its_model = restoring.rules, restoring.origin, restoring.model
+        if not resumes:
+            stored = open_stored(cfg.init_from, checkpoint_name, origin, its_model)
+    cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, stored and stored.bundle)
     mesh = meshes.make_mesh()
     train = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, mesh.size, len(train))
@@ -119,17 +131,15 @@ def make_job(cfg: Config, resumes: bool = False) -> Job:
     if not 0 <= cfg.ema < 1:
         raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
     plan = None
-    if cfg.init_from:
-        name, rule_list = cfg.init_checkpoint, cfg.restore.rules
-        if not resumes:
-            folder = checkpoint.find(cfg.init_from, name, 'config.init_from')
-            plan = restore.make_plan(folder, params, model_state, rule_list)
+    if stored:
+        plan = restore.make_plan(stored, params, model_state, rule_list, train.classes)
     abstract = jax.eval_shape(
         lambda p, m: init_state(p, m, np.uint32(0), optimizer.tx, part, cfg.ema),
         params,
         model_state,
     )
     return Job(
+        cfg=cfg,
         config={**cfg.to_dict(), 'model': describe(model)},
         regime=cfg.choose('regime', REGIMES),
         mesh=mesh,
@@ -159,12 +169,16 @@ def first_state(job: Job, seed: int) -> TrainState:
 
     def fresh(seed: jax.Array) -> dict[str, jax.Array]:
         params, model_state = init_variables(job.model, seed, inputs)
-        leaves = restore.by_path(params, model_state)
+        leaves = partition.by_path(params, model_state)
         return {path: leaf for path, leaf in leaves.items() if path not in loaded}
 
     whole = meshes.replicated(job.mesh)
     leaves = {**jax.jit(fresh, out_shardings=whole)(np.uint32(seed)), **loaded}
-    params, model_state = restore.from_paths(leaves, job.abstract.params, job.abstract.model_state)
+    if job.plan:
+        leaves = restore.with_classes(job.plan, leaves)
+    params, model_state = partition.from_paths(
+        leaves, job.abstract.params, job.abstract.model_state
+    )
     start = jax.jit(
         lambda p, m, s: init_state(p, m, s, job.optimizer.tx, job.part, job.ema),
         out_shardings=whole,

@@ -49,7 +49,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     clock, folder = Clock(), run.RunDir(Path(workdir), writes=jax.process_index() == 0)
     with clock.phase('init'):
         folder.check_writable()
-        job, plan = prepare(cfg, resumes=bool(checkpoint.saved_steps(workdir)))
+        job, plan = prepare(cfg, bool(checkpoint.saved_steps(workdir)), workdir)
         folder.claim(job.config, data=job.data())
         if finished := folder.result():
             terminal.say(f'{workdir} is finished; its result.json stands')
@@ -99,18 +99,18 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     return result
 
 
-def prepare(cfg: Config, resumes: bool = False) -> tuple[Job, 'Schedule']:
+def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tuple[Job, 'Schedule']:
     """All that can be checked before anything is allocated, written or compiled.
 
     Args:
       cfg: the config.
-      resumes: leave out the checkpoint to start from; see `make_job`.
+      resumes, workdir: as of `make_job`.
 
     Raises:
       UserError: wrong input of any kind, keys included that nothing reads.
     """
-    job = make_job(cfg, resumes)
-    plan = make_schedule(cfg, job)
+    job = make_job(cfg, resumes, workdir)
+    plan = make_schedule(job.cfg, job)
     cfg.require_read(but=('compare.',))
     return job, plan
 

@@ -110,6 +110,28 @@ def _module_is_frozen(module: str, groups: Mapping[str, str], rule_list: rules.R
     return bool(own) and all(group == FROZEN for group in own)
 
 
+def by_path(params: Any, model_state: Any) -> dict[str, Any]:
+    """Path -> leaf; a statistic's path leaves out its collection (`batch_stats`)."""
+    state = {without_collection(key): leaf for key, leaf in flatten(model_state).items()}
+    return {**flatten(params), **state}
+
+
+def from_paths(leaves: Mapping[str, Any], params: Any, model_state: Any) -> tuple[dict, dict]:
+    """The inverse of `by_path`: nested (params, model_state) with the structure of those given."""
+    state = {key: leaves[without_collection(key)] for key in flatten(model_state)}
+    return unflatten({path: leaves[path] for path in flatten(params)}), unflatten(state)
+
+
+def without_collection(key: str) -> str:
+    """The path of a statistic from its key in model_state."""
+    return key.split('/', 1)[1]
+
+
+def array_text(shape: tuple[int, ...], dtype: Any) -> str:
+    """An array in a plan: '3x3x64x128 float32'."""
+    return f'{"x".join(map(str, shape)) or "scalar"} {dtype}'
+
+
 def count(tree: Tree) -> int:
     """Number of scalars in a tree of arrays or ShapeDtypeStructs."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

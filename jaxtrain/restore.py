@@ -1,23 +1,31 @@
 """The restore plan: what becomes of every leaf, decided and checked before anything is read.
 
-Every leaf of the model is loaded or freshly initialised, every key of the checkpoint is used or
-explicitly dropped, and shapes and dtypes agree; otherwise there is no plan but an error with the
-whole comparison. Leaves are named by parameter path; BatchNorm statistics go by theirs
-(`backbone/norm_0/mean`).
+Every leaf of the model is loaded or freshly initialised, every key of the weights is used or
+explicitly dropped, and shapes and dtypes agree or a rule says how one becomes the other; otherwise
+there is no plan but an error with the whole comparison. Leaves are named by parameter path;
+BatchNorm statistics go by theirs (`backbone/norm_0/mean`).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtrain import checkpoint, rules
+from jaxtrain import rules
+from jaxtrain.config import nearest
 from jaxtrain.errors import UserError
-from jaxtrain.partition import flatten, unflatten
+from jaxtrain.partition import array_text, by_path
+from jaxtrain.stored import Stored
+from jaxtrain.weights import resize
 
-LOAD, INIT, DROP = 'load', 'init', 'drop'
+LOAD, INIT, DROP, RESIZE, CLASSES = 'load', 'init', 'drop', 'resize', 'classes'
+TAKEN = (LOAD, RESIZE, CLASSES)  # of a leaf that the weights have a value for
+ACTIONS = (*TAKEN, INIT, DROP)
 
 
 @dataclass(frozen=True)
@@ -26,14 +34,17 @@ class Leaf:
 
     Attributes:
       path: parameter path.
-      action: 'load', 'init' or 'drop'; or, in a plan that fails, what is wrong.
-      source, target: 'shape dtype' in the checkpoint and in the model, '-' where it is absent.
+      action: one of ACTIONS; or, in a plan that fails, what is wrong.
+      source, target: 'shape dtype' in the weights and in the model, '-' where it is absent; of a
+        file from elsewhere with its key there.
+      key: the path in the weights that it is taken from, '' if it is not.
     """
 
     path: str
     action: str
     source: str
     target: str
+    key: str = ''
 
 
 @dataclass(frozen=True)
@@ -41,32 +52,49 @@ class Plan:
     """What is restored from where.
 
     Attributes:
-      checkpoint: the checkpoint's folder.
-      leaves: one per path of the model or of the checkpoint.
+      stored: the weights.
+      leaves: one per path of the model or of the weights.
+      classes: for the action 'classes', (class, its output in the model, its output there).
     """
 
-    checkpoint: str
+    stored: Stored
     leaves: tuple[Leaf, ...]
+    classes: tuple[tuple[str, int, int], ...] = ()
 
-    def paths(self, action: str) -> list[str]:
-        return [leaf.path for leaf in self.leaves if leaf.action == action]
+    @property
+    def checkpoint(self) -> str:
+        return self.stored.where
+
+    def paths(self, *actions: str) -> list[str]:
+        return [leaf.path for leaf in self.leaves if leaf.action in actions]
 
     def to_json(self) -> dict[str, Any]:
-        return {'checkpoint': self.checkpoint, 'leaves': [asdict(leaf) for leaf in self.leaves]}
+        found = {'checkpoint': self.checkpoint, 'leaves': [asdict(leaf) for leaf in self.leaves]}
+        return (
+            {**found, 'classes': [name for name, _, _ in self.classes]} if self.classes else found
+        )
 
     def summary(self) -> str:
-        counts = {a: len(self.paths(a)) for a in (LOAD, INIT, DROP)}
+        counts = {a: len(self.paths(a)) for a in ACTIONS}
         said = [f'{a} {n}' + _whose(self.paths(a)) for a, n in counts.items() if n]
-        return f'restore from {self.checkpoint}: {", ".join(said)}'
+        text = f'restore from {self.checkpoint}: {", ".join(said)}'
+        if self.classes:
+            names = [name for name, _, _ in self.classes]
+            text += f'; {len(names)} classes by name ({", ".join(names[:3])}'
+            text += ' ...)' if len(names) > 3 else ')'
+        return text
 
 
-def make_plan(folder: Path, params: Any, model_state: Any, rule_value: tuple) -> Plan:
-    """The plan for a checkpoint of ours.
+def make_plan(
+    stored: Stored, params: Any, model_state: Any, rule_value: tuple, classes: tuple[str, ...] = ()
+) -> Plan:
+    """The plan for weights.
 
     Args:
-      folder: a checkpoint, as `checkpoint.find` returns it.
+      stored: the weights, not read yet.
       params, model_state: the model's nested abstract leaves.
       rule_value: `config.restore.rules`.
+      classes: class names by output of the model.
 
     Raises:
       UserError: a rule at fault, or a leaf that the rules leave without a value; its `details` list
@@ -75,58 +103,62 @@ def make_plan(folder: Path, params: Any, model_state: Any, rule_value: tuple) ->
     where = 'config.restore.rules'
     rule_list = rules.parse(rule_value, where, str)
     for pattern, action in rule_list:
-        if action not in (LOAD, INIT, DROP):
+        if action not in ACTIONS and not re.fullmatch(r'load \S+', action):
             raise UserError(
-                f'{where}: rule {pattern!r} says {action!r}; choose from {LOAD}, {INIT}, {DROP}'
+                f'{where}: rule {pattern!r} says {action!r}; choose from {", ".join(ACTIONS)} or '
+                "'load OTHER/PATH'"
             )
-    stored = checkpoint.read_metadata(folder)
-    source = by_path(stored['params'], stored.get('model_state', {}))
     target = by_path(params, model_state)
-    actions = rules.assign(rule_list, sorted({*source, *target}), where)
-    leaves = tuple(_leaf(path, actions[path], source, target) for path in actions)
-    faults = [leaf for leaf in leaves if leaf.action not in (LOAD, INIT, DROP)]
+    assigned = rules.assign(rule_list, sorted({*stored.leaves, *target}), where)
+    actions = {path: _expanded(path, action, rule_list) for path, action in assigned.items()}
+    elsewhere = {a.split()[1] for path, a in actions.items() if ' ' in a and path in target}
+    names = _same_classes(stored, classes) if CLASSES in actions.values() else ()
+    leaves = tuple(
+        _leaf(path, action, stored, target, classes)
+        for path, action in actions.items()
+        if path in target or path not in elsewhere
+    )
+    faults = [leaf for leaf in leaves if leaf.action not in ACTIONS]
     if faults:
-        raise UserError(_advice(folder, faults, source, target), details=to_text(leaves))
-    return Plan(str(folder), leaves)
+        raise UserError(_advice(stored, faults, target), details=to_text(leaves))
+    return Plan(stored, leaves, names)
 
 
 def read(plan: Plan, params: Any, model_state: Any) -> dict[str, jax.Array]:
-    """Reads the leaves to load: path -> array, on the shardings of the abstract leaves given."""
-    folder, wanted = Path(plan.checkpoint), set(plan.paths(LOAD))
-    stored = checkpoint.read_metadata(folder)
-    # A run that keeps a moving average hands that on; its frozen parameters have none.
-    averaged = flatten(stored.get('ema', {}))
-    request: dict[str, dict[str, Any]] = {'params': {}, 'ema': {}, 'model_state': {}}
-    for path, leaf in flatten(params).items():
-        if path in wanted:
-            request['ema' if path in averaged else 'params'][path] = leaf
-    for key, leaf in flatten(model_state).items():
-        if _without_collection(key) in wanted:
-            request['model_state'][key] = leaf
-    values = checkpoint.read(folder, {k: unflatten(v) for k, v in request.items() if v})
-    loaded = by_path(values.get('params', {}), values.get('model_state', {}))
-    return {**loaded, **flatten(values.get('ema', {}))}
+    """Reads the leaves to load or resize: path -> array, on the shardings of those given."""
+    target = by_path(params, model_state)
+    taken = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action in (LOAD, RESIZE)}
+    stored = _stored_leaves(plan, {path: target[path] for path in taken}, taken)
+    values = plan.stored.read(stored)
+    found = {}
+    for path, key in taken.items():
+        value, leaf = values[key], target[path]
+        if value.shape != leaf.shape:
+            value = jax.device_put(resize.resize(path, value, leaf.shape), leaf.sharding)
+        found[path] = value
+    return found
 
 
-def by_path(params: Any, model_state: Any) -> dict[str, Any]:
-    """Path -> leaf; a statistic's path leaves out its collection (`batch_stats`)."""
-    state = {_without_collection(key): leaf for key, leaf in flatten(model_state).items()}
-    return {**flatten(params), **state}
-
-
-def from_paths(leaves: Mapping[str, Any], params: Any, model_state: Any) -> tuple[dict, dict]:
-    """The inverse of `by_path`: nested (params, model_state) with the structure of those given."""
-    state = {key: leaves[_without_collection(key)] for key in flatten(model_state)}
-    return unflatten({path: leaves[path] for path in flatten(params)}), unflatten(state)
-
-
-def array_text(shape: tuple[int, ...], dtype: Any) -> str:
-    """An array in a plan: '3x3x64x128 float32'."""
-    return f'{"x".join(map(str, shape)) or "scalar"} {dtype}'
+def with_classes(plan: Plan, fresh: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Fresh leaves of the head, with the outputs of classes that the weights know put in."""
+    taken = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action == CLASSES}
+    if not taken:
+        return dict(fresh)
+    values = plan.stored.read(_stored_leaves(plan, {p: fresh[p] for p in taken}, taken))
+    ours = np.array([i for _, i, _ in plan.classes])
+    theirs = np.array([i for _, _, i in plan.classes])
+    known = {
+        path: jax.device_put(
+            jnp.asarray(fresh[path]).at[..., ours].set(values[key][..., theirs]),
+            fresh[path].sharding,
+        )
+        for path, key in taken.items()
+    }
+    return {**fresh, **known}
 
 
 def to_text(leaves: tuple[Leaf, ...]) -> str:
-    """The plan as aligned lines: action, path, what the checkpoint has, what the model wants."""
+    """The plan as aligned lines: action, path, what the weights have, what the model wants."""
     width = max(len(leaf.path) for leaf in leaves)
     action = max(len(leaf.action) for leaf in leaves)
     return '\n'.join(
@@ -135,22 +167,74 @@ def to_text(leaves: tuple[Leaf, ...]) -> str:
     )
 
 
-def _leaf(path: str, action: str, source: Mapping, target: Mapping) -> Leaf:
-    have, want = source.get(path), target.get(path)
+def _expanded(path: str, action: str, rule_list: rules.Rules) -> str:
+    """The action with groups of the rule that wins put in: 'load old/\\1' -> 'load old/kernel'."""
+    if ' ' not in action:
+        return action
+    match = next(m for pattern, _ in rule_list if (m := re.fullmatch(pattern, path)))
+    return match.expand(action)
+
+
+def _leaf(
+    path: str, action: str, stored: Stored, target: Mapping, classes: tuple[str, ...]
+) -> Leaf:
+    action, _, key = action.partition(' ')
+    key = key or path
+    have, want = stored.leaves.get(key), target.get(path)
     if want is None:
-        # Only the checkpoint has it: an 'init' rule for a head covers the old head's extra leaves.
+        # Only the weights have it: an 'init' rule for a head covers the old head's extra leaves.
         outcome = DROP if action in (DROP, INIT) else 'NOT IN MODEL'
     elif action == INIT:
         outcome = INIT
     elif have is None or action == DROP:
         outcome = 'NOT IN CHECKPOINT' if have is None else 'DROPPED, BUT THE MODEL NEEDS IT'
     else:
-        outcome = LOAD if _text(have) == _text(want) else 'DIFFERS'
-    return Leaf(path, outcome, _text(have), _text(want))
+        outcome = _outcome(path, action, stored, have, want, classes)
+    source = stored.keys.get(key) or _text(have)
+    if key != path and have is not None:
+        source = f'{key} {source}'
+    return Leaf(path, outcome, source, _text(want), key if outcome in TAKEN else '')
 
 
-def _advice(folder: Path, faults: list[Leaf], source: Mapping, target: Mapping) -> str:
-    start = f'config.init_from: {folder} does not fit the model'
+def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[str, ...]) -> str:
+    """What becomes of a leaf that both have, by a rule that takes it."""
+    if action == CLASSES:
+        known = len(stored.bundle.classes)
+        fits = have.shape[-1:] == (known,) and want.shape[-1:] == (len(classes),)
+        return CLASSES if fits and have.shape[:-1] == want.shape[:-1] else 'NO OUTPUT PER CLASS'
+    if _text(have) == _text(want):
+        return LOAD
+    if action == RESIZE:
+        return RESIZE if resize.can(path, have.shape, want.shape) else 'CANNOT BE RESIZED'
+    return 'DIFFERS'
+
+
+def _same_classes(stored: Stored, classes: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
+    """(class, output in the model, output in the weights) of those that both know."""
+    known = {name: i for i, name in enumerate(stored.bundle.classes)} if stored.bundle else {}
+    found = tuple((name, i, known[name]) for i, name in enumerate(classes) if name in known)
+    if not found:
+        raise UserError(
+            f"config.restore.rules: 'classes' finds none of the {len(classes)} classes of the data "
+            f'({", ".join(classes[:3])}, ...) among the {len(known)} of {stored.where} '
+            f"({', '.join([*known][:3]) or 'none'}); write 'init' for a new head"
+        )
+    return found
+
+
+def _stored_leaves(plan: Plan, leaves: Mapping, taken: Mapping[str, str]) -> dict[str, Any]:
+    """What to ask the weights for: key -> the leaf as it is stored there, on devices as here."""
+    wanted = {}
+    for path, leaf in leaves.items():
+        shape, sharding = plan.stored.leaves[taken[path]].shape, leaf.sharding
+        if shape != leaf.shape and isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        wanted[taken[path]] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+    return wanted
+
+
+def _advice(stored: Stored, faults: list[Leaf], target: Mapping) -> str:
+    start = f'config.init_from: {stored.where} does not fit the model'
     heads = [leaf for leaf in faults if leaf.path.startswith('head/')]
     if len(heads) == len(faults):
         leaf = heads[0]
@@ -158,16 +242,26 @@ def _advice(folder: Path, faults: list[Leaf], source: Mapping, target: Mapping) 
             f'{start}: its head differs ({leaf.path}: {leaf.source} -> {leaf.target}); for a new '
             f"head add the rule ('head/.*', 'init') in front of config.restore.rules"
         )
-    leaf = faults[0]
+    resizable = [
+        leaf for leaf in faults if leaf.action == 'DIFFERS' and _resizes(leaf, stored, target)
+    ]
+    leaf = (resizable or faults)[0]
+    said = (
+        f'{start}: {len(faults)} of {len({*stored.leaves, *target})} leaves, first {leaf.path} '
+        f'({leaf.action}: {leaf.source} -> {leaf.target})'
+    )
+    if resizable:
+        return f"{said}; add the rule ('{leaf.path}', 'resize') in front of config.restore.rules"
+    spare = {leaf.path for leaf in faults if leaf.target == '-'}
+    guess = nearest(leaf.path, spare) if leaf.source == '-' else ''
     return (
-        f'{start}: {len(faults)} of {len({*source, *target})} leaves, first {leaf.path} '
-        f'({leaf.action}: {leaf.source} -> {leaf.target}); make config.model that of the '
-        'checkpoint, or say what to init or drop in config.restore.rules'
+        f'{said}{guess}; make config.model that of the checkpoint, or say what to init or drop in '
+        'config.restore.rules'
     )
 
 
-def _without_collection(key: str) -> str:
-    return key.split('/', 1)[1]
+def _resizes(leaf: Leaf, stored: Stored, target: Mapping) -> bool:
+    return resize.can(leaf.path, stored.leaves[leaf.path].shape, target[leaf.path].shape)
 
 
 def _text(leaf: Any) -> str:

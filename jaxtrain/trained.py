@@ -19,9 +19,10 @@ from jaxtrain.errors import UserError
 from jaxtrain.evaluate import means, per_example
 from jaxtrain.mesh import abstract_batch, compile_step, make_mesh, on_mesh
 from jaxtrain.models import make_model
-from jaxtrain.partition import Partition, make_partition
+from jaxtrain.partition import Partition, from_paths, make_partition
 from jaxtrain.state import TrainState, abstract_variables
 from jaxtrain.step import make_eval_step, make_predict_step
+from jaxtrain.stored import of_checkpoint
 from jaxtrain.tasks import Task, make_task
 
 
@@ -144,8 +145,8 @@ def _load(cfg: Config, folder: Path, source: Source) -> Trained:
     model = make_model(cfg.model, task.outputs)
     variables = on_mesh(abstract_variables(model, source.image_shape), mesh)
     part = make_partition(cfg, *variables)
-    plan = restore.make_plan(folder, *variables, (('.*', restore.LOAD),))
-    params, model_state = restore.from_paths(restore.read(plan, *variables), *variables)
+    plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
+    params, model_state = from_paths(restore.read(plan, *variables), *variables)
     # The plan has put the moving average in its place already, where the run kept one.
     state = TrainState(
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
@@ -173,7 +174,7 @@ def _readable(
     shape, good, skipped = tuple(data['image_shape']), [], []
     for file in files:
         try:
-            images.read(file, shape, cfg.data.exif)
+            images.read(file, shape, cfg.data.exif, images.make_fit(cfg.data))
             good.append(file)
         except images.BadImage:
             skipped.append(file)

@@ -1,5 +1,6 @@
 """The restore plan: every leaf is loaded, fresh or dropped, and nothing happens in silence."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from jaxtrain.config_file import load
 from jaxtrain.errors import UserError
 from jaxtrain.job import first_state, make_job
 from jaxtrain.mesh import make_mesh, on_mesh
-from jaxtrain.partition import flatten, unflatten
+from jaxtrain.partition import by_path, flatten, from_paths, unflatten
 from jaxtrain.state import TrainState
+from jaxtrain.stored import of_checkpoint
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -71,7 +73,7 @@ def actions(plan: restore.Plan) -> dict[str, str]:
 
 def refusal(folder, params, stats, rules) -> UserError:
     with pytest.raises(UserError) as caught:
-        restore.make_plan(folder, abstract(params), abstract(stats), rules)
+        restore.make_plan(of_checkpoint(folder), abstract(params), abstract(stats), rules)
     return caught.value
 
 
@@ -89,25 +91,25 @@ def saved(workdir: Path) -> dict[str, np.ndarray]:
 
 def test_all_is_loaded_bit_for_bit(folder):
     params, stats = abstract(PARAMS), abstract(STATS)
-    plan = restore.make_plan(folder, params, stats, ALL)
-    expected = restore.by_path(tree(PARAMS), tree(STATS, 50.0))
+    plan = restore.make_plan(of_checkpoint(folder), params, stats, ALL)
+    expected = by_path(tree(PARAMS), tree(STATS, 50.0))
     assert actions(plan) == dict.fromkeys(expected, 'load')
     assert 'backbone/norm/mean' in expected
     found = restore.read(plan, params, stats)
     assert_same(found, expected)
-    nested = restore.from_paths(found, params, stats)
+    nested = from_paths(found, params, stats)
     assert jax.tree.structure(nested) == jax.tree.structure((params, stats))
-    assert_same(restore.by_path(*nested), expected)
+    assert_same(by_path(*nested), expected)
 
 
 def test_a_new_head_is_left_to_be_initialised(folder):
     """Of another shape, with a leaf more; the checkpoint's own head is not wanted."""
     wanted = {**PARAMS, 'head/logits/kernel': (2, 9), 'head/logits/bias': (9,)}
-    plan = restore.make_plan(folder, abstract(wanted), abstract(STATS), NEW_HEAD)
+    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(STATS), NEW_HEAD)
     assert plan.paths('init') == ['head/logits/bias', 'head/logits/kernel']
     assert not plan.paths('drop')
     found = restore.read(plan, abstract(wanted), abstract(STATS))
-    old = restore.by_path(tree(PARAMS), tree(STATS, 50.0))
+    old = by_path(tree(PARAMS), tree(STATS, 50.0))
     assert_same(found, {p: leaf for p, leaf in old.items() if p.startswith('backbone/')})
 
 
@@ -115,7 +117,7 @@ def test_old_leaves_are_dropped_by_a_rule(folder):
     """Both by 'drop', and by an 'init' rule that covers the old head's extra leaves."""
     wanted = {'backbone/conv/kernel': (3, 2), 'head/bias': (4,)}
     rules = (('head/.*', 'init'), ('backbone/norm/.*', 'drop'), ('.*', 'load'))
-    plan = restore.make_plan(folder, abstract(wanted), {}, rules)
+    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), {}, rules)
     assert actions(plan) == {
         'backbone/conv/kernel': 'load',
         'backbone/norm/mean': 'drop',
@@ -146,7 +148,7 @@ def test_old_leaves_are_dropped_by_a_rule(folder):
 def test_a_leaf_without_a_value_is_refused(change, dtypes, line, folder):
     wanted = {path: shape for path, shape in {**PARAMS, **change}.items() if shape}
     with pytest.raises(UserError) as caught:
-        restore.make_plan(folder, abstract(wanted, dtypes), abstract(STATS), NEW_HEAD)
+        restore.make_plan(of_checkpoint(folder), abstract(wanted, dtypes), abstract(STATS), NEW_HEAD)
     said = [' '.join(text.split()) for text in caught.value.details.splitlines()]
     assert line.format('float32') in said
     assert len(said) == len({*PARAMS, *wanted}) + len(STATS)
@@ -171,13 +173,13 @@ def test_another_head_is_answered_with_the_rule_to_add(folder):
     error = refusal(folder, wanted, STATS, ALL)
     assert 'its head differs (head/logits/kernel: 2x5 float32 -> 2x9 float32)' in str(error)
     assert "add the rule ('head/.*', 'init') in front of config.restore.rules" in str(error)
-    restore.make_plan(folder, abstract(wanted), abstract(STATS), (('head/.*', 'init'), *ALL))
+    restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(STATS), (('head/.*', 'init'), *ALL))
 
 
 @pytest.mark.parametrize(
     'rules, part',
     [
-        ((('head/.*', 'fresh'), *ALL), "rule 'head/.*' says 'fresh'; choose from load, init, drop"),
+        ((('head/.*', 'fresh'), *ALL), "rule 'head/.*' says 'fresh'; choose from load, resize, classes,"),
         ((('haed/.*', 'init'), *ALL), "rule 'haed/.*' matches nothing (did you mean 'head/.*'?)"),
         ((*ALL, ('head/.*', 'init')), "rule 'head/.*' never wins"),
         ((('backbone/.*', 'load'),), 'no rule matches head/logits/kernel'),
@@ -193,9 +195,9 @@ def test_the_average_is_read_where_there_is_one(tmp_path):
     """A frozen parameter has none, and comes from the parameters."""
     average = {path: PARAMS[path] for path in ('backbone/conv/kernel', 'head/logits/kernel')}
     folder = save(tmp_path, tree(PARAMS), tree(STATS), tree(average, 900.0))
-    plan = restore.make_plan(folder, abstract(PARAMS), abstract(STATS), ALL)
+    plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
     found = restore.read(plan, abstract(PARAMS), abstract(STATS))
-    expected = restore.by_path(tree(PARAMS), tree(STATS)) | flatten(tree(average, 900.0))
+    expected = by_path(tree(PARAMS), tree(STATS)) | flatten(tree(average, 900.0))
     assert_same(found, expected)
 
 
@@ -204,8 +206,8 @@ def test_a_run_starts_from_what_was_saved(pretrained):
     cfg = load(f'{TINY}:linear', [f'--config.init_from={pretrained}'])
     scratch = first_state(make_job(load(f'{TINY}:scratch', [])), seed=3)
     state = first_state(make_job(cfg), seed=3)
-    found = restore.by_path(state.params, state.model_state)
-    fresh = restore.by_path(scratch.params, scratch.model_state)
+    found = by_path(state.params, state.model_state)
+    fresh = by_path(scratch.params, scratch.model_state)
     old = saved(pretrained)
     backbone = {path for path in found if path.startswith('backbone/')}
     head = set(found) - backbone
@@ -221,9 +223,12 @@ def test_a_run_starts_from_what_was_saved(pretrained):
 def test_a_value_that_is_missing_at_the_last_moment_is_an_error(folder):
     """And neither zeros nor a fresh value: the plan alone says what is initialised."""
     wanted = abstract({**PARAMS, 'backbone/conv/other': (3, 2)})
-    plan = restore.make_plan(folder, abstract(PARAMS), abstract(STATS), ALL)
-    other = restore.Leaf('backbone/conv/other', 'load', '3x2 float32', '3x2 float32')
-    plan = restore.Plan(plan.checkpoint, (*plan.leaves, other))
+    plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
+    path = 'backbone/conv/other'
+    other = restore.Leaf(path, 'load', '3x2 float32', '3x2 float32', path)
+    leaves = {**plan.stored.leaves, other.path: jax.ShapeDtypeStruct((3, 2), jnp.float32)}
+    stored = dataclasses.replace(plan.stored, leaves=leaves)
+    plan = restore.Plan(stored, (*plan.leaves, other))
     with pytest.raises(UserError, match='has no value for .*other'):
         restore.read(plan, wanted, abstract(STATS))
 
@@ -256,7 +261,7 @@ def test_the_plan_is_written_as_it_was_followed(pretrained, jaxtrain, tmp_path):
     written = json.loads((tmp_path / 'restore.json').read_text())
     assert written == plan.to_json()
     leaves = tuple(restore.Leaf(**leaf) for leaf in written['leaves'])
-    assert restore.Plan(written['checkpoint'], leaves) == plan
+    assert (written['checkpoint'], leaves) == (plan.checkpoint, plan.leaves)
     assert written['checkpoint'] == str(checkpoint.find(pretrained, 'best', ''))
     assert plan.summary() in outcome.out
     assert 'load 10 (backbone), init 2 (head)' in plan.summary()

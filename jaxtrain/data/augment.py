@@ -90,7 +90,7 @@ def make_normalise(cfg, channels: int) -> Callable[[jax.Array], jax.Array]:
     With channel_order 'bgr' the channels are turned around first.
 
     Raises:
-      UserError: neither one value nor one per channel, a scale or std of 0, or an unknown order.
+      UserError: neither one value nor one per channel, a std of 0, or an unknown order.
     """
     for name in ('mean', 'std'):
         if len(getattr(cfg, name)) not in (1, channels):
@@ -98,8 +98,6 @@ def make_normalise(cfg, channels: int) -> Callable[[jax.Array], jax.Array]:
                 f'config.data.{name}={getattr(cfg, name)} must have one value, or one for each of '
                 f'the {channels} channels of the images'
             )
-    if not cfg.scale:
-        raise UserError(f'config.data.scale={cfg.scale} must not be 0')
     if not all(cfg.std):
         raise UserError(f'config.data.std={cfg.std} must not be 0')
     turned = cfg.choose('channel_order', ('rgb', 'bgr')) == 'bgr'

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from jaxtrain.data.examples import Source, digest
-from jaxtrain.data.images import BadImage, read
+from jaxtrain.data.images import BadImage, Fit, make_fit, read
 from jaxtrain.errors import UserError
 
 CHUNK = 64  # files that a thread decodes at a time
@@ -45,7 +45,7 @@ def file_source(cfg, files: Files, size: tuple[int, ...]) -> Source:
     """A source of RGB images, kept in memory if they take at most `memory_mib`.
 
     Args:
-      cfg: `config.data`; reads on_bad_image, exif and memory_mib.
+      cfg: `config.data`; reads on_bad_image, exif, crop, interpolation and memory_mib.
       files: what to read.
       size: (height, width) to resize to.
 
@@ -60,12 +60,17 @@ def file_source(cfg, files: Files, size: tuple[int, ...]) -> Source:
             'config.data.image_size: image files may differ in size; give (height, width) to '
             'resize them to, such as (224, 224)'
         )
-    return _open(files, (*size, 3), upright, skip, memory_mib)
+    return _open(files, (*size, 3), upright, make_fit(cfg), skip, memory_mib)
 
 
 @lru_cache(maxsize=8)
 def _open(
-    files: Files, shape: tuple[int, int, int], upright: bool, skip: bool, memory_mib: int
+    files: Files,
+    shape: tuple[int, int, int],
+    upright: bool,
+    fit: Fit,
+    skip: bool,
+    memory_mib: int,
 ) -> Source:
     # Cached: the seeds and arms of a comparison share their data.
     fits = len(files.paths) * int(np.prod(shape)) <= memory_mib * 2**20
@@ -73,7 +78,7 @@ def _open(
     good = np.ones(len(files.paths), bool)
 
     def look(index: int) -> None:
-        image, good[index] = _read(files.paths[index], shape, upright, skip)
+        image, good[index] = _read(files.paths[index], shape, upright, fit, skip)
         if fits and good[index]:
             images[index] = image
 
@@ -88,7 +93,7 @@ def _open(
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
         if fits:
             return {'image': images[rows[indices]], 'label': labels[indices]}
-        found = [_read(files.paths[i], shape, upright, skip=False)[0] for i in indices]
+        found = [_read(files.paths[i], shape, upright, fit, skip=False)[0] for i in indices]
         return {'image': np.stack(found), 'label': labels[indices]}
 
     marked = digest(files.names, (files.classes[label] for label in files.labels))
@@ -96,11 +101,11 @@ def _open(
 
 
 def _read(
-    path: str, shape: tuple[int, int, int], upright: bool, skip: bool
+    path: str, shape: tuple[int, int, int], upright: bool, fit: Fit, skip: bool
 ) -> tuple[np.ndarray | None, bool]:
     """The image, and whether it could be read; UserError if not and that is not to be skipped."""
     try:
-        return read(path, shape, upright), True
+        return read(path, shape, upright, fit), True
     except BadImage as error:
         if skip:
             return None, False

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -41,11 +42,46 @@ _TURNS = {
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
+_FILTERS = {
+    'bilinear': Image.Resampling.BILINEAR,
+    'bicubic': Image.Resampling.BICUBIC,
+    'nearest': Image.Resampling.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an image gets the size that is asked for.
+
+    Attributes:
+      crop: 0 stretches it. Otherwise it is resized so that the size, divided by `crop`, is just
+        covered, and the middle is cut out, as torchvision and timm do for evaluation.
+      interpolation: 'auto' (by area if it shrinks, else bilinear); 'bilinear', 'bicubic' and
+        'nearest' are PIL's, with antialiasing.
+    """
+
+    crop: float = 0.0
+    interpolation: str = 'auto'
+
+
+PLAIN = Fit()
+
+
+def make_fit(cfg) -> Fit:
+    """As `config.data` says. UserError for what is not known or out of range."""
+    interpolation = cfg.choose('interpolation', ('auto', *_FILTERS))
+    if not 0 <= cfg.crop <= 1:
+        raise UserError(f'config.data.crop={cfg.crop} must be a share from 0 to 1')
+    return Fit(float(cfg.crop), interpolation)
+
+
 class BadImage(UserError):
     """Not an image, or a broken one."""
 
 
-def read(path: str, shape: tuple[int, int, int], upright: bool = False) -> np.ndarray:
+def read(
+    path: str, shape: tuple[int, int, int], upright: bool = False, fit: Fit = PLAIN
+) -> np.ndarray:
     """The image in a file, as `decode` gives it.
 
     Raises:
@@ -60,14 +96,16 @@ def read(path: str, shape: tuple[int, int, int], upright: bool = False) -> np.nd
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}); try again') from error
     try:
-        return decode(data, shape, upright)
+        return decode(data, shape, upright, fit)
     except BadImage as error:
         raise BadImage(
             f'{path} cannot be read as an image ({error}); replace or remove it'
         ) from error
 
 
-def decode(data: bytes, shape: tuple[int, int, int], upright: bool = False) -> np.ndarray:
+def decode(
+    data: bytes, shape: tuple[int, int, int], upright: bool = False, fit: Fit = PLAIN
+) -> np.ndarray:
     """Encoded image -> uint8 [height, width, channels], RGB or (one channel) grey.
 
     Alpha is dropped and shows the colour beneath, 16 bits are scaled to 8, CMYK is taken for
@@ -76,8 +114,9 @@ def decode(data: bytes, shape: tuple[int, int, int], upright: bool = False) -> n
 
     Args:
       data: a JPEG, PNG, WebP, BMP or GIF file.
-      shape: (height, width, channels) to return; another size is resized to it.
+      shape: (height, width, channels) to return; another size is made this one as `fit` says.
       upright: turn the image as its EXIF orientation says.
+      fit: how.
 
     Raises:
       BadImage: none of these formats, broken, or of more than MAX_PIXELS.
@@ -86,17 +125,35 @@ def decode(data: bytes, shape: tuple[int, int, int], upright: bool = False) -> n
     pixels = _decode_png(data, channels) if _is_plain_png(data) else None
     if pixels is None:
         pixels = _decode_any(data, channels, upright)
-    return resize(pixels, (height, width)).reshape(shape)
+    return resize(pixels, (height, width), fit).reshape(shape)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [h, w] or [h, w, c] -> the same at `size`: by area if it shrinks, else bilinear."""
+def resize(image: np.ndarray, size: tuple[int, int], fit: Fit = PLAIN) -> np.ndarray:
+    """uint8 [h, w] or [h, w, c] -> the same at `size`."""
+    if not fit.crop:
+        return _stretch(image, size, fit.interpolation)
+    (height, width), (rows, columns) = image.shape[:2], size
+    # A hair more, so that 224 / 0.875 is 256 whatever the rounding.
+    down, across = (int(side / fit.crop + 1e-6) for side in size)
+    if height * across <= width * down:
+        across = int(down * width / height)
+    else:
+        down = int(across * height / width)
+    image = _stretch(image, (down, across), fit.interpolation)
+    top, left = round((down - rows) / 2), round((across - columns) / 2)
+    return image[top : top + rows, left : left + columns]
+
+
+def _stretch(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     height, width = size
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == size:
         return image
+    image = np.ascontiguousarray(image)
+    if interpolation != 'auto':
+        return np.asarray(Image.fromarray(image).resize((width, height), _FILTERS[interpolation]))
     shrinks = image.shape[0] > height or image.shape[1] > width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+    return cv2.resize(image, (width, height), interpolation=method)
 
 
 def find(paths: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from jaxtrain.models.mlp import MLP
 from jaxtrain.models.vgg import VGG
 
 MODELS = {'cnn': CNN, 'mlp': MLP, 'vgg': VGG}
+FIXED = {'cnn': ('padding',)}
 
 
 def make_model(cfg, outputs: int) -> nn.Module:
@@ -47,6 +48,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
     name = next(name for name, cls in MODELS.items() if type(model) is cls)
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
     return {'name': name, **{k: v for k, v in fields.items() if k not in _OWN}}
+
+
+def fixed_fields(name: str) -> dict[str, Any]:
+    """The fields of a model, with their defaults, that change what restored weights compute but
+    show in no shape; {} for a model that does not exist.
+    """
+    if name not in FIXED:
+        return {}
+    return {f.name: f.default for f in dataclasses.fields(MODELS[name]) if f.name in FIXED[name]}
 
 
 _OWN = ('parent', 'name', 'outputs')

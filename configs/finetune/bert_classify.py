@@ -1,0 +1,45 @@
+"""Fine-tune: BERT or a sentence encoder under a new head for the classes of your texts.
+
+    jaxtrain import huggingface MODEL_FOLDER --model=minilm_l6 --workdir=runs/minilm
+    jaxtrain train --config=configs/finetune/bert_classify.py --workdir=runs/topics
+    jaxtrain predict --workdir=runs/topics more_texts.jsonl
+
+MODEL_FOLDER holds model.safetensors, config.json and tokenizer.json, as the Hugging Face Hub has
+them of sentence-transformers/all-MiniLM-L6-v2 or bert-base-uncased (--model=bert_base). The file
+`texts.jsonl` (another by --config.data.path; .csv does too) has a text and a label on each line, and
+is dealt out 80:10:10 unless its lines say `split`. The tokenizer is the model's own.
+
+The variant `linear` trains the head alone, on embeddings that stay as they are; `scratch` starts from
+random parameters, for the comparison.
+"""
+
+from jaxtrain.config import base, known_variant
+
+
+def get_config(variant: str = 'finetune'):
+    known_variant(variant, ('finetune', 'linear', 'scratch'))
+    c = base()
+    c.regime = 'finetune'
+    c.data.source = 'text'
+    c.data.path = 'texts.jsonl'
+    c.data.length = 128
+    c.batch_size = 32
+    c.epochs = 5.0
+    c.every = 'epochs'
+    c.eval_every = 1
+
+    c.model.name = ''  # that of the weights
+    c.init_from = 'runs/minilm'
+    c.restore.rules = (('head/.*', 'init'), ('.*', 'load'))
+
+    c.optim.lr = 1e-4
+    c.optim.warmup_steps = 20
+    c.optim.weight_decay = 0.01
+    c.optim.clip_norm = (('.*', 1.0),)
+    if variant == 'linear':
+        c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
+        c.optim.lr = 1e-2
+    if variant == 'scratch':
+        c.regime = 'scratch'
+        c.restore.rules = (('.*', 'init'),)
+    return c

@@ -1,0 +1,53 @@
+"""Fine-tune: an ImageNet ResNet50 under a new head for the classes of your images.
+
+    jaxtrain import torchvision resnet50-11ad3fa6.pth --model=resnet50 --workdir=runs/resnet50
+    jaxtrain train --config=configs/finetune/resnet50_folder.py --workdir=runs/pets
+
+The weights may be any of torchvision's, timm's or Keras's ResNets: the model (its depth, where its
+strides are, eps) and the preprocessing are those of what was imported. The folder `pets` (another
+by --config.data.path) holds train/CLASS/*.jpg, val/CLASS/*.jpg and test/CLASS/*.jpg, or just
+CLASS/*.jpg, which is dealt out 80:10:10.
+
+The convolutions are trained by SGD with momentum at a tenth of the head's rate; BatchNorm keeps
+ImageNet's statistics, scales and biases, as those of small batches of a small data set are worse.
+The variant `linear` trains the head alone:
+
+    jaxtrain train --config=configs/finetune/resnet50_folder.py:linear --workdir=runs/pets_linear
+
+Accuracy and time were not measured: no such weights or images come with the project.
+"""
+
+from jaxtrain.config import base, known_variant
+
+
+def get_config(variant: str = 'finetune'):
+    known_variant(variant, ('finetune', 'linear'))
+    c = base()
+    c.regime = 'finetune'
+    c.data.source = 'folder'
+    c.data.path = 'pets'
+    c.data.augment = (('flip',), ('shift', 8))
+    c.batch_size = 32
+    c.epochs = 10.0
+    c.every = 'epochs'
+    c.eval_every = 1
+
+    c.model.name = ''  # that of the weights
+    c.init_from = 'runs/resnet50'
+    c.restore.rules = (('head/.*', 'init'), ('.*', 'load'))
+
+    c.optim.name = 'sgd'
+    c.optim.args.momentum = 0.9
+    c.optim.lr = 1e-2
+    c.optim.lr_mult = (('backbone/.*', 0.1), ('head/.*', 1.0))
+    c.optim.weight_decay = 1e-4
+    c.groups = (
+        ('backbone/(.*/)?norm_.*', 'frozen'),
+        ('backbone/.*', 'backbone'),
+        ('head/.*', 'head'),
+    )
+    if variant == 'linear':
+        c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
+        c.optim.lr = 1e-1
+        c.optim.lr_mult = (('.*', 1.0),)
+    return c

@@ -1,0 +1,46 @@
+"""Fine-tune: a Vision Transformer transferred to a data set, after big_vision's recipe.
+
+    jaxtrain import augreg B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz --model=vit_b16 --workdir=runs/vit_b16
+    jaxtrain train --config=configs/finetune/vit_b16_transfer.py --workdir=runs/vit_cifar10
+
+SGD with momentum, no weight decay, gradients clipped to a norm of 1, a warm-up of 500 steps and then
+cosine, batches of 512, a head that starts at zero; the rate (0.03, 0.01, 0.003 or 0.001) is chosen
+on val. CIFAR-10 (another by --config.data.name) is resized to what the weights were made for; with
+--config.data.image_size='(384,384)' the position embeddings are resized, too.
+
+Test accuracy, published for B/32 with big_vision's configs/transfer.py: 98.55% after 10,000 steps
+(github.com/google-research/big_vision). Not measured here: neither weights nor data can be fetched.
+
+The weights may come from elsewhere: timm, torchvision or huggingface, in any size.
+"""  # noqa: E501
+
+from jaxtrain.config import base
+
+
+def get_config():
+    c = base()
+    c.regime = 'finetune'
+    c.data.name = 'cifar10'
+    # Choices are made on what is held out of train; test is read once.
+    c.data.train = 'train[:98%]'
+    c.data.val = 'train[98%:]'
+    c.data.augment = (('flip',),)
+    c.data.memory_mib = 1024  # at 224x224 the images do not fit, and are decoded batch by batch
+    c.batch_size = 512
+    c.steps = 10_000
+    c.eval_every = 1000
+
+    c.model.name = ''  # that of the weights
+    c.init_from = 'runs/vit_b16'
+    c.restore.rules = (
+        ('head/.*', 'init'),
+        ('backbone/position', 'resize'),
+        ('.*', 'load'),
+    )
+
+    c.optim.name = 'sgd'
+    c.optim.args.momentum = 0.9
+    c.optim.lr = 0.03
+    c.optim.warmup_steps = 500
+    c.optim.clip_norm = (('.*', 1.0),)
+    return c

@@ -1,0 +1,161 @@
+"""BERT: a transformer over tokens that see each other both ways, normalised after each layer
+(Devlin et al. 2018, arXiv:1810.04805); MiniLM (Wang et al. 2020, arXiv:2002.10957) is a small one.
+
+For similar sentences, take `embed`:
+
+    vectors = model.apply(variables, tokens, method='embed')  # [batch, width], of length 1
+    similarities = vectors @ vectors.T
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxtrain.models.layers import Head, check_choices
+from jaxtrain.models.transformer import GELU, MLP, Attention
+
+# Fields that change what restored weights compute, and show in no shape.
+FIXED = ('gelu', 'norm_eps', 'pad')
+
+_NORMAL = nn.initializers.truncated_normal(0.02)
+
+
+class BERT(nn.Module):
+    """int32 tokens [batch, length] -> [batch, outputs].
+
+    The sizes by default are those of BERT-base, uncased.
+
+    Attributes:
+      outputs: width of the result.
+      vocabulary: how many tokens there are.
+      width: of the embeddings and of every layer's result.
+      depth: number of blocks.
+      heads: of the attention; they share the width.
+      mlp: width of the hidden layer in a block; 0 is four times the width.
+      positions: the most tokens it can take.
+      types: kinds of tokens; in pairs of sentences, the first and the second.
+      gelu: 'erf' is exact, 'tanh' approximate.
+      norm_eps: added to the variance in layer normalisation.
+      pad: the token that fills up shorter rows; nothing sees it.
+      pool: what stands for a row: 'mean' averages the last hidden states of its tokens, as
+        sentence-transformers do; 'token' is the first one's through a dense layer with tanh, as in
+        BERT's classifiers; 'first' is the first one's as it is.
+      dropout: share of the embeddings, of the attention weights, of each layer's result and of the
+        pooled features that is zeroed in training (0.1 in the paper).
+    """
+
+    outputs: int
+    vocabulary: int = 30522
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 0
+    positions: int = 512
+    types: int = 2
+    gelu: str = 'erf'
+    norm_eps: float = 1e-12
+    pad: int = 0
+    pool: str = 'token'
+    dropout: float = 0.0
+
+    def setup(self):
+        check_choices(self, {'gelu': tuple(GELU), 'pool': POOLS})
+        self.backbone = _Backbone(
+            self.vocabulary, self.width, self.depth, self.heads, self.mlp or 4 * self.width,
+            self.positions, self.types, self.gelu, self.norm_eps, self.pad, self.pool, self.dropout,
+        )  # fmt: skip
+        self.drop = nn.Dropout(self.dropout)
+        self.head = Head(self.outputs)
+
+    def __call__(
+        self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
+        """Args:
+          tokens: int32 [batch, length], shorter rows filled up with `pad` at their end.
+          types: int32 [batch, length], the kind of every token; None is 0 for all.
+          train: whether activations are dropped.
+
+        Raises:
+          ValueError: more tokens than there are positions.
+        """
+        x = self.backbone(tokens, types, train=train)
+        return self.head(self.drop(x, deterministic=not train), train=train)
+
+    def embed(
+        self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """The pooled features with length 1, [batch, width], so that products are cosines.
+
+        A row of `pad` alone is 0 where pool is 'mean'.
+        """
+        x = self.backbone(tokens, types, train=train)
+        square = jnp.sum(x * x, -1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+POOLS = ('mean', 'token', 'first')
+
+
+class _Backbone(nn.Module):
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    positions: int
+    types: int
+    gelu: str
+    norm_eps: float
+    pad: int
+    pool: str
+    dropout: float
+
+    @nn.compact
+    def __call__(self, tokens, types, *, train):
+        length = tokens.shape[1]
+        if length > self.positions:
+            raise ValueError(f'{length} tokens are more than its {self.positions} positions')
+        real = tokens != self.pad
+        types = jnp.zeros_like(tokens) if types is None else types
+        x = self._embedding(self.vocabulary, 'tokens')(tokens)
+        x = x + self._embedding(self.positions, 'positions')(jnp.arange(length))
+        x = x + self._embedding(self.types, 'types')(types)
+        x = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm')(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for i in range(self.depth):
+            block = _Block(
+                self.heads, self.mlp, self.gelu, self.norm_eps, self.dropout, name=f'block_{i}'
+            )
+            x = block(x, real[:, None, None, :], train=train)
+        return self._pooled(x, real)
+
+    def _embedding(self, count: int, name: str) -> nn.Embed:
+        return nn.Embed(count, self.width, embedding_init=_NORMAL, name=name)
+
+    def _pooled(self, x, real):
+        if self.pool == 'mean':
+            # At least one: a row of nothing but padding fills up a batch in an evaluation.
+            count = jnp.maximum(real.sum(1, keepdims=True), 1)
+            return jnp.where(real[..., None], x, 0).sum(1) / count.astype(x.dtype)
+        if self.pool == 'first':
+            return x[:, 0]
+        return nn.tanh(nn.Dense(self.width, kernel_init=_NORMAL, name='pooler')(x[:, 0]))
+
+
+class _Block(nn.Module):
+    heads: int
+    mlp: int
+    gelu: str
+    norm_eps: float
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, seen, *, train):
+        inits = {'kernel_init': _NORMAL, 'out_init': _NORMAL}
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
+        attention = Attention(self.heads, self.dropout, **inits, name='attention')
+        x = x + drop(attention(x, seen, train=train))
+        x = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
+        x = x + drop(MLP(self.mlp, self.gelu, **inits, name='mlp')(x, train=train))
+        return nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_2')(x)

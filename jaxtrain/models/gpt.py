@@ -1,0 +1,157 @@
+"""GPT-2: a causal transformer over tokens, normalised before each layer (Radford et al. 2019,
+"Language Models are Unsupervised Multitask Learners", section 2.3).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxtrain.models.layers import check_choices
+from jaxtrain.models.transformer import GELU, MLP, Attention
+
+# Fields that change what restored weights compute, and show in no shape.
+FIXED = ('gelu', 'norm_eps')
+
+_STD = 0.02
+
+
+class GPT(nn.Module):
+    """int32 tokens [batch, length] -> logits of the next token [batch, length, outputs].
+
+    The sizes by default are those of the smallest GPT-2.
+
+    Attributes:
+      outputs: how many tokens there are; the vocabulary.
+      width: of the embeddings and of every layer's result.
+      depth: number of blocks.
+      heads: of the attention; they share the width.
+      context: the most tokens it can see at once.
+      mlp: width of the hidden layer in a block; 0 is four times the width.
+      gelu: 'tanh' is GPT-2's approximation, 'erf' exact.
+      norm_eps: added to the variance in layer normalisation.
+      dropout: share of the embeddings, of the attention weights and of each layer's result that is
+        zeroed in training (0.1 in the original code).
+      tied: the embedding of the tokens is the output layer too; else head/logits/kernel is.
+    """
+
+    outputs: int
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    context: int = 1024
+    mlp: int = 0
+    gelu: str = 'tanh'
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    tied: bool = True
+
+    def setup(self):
+        check_choices(self, {'gelu': tuple(GELU)})
+        self.backbone = _Backbone(
+            self.outputs, self.width, self.depth, self.heads, self.context,
+            self.mlp or 4 * self.width, self.gelu, self.norm_eps, self.dropout,
+        )  # fmt: skip
+        if not self.tied:
+            self.head = _Head(self.outputs)
+
+    def __call__(
+        self, tokens: jax.Array, *, train: bool, cache: int = 0, start: jax.Array | None = None
+    ) -> jax.Array:
+        """The logits after every token; see `features` for the cache.
+
+        Raises:
+          ValueError: more tokens than the context has positions.
+        """
+        return self.logits(self.features(tokens, train=train, cache=cache, start=start))
+
+    def features(
+        self, tokens: jax.Array, *, train: bool, cache: int = 0, start: jax.Array | None = None
+    ) -> jax.Array:
+        """The last hidden states, [batch, length, width].
+
+        Args:
+          tokens: int32 [batch, length].
+          train: whether activations are dropped.
+          cache: positions of which keys and values are kept in the collection 'cache' (apply with
+            `mutable=['cache']`); 0 keeps none. The first call makes the cache, for the prompts as
+            a whole, and later calls give the tokens that follow.
+          start: int32 [batch], with a cache: the position of the first token in each row; None is
+            0. A token sees the positions up to its own, so that what lies behind it (the padding
+            of a shorter prompt) is neither seen nor kept once a token is put there.
+        """
+        return self.backbone(tokens, train=train, cache=cache, start=start)
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """[..., width] -> [..., outputs]."""
+        return self.backbone.tokens.attend(features) if self.tied else self.head(features)
+
+
+class _Backbone(nn.Module):
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    context: int
+    mlp: int
+    gelu: str
+    norm_eps: float
+    dropout: float
+
+    def setup(self):
+        normal = nn.initializers.normal(_STD)
+        self.tokens = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
+        self.positions = nn.Embed(self.context, self.width, embedding_init=normal)
+        self.drop = nn.Dropout(self.dropout)
+        self.block = [
+            _Block(self.depth, self.heads, self.mlp, self.gelu, self.norm_eps, self.dropout)
+            for _ in range(self.depth)
+        ]
+        # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
+        self.norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False)
+
+    def __call__(self, tokens, *, train, cache, start):
+        length = tokens.shape[1]
+        if max(length, cache) > self.context:
+            raise ValueError(
+                f'{max(length, cache)} tokens are more than the {self.context} of its context'
+            )
+        start = jnp.zeros(tokens.shape[0], jnp.int32) if start is None else start
+        positions = start[:, None] + jnp.arange(length)
+        seen = jnp.arange(cache or length) <= positions[:, None, :, None]
+        x = self.tokens(tokens) + self.positions(positions)
+        x = self.drop(x, deterministic=not train)
+        for block in self.block:
+            x = block(x, seen, train=train, cache=cache, start=start)
+        return self.norm(x)
+
+
+class _Block(nn.Module):
+    depth: int
+    heads: int
+    mlp: int
+    gelu: str
+    norm_eps: float
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, seen, *, train, cache, start):
+        # 2 * depth layers add to the residual stream, whose variance should not grow with them.
+        inits = {
+            'kernel_init': nn.initializers.normal(_STD),
+            'out_init': nn.initializers.normal(_STD / (2 * self.depth) ** 0.5),
+        }
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
+        attention = Attention(self.heads, self.dropout, **inits, name='attention')
+        x = x + drop(attention(y, seen, train=train, cache=cache, start=start))
+        y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_2')(x)
+        return x + drop(MLP(self.mlp, self.gelu, **inits, name='mlp')(y, train=train))
+
+
+class _Head(nn.Module):
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        normal = nn.initializers.normal(_STD)
+        return nn.Dense(self.outputs, use_bias=False, kernel_init=normal, name='logits')(x)

@@ -1,0 +1,19 @@
+"""The origins of weights, and the maps of each."""
+
+from jaxtrain.weights import (
+    augreg,
+    huggingface_text,
+    huggingface_vit,
+    keras,
+    timm,
+    torchvision,
+    torchvision_vit,
+)
+
+ORIGINS = {
+    'keras': (keras,),
+    'torchvision': (torchvision, torchvision_vit),
+    'timm': (timm,),
+    'huggingface': (huggingface_vit, huggingface_text),
+    'augreg': (augreg,),
+}
