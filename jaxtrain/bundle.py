@@ -121,7 +121,7 @@ def _model(given: dict[str, Any], bundle: Bundle | None, theirs: Bundle | None) 
     if theirs is None or theirs.model['name'] != given['name']:
         return given
     for field, default in fixed_fields(given['name']).items():
-        value, wanted = given[field] if field in given else default, theirs.model[field]
+        value, wanted = given.get(field, default), theirs.model[field]
         if value != wanted:
             raise UserError(
                 f'config.model.{field}={value!r}, but the weights of {theirs.where} are of a model '

@@ -12,7 +12,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.mesh import make_mesh, on_mesh
 from jaxtrain.stored import of_checkpoint
 from jaxtrain.weights.names import Row, to_theirs
-from jaxtrain.weights.origins import ORIGINS
+from jaxtrain.weights.origins import EXPORTS
 
 
 def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
@@ -53,12 +53,12 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
 
 
 def _rows(origin: str, fields: dict, outputs: int) -> tuple[Row, ...]:
-    if origin not in ORIGINS:
+    if origin not in EXPORTS:
         raise UserError(
-            f'--origin={origin!r} is not known{nearest(origin, ORIGINS)}; '
-            f'choose from {", ".join(ORIGINS)}'
+            f'--origin={origin!r} is not known{nearest(origin, EXPORTS)}; '
+            f'choose from {", ".join(EXPORTS)}'
         )
-    for module in ORIGINS[origin]:
+    for module in EXPORTS[origin]:
         if fields['name'] in {known['name'] for known in module.MODELS.values()}:
             return module.rows(fields, outputs)
     raise UserError(

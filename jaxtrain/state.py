@@ -45,20 +45,25 @@ def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tupl
     return variables.pop('params'), variables
 
 
-def abstract_variables(model, image_shape: tuple[int, int, int]) -> tuple[Any, Any]:
+def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """Nested ShapeDtypeStructs of a model's (params, model_state).
 
+    Args:
+      model: a Linen module.
+      shape: of one example: (height, width, channels) of an image, or (length,) of tokens.
+
     Raises:
-      UserError: the model cannot take images of this size.
+      UserError: the model cannot take images, or as many tokens, of this size.
     """
-    inputs = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    tokens = len(shape) == 1
+    inputs = jax.ShapeDtypeStruct((1, *shape), np.int32 if tokens else np.float32)
     try:
         return jax.eval_shape(lambda: init_variables(model, np.uint32(0), inputs))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'config.model: {type(model).__name__} cannot take images of size '
-            f'{"x".join(map(str, image_shape))}: {reason}'
+            f'config.model: {type(model).__name__} cannot take '
+            f'{"tokens" if tokens else "images"} of size {"x".join(map(str, shape))}: {reason}'
         ) from error
 
 

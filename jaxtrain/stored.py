@@ -150,8 +150,7 @@ def target_model(match: Match) -> tuple[nn.Module, tuple[Any, Any]]:
     c = base()
     c.model = dict(match.fields)
     made = make_model(Config(c.to_dict()).model, match.outputs or 1)
-    dtype = np.int32 if len(match.inputs) == 1 else np.float32
-    return made, abstract_variables(made, jax.ShapeDtypeStruct((1, *match.inputs), dtype))
+    return made, abstract_variables(made, match.inputs)
 
 
 def _shapes(match: Match) -> dict[str, tuple[int, ...]]:
@@ -229,6 +228,14 @@ def _fits(archive: Archive, module, model: str) -> bool:
         return not _faults(archive, match, _shapes(match))
     except UserError:
         return False
+
+
+def of_leftovers(archive: Archive, match: Match) -> tuple[list, list[str]]:
+    """(what of the map does not fit the file, keys of the file that nothing has a word for)."""
+    shapes = _shapes(match)
+    faults = _faults(archive, match, shapes)
+    leaves = {} if faults else _leaves(archive, match, shapes)[0]
+    return faults, [key for key in leaves if key not in shapes]
 
 
 def _leaves(

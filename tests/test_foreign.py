@@ -1,4 +1,4 @@
-"""Weights from elsewhere: from file to run, and what is wrong with some files.
+"""Weights from elsewhere: from file to run, and what is wrong with some files."""
 
 import json
 
@@ -117,8 +117,8 @@ def plan_of(workdir) -> restore.Plan:
 
     stored = of_checkpoint(checkpoint.find(workdir, 'last', ''), of_run(workdir))
     config = Config.from_json(run.read_config(workdir)['config'])
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    variables = on_mesh(abstract_variables(make_model(config.model, 4), image), make_mesh())
+    variables = abstract_variables(make_model(config.model, 4), (32, 32, 3))
+    variables = on_mesh(variables, make_mesh())
     return restore.make_plan(stored, *variables, (('.*', 'load'),))
 
 

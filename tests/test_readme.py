@@ -73,10 +73,20 @@ def test_imports_go_one_way():
             'preemption',
         },
         {'optim', 'partition', 'mesh', 'tasks', 'data', 'models', 'tracking', 'weights'},
-        {'state', 'step', 'run', 'checkpoint', 'restore', 'evaluate'},
+        {
+            'state',
+            'step',
+            'run',
+            'checkpoint',
+            'bundle',
+            'stored',
+            'restore',
+            'evaluate',
+            'generate',
+        },
         {'job'},
         {'schedule'},
-        {'loop', 'inspect', 'compare', 'report', 'trained', 'import_weights'},
+        {'loop', 'inspect', 'compare', 'report', 'trained', 'import_weights', 'export_weights'},
         {'cli'},
     ]
     height = {name: number for number, layer in enumerate(layers) for name in layer}

@@ -148,7 +148,9 @@ def test_old_leaves_are_dropped_by_a_rule(folder):
 def test_a_leaf_without_a_value_is_refused(change, dtypes, line, folder):
     wanted = {path: shape for path, shape in {**PARAMS, **change}.items() if shape}
     with pytest.raises(UserError) as caught:
-        restore.make_plan(of_checkpoint(folder), abstract(wanted, dtypes), abstract(STATS), NEW_HEAD)
+        restore.make_plan(
+            of_checkpoint(folder), abstract(wanted, dtypes), abstract(STATS), NEW_HEAD
+        )
     said = [' '.join(text.split()) for text in caught.value.details.splitlines()]
     assert line.format('float32') in said
     assert len(said) == len({*PARAMS, *wanted}) + len(STATS)
@@ -173,13 +175,18 @@ def test_another_head_is_answered_with_the_rule_to_add(folder):
     error = refusal(folder, wanted, STATS, ALL)
     assert 'its head differs (head/logits/kernel: 2x5 float32 -> 2x9 float32)' in str(error)
     assert "add the rule ('head/.*', 'init') in front of config.restore.rules" in str(error)
-    restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(STATS), (('head/.*', 'init'), *ALL))
+    restore.make_plan(
+        of_checkpoint(folder), abstract(wanted), abstract(STATS), (('head/.*', 'init'), *ALL)
+    )
 
 
 @pytest.mark.parametrize(
     'rules, part',
     [
-        ((('head/.*', 'fresh'), *ALL), "rule 'head/.*' says 'fresh'; choose from load, resize, classes,"),
+        (
+            (('head/.*', 'fresh'), *ALL),
+            "rule 'head/.*' says 'fresh'; choose from load, resize, classes,",
+        ),
         ((('haed/.*', 'init'), *ALL), "rule 'haed/.*' matches nothing (did you mean 'head/.*'?)"),
         ((*ALL, ('head/.*', 'init')), "rule 'head/.*' never wins"),
         ((('backbone/.*', 'load'),), 'no rule matches head/logits/kernel'),

@@ -10,12 +10,33 @@ from flax import linen as nn
 
 from jaxtrain.config import nearest
 from jaxtrain.errors import UserError
+from jaxtrain.models import bert, gpt, resnet, vit
+from jaxtrain.models.bert import BERT
 from jaxtrain.models.cnn import CNN
+from jaxtrain.models.gpt import GPT
 from jaxtrain.models.mlp import MLP
+from jaxtrain.models.resnet import ResNet
 from jaxtrain.models.vgg import VGG
+from jaxtrain.models.vit import ViT
 
-MODELS = {'cnn': CNN, 'mlp': MLP, 'vgg': VGG}
-FIXED = {'cnn': ('padding',)}
+MODELS = {
+    'bert': BERT,
+    'cnn': CNN,
+    'gpt': GPT,
+    'mlp': MLP,
+    'resnet': ResNet,
+    'vgg': VGG,
+    'vit': ViT,
+}
+# Fields that change what restored weights compute and show in no shape.
+FIXED = {
+    'bert': bert.FIXED,
+    'cnn': ('padding',),
+    'gpt': gpt.FIXED,
+    'resnet': resnet.FIXED,
+    'vgg': ('pool',),
+    'vit': vit.FIXED,
+}
 
 
 def make_model(cfg, outputs: int) -> nn.Module:

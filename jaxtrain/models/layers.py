@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -82,6 +83,25 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
     x = x.reshape(batch, rows, window, columns, window, channels)
     places = [x[:, :, i, :, j] for i in range(window) for j in range(window)]
     return functools.reduce(_larger, places)
+
+
+def average_to(x: jax.Array, size: int) -> jax.Array:
+    """Averages [batch, h, w, c] to [batch, size, size, c], whatever h and w.
+
+    Position `i` is the mean of rows `floor(i h / size)` up to `ceil((i + 1) h / size)`, as in
+    PyTorch's AdaptiveAvgPool2d; where h is less than `size`, rows are repeated.
+    """
+    rows, columns = (jnp.asarray(_shares(n, size), x.dtype) for n in x.shape[1:3])
+    return jnp.einsum('bhwc,ih,jw->bijc', x, rows, columns)
+
+
+def _shares(length: int, size: int) -> np.ndarray:
+    """Float64 [size, length]: what each place takes of each position."""
+    shares = np.zeros((size, length))
+    for i in range(size):
+        start, end = i * length // size, -(-(i + 1) * length // size)
+        shares[i, start:end] = 1 / (end - start)
+    return shares
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:

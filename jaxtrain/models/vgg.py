@@ -7,7 +7,7 @@ Layers are named as Keras names them: `block1_conv1` to `block5_conv3`.
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.layers import Head, check_choices, conv, flat, max_pool
+from jaxtrain.models.layers import Head, average_to, check_choices, conv, flat, max_pool
 
 # Depth (layers with weights, the three dense ones of the paper included) -> convolutions per block:
 # the paper's configurations A, B, D and E.
@@ -29,6 +29,8 @@ class VGG(nn.Module):
       hidden: widths of the dense layers before the outputs.
       dropout: share of each hidden layer's activations that is zeroed in training (0.5 in the
         paper).
+      pool: rows and columns that the features are averaged to first, 0 for as they are. PyTorch's
+        VGG has 7, which matters at other sizes than 224.
       features: 'flatten' keeps the positions (height, width, channels), 'mean' averages over them.
     """
 
@@ -36,11 +38,12 @@ class VGG(nn.Module):
     depth: int = 16
     hidden: tuple[int, ...] = (4096, 4096)
     dropout: float = 0.0
+    pool: int = 0
     features: str = 'flatten'
 
     def setup(self):
         check_choices(self, _CHOICES)
-        self.backbone = _Blocks(CONVOLUTIONS[self.depth], self.features)
+        self.backbone = _Blocks(CONVOLUTIONS[self.depth], self.pool, self.features)
         self.head = Head(self.outputs, self.hidden, self.dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -58,6 +61,7 @@ def convolutions(depth: int) -> list[str]:
 
 class _Blocks(nn.Module):
     counts: tuple[int, ...]
+    pool: int
     features: str
 
     @nn.compact
@@ -68,4 +72,6 @@ class _Blocks(nn.Module):
             x = max_pool(x, 2)
             if 0 in x.shape:
                 raise ValueError(f'nothing is left of them after block {block}')
+        if self.pool:
+            x = average_to(x, self.pool)
         return x.mean((1, 2)) if self.features == 'mean' else flat(x)

@@ -1,199 +1,116 @@
-"""Keras's VGG16 and VGG19 -> jaxtrain's `vgg`: which array of a file becomes which parameter.
+"""Keras's names: VGG (keras_vgg.py) and the ResNets of keras.applications, from its HDF5 files.
 
-The map is by layer name; kernels (height, width, in, out) and (in, out) and biases are taken as
-they are, and the flattened features have the same order (height, width, channels):
-
-| Keras                            | jaxtrain                                  |
-|----------------------------------|-------------------------------------------|
-| `block1_conv1` .. `block5_conv4` | `backbone/block1_conv1` ..                |
-| `fc1`, `fc2`                     | `head/dense_0`, `head/dense_1`            |
-| `predictions`                    | `head/logits` (before its softmax)        |
-
-Where a file has none of these names but those that Keras gives by itself (`conv2d`, `conv2d_1`,
-...; `dense`, ...), their order within one model stands for the name. Shapes decide nothing here,
-they are checked afterwards.
+Arrays lie as they do here, so that a map is a table of layers. Keras's files have several layouts
+(h5.py), and its layers' names are what they share; the map goes one way, as no format of Keras
+takes arrays by name.
 """
 
-import math
-import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Container
 from typing import Any
 
-from jaxtrain.errors import UserError
-from jaxtrain.models.vgg import WIDTHS, convolutions
-from jaxtrain.weights.h5 import Layer, Layout
+from jaxtrain.models.resnet import STAGES
+from jaxtrain.weights import h5, keras_vgg
+from jaxtrain.weights.archive import Archive
+from jaxtrain.weights.h5 import Layout
+from jaxtrain.weights.names import SAME1, SAME2, Match, Row, row
 
-DEPTHS = {'vgg16': 16, 'vgg19': 19}
-# What the weights expect of an image: 0..255, blue first, minus the mean of ImageNet (Keras calls
-# it 'caffe').
-PREPROCESSING = {
-    'scale': 1.0,
-    'channel_order': 'bgr',
-    'mean': (103.939, 116.779, 123.68),
-    'std': (1.0,),
+_RESNET = {
+    'name': 'resnet', 'stride': '1x1', 'conv_bias': True, 'norm_eps': 1.001e-5,
+    'norm_momentum': 0.99,
+}  # fmt: skip
+MODELS = {
+    **{name: {'name': 'vgg', 'depth': depth} for name, depth in keras_vgg.DEPTHS.items()},
+    **{f'resnet{depth}': {**_RESNET, 'depth': depth} for depth in (50, 101, 152)},
 }
 
-_TOP = ('fc1', 'fc2', 'predictions')
-_STRIDE = 2 ** len(WIDTHS)  # a pooling per block: pixels per position of the last features
-# Layers without arrays that our model has too, or that do nothing outside training.
-_PLAIN = re.compile(
-    r'input(_layer)?|block\d_pool|max_pooling2d|flatten|dropout|random_\w+'
-    r'|global_(average|max)_pooling2d'
+# Our layers by theirs, and their arrays in Keras's order.
+CONV = ('kernel', 'bias')
+NORM = ('scale', 'bias', 'mean', 'var')
+STEM = (('conv1_conv', 'backbone/conv_0', CONV), ('conv1_bn', 'backbone/norm_0', NORM))
+LAYER = (
+    ('conv{k}_block{n}_{i}_conv', 'backbone/stage{s}_block{b}/conv_{i}', CONV),
+    ('conv{k}_block{n}_{i}_bn', 'backbone/stage{s}_block{b}/norm_{i}', NORM),
 )
-# Arrays that are no part of what a model computes.
-_IGNORED = re.compile(r'optimizer(_weights)?/.*|.*/seed_generator/.*|.*/seed_generator_state(:0)?')
-_ALONE = "save the VGG alone, as in model.get_layer('vgg16').save_weights('vgg16.weights.h5')"
+DOWN = (
+    ('conv{k}_block1_0_conv', 'backbone/stage{s}_block0/conv_down', CONV),
+    ('conv{k}_block1_0_bn', 'backbone/stage{s}_block0/norm_down', NORM),
+)
+TOP = (('predictions', 'head/logits', CONV), ('probs', 'head/logits', CONV))
+
+SAME4 = 'h w i o -> h w i o'
+IGNORED = (
+    (r'(optimizer(_weights)?/.*)', 'the state of the optimizer'),
+    (r'.*/seed_generator(_state(:0)?|/.*)', 'the state of random layers'),
+)
 
 
-@dataclass(frozen=True)
-class Match:
-    """What a file is for our model.
-
-    Attributes:
-      fields: of `config.model`.
-      outputs: width of the top, 0 without one.
-      image_size: height and width of the images that its top takes, () without one.
-      sources: parameter path -> address in the file.
-      ignored: addresses of arrays that are not weights.
-      assumed: what the file does not say, in words.
-    """
-
-    fields: dict[str, Any]
-    outputs: int
-    image_size: tuple[int, ...]
-    sources: dict[str, str]
-    ignored: tuple[str, ...]
-    assumed: tuple[str, ...]
-
-
-def match(layout: Layout, model: str, path: Path) -> Match:
-    """Finds every layer of `model` in a file, and a use for everything in the file.
+def match(archive: Archive, model: str) -> Match:
+    """What a file is for one of MODELS.
 
     Raises:
-      UserError: a layer is missing, one is left over, or the top is none that our model has.
+      UserError: VGG of another kind than keras.applications has.
     """
-    depth = DEPTHS[model]
-    filled = [layer for layer in layout.layers if layer.arrays]
-    backbone = _backbone(filled, depth)
-    if backbone is None:
-        raise UserError(_missing(filled, depth, model, path))
-    top = _top(filled, path)
-    head = [*(f'dense_{i}' for i in range(len(top) - 1)), 'logits'] if top else []
-    targets = {f'backbone/{name}': layer for name, layer in backbone.items()}
-    targets |= {f'head/{name}': layer for name, layer in zip(head, top, strict=True)}
-    ignored = _left_over(layout, list(targets.values()), path)
-    sources = _sources(layout, targets, path)
-    fields, outputs, size = {'name': 'vgg', 'depth': depth}, 0, ()
-    if top:
-        fields['features'], size = _features(layout, top, path)
-        *hidden, outputs = (layout.shapes[layer.arrays[1]][0] for layer in top)
-        fields['hidden'] = tuple(hidden)
-    return Match(fields, outputs, size, sources, ignored, _assumed(backbone, top, size))
+    file = archive.files[0]
+    with h5.open_file(file) as opened:
+        layout = h5.read_layout(opened, file)
+    if MODELS[model]['name'] == 'vgg':
+        return _match_vgg(layout, archive, model)
+    return _match_resnet(layout, MODELS[model])
 
 
-def _sources(layout: Layout, targets: dict[str, Layer], path: Path) -> dict[str, str]:
-    """Parameter path -> address, for our modules and their layers."""
-    found = {}
-    for target, layer in targets.items():
-        dimensions = [len(layout.shapes[address]) for address in layer.arrays]
-        if dimensions != [2 if target.startswith('head/') else 4, 1]:
-            raise UserError(
-                f'{path}: layer {layer.name!r} has {len(layer.arrays)} array(s) of dimensions '
-                f'{dimensions}, and not a kernel and a bias as in VGG; {_ALONE}'
-            )
-        found |= dict(zip((f'{target}/kernel', f'{target}/bias'), layer.arrays, strict=True))
-    return found
-
-
-def _assumed(
-    backbone: dict[str, Layer], top: list[Layer], size: tuple[int, ...]
-) -> tuple[str, ...]:
-    """What a file with names of its own leaves open."""
-    texts = []
-    if any(name != layer.name for name, layer in backbone.items()):
-        texts.append('the convolutions are in the order of VGG (restore.json lists them)')
-    if top and top[0].name != _TOP[0]:
-        texts += [
-            'hidden dense layers use ReLU',
-            f'images are {size[0]}x{size[1]}, preprocessed as by keras.applications.vgg16 (else '
-            'change image_size, scale, channel_order, mean and std of config.data)',
-        ]
-    return tuple(texts)
-
-
-def _backbone(filled: list[Layer], depth: int) -> dict[str, Layer] | None:
-    """Our name -> layer; None if the layers are not those of this depth."""
-    names = convolutions(depth)
-    by_name = {layer.name: layer for layer in filled}
-    known = [name for name in by_name if re.fullmatch(r'block\d_conv\d', name)]
-    if known:
-        return {name: by_name[name] for name in names} if set(known) == set(names) else None
-    ordered = [layer for layer in filled if layer.kind == 'conv2d']
-    if len(ordered) != len(names) or len({layer.parent for layer in ordered}) > 1:
-        return None
-    return dict(zip(names, ordered, strict=True))
-
-
-def _top(filled: list[Layer], path: Path) -> list[Layer]:
-    """The dense layers in order, [] without a top."""
-    by_name = {layer.name: layer for layer in filled}
-    named = [by_name[name] for name in _TOP if name in by_name]
-    if named:
-        if len(named) != len(_TOP):
-            missing = ', '.join(name for name in _TOP if name not in by_name)
-            raise UserError(f'{path}: the top lacks the layers {missing}; {_ALONE}')
-        return named
-    dense = [layer for layer in filled if layer.kind == 'dense']
-    if len({layer.parent for layer in dense}) > 1:
-        raise UserError(f'{path}: the dense layers are in several models; {_ALONE}')
-    return dense
-
-
-def _features(layout: Layout, top: list[Layer], path: Path) -> tuple[str, tuple[int, int]]:
-    """How the features reach the top, and the height and width of the images."""
-    width = layout.shapes[top[0].arrays[0]][0]
-    kinds = {layer.kind for layer in layout.layers}
-    if 'global_max_pooling2d' in kinds:
-        raise UserError(f'{path}: the top takes the maximum over positions; {_ALONE}')
-    if 'global_average_pooling2d' in kinds:
-        return 'mean', (224, 224)  # any size will do; this is Keras's own
-    if 'flatten' not in kinds and top[0].name != _TOP[0] and width == WIDTHS[-1]:
-        raise UserError(
-            f'{path} does not say whether the {width} features are flattened or averaged; {_ALONE}'
-        )
-    side = math.isqrt(width // WIDTHS[-1])
-    if WIDTHS[-1] * side**2 != width or not side:
-        raise UserError(
-            f'{path}: layer {top[0].name!r} takes {width} features, which are not the '
-            f'{WIDTHS[-1]} channels of a square image; save the model with include_top=False'
-        )
-    return 'flatten', (_STRIDE * side, _STRIDE * side)
-
-
-def _left_over(layout: Layout, used: list[Layer], path: Path) -> tuple[str, ...]:
-    """The addresses of what is not weights; UserError for anything else that is not used."""
-    for layer in layout.layers:
-        if layer not in used and (layer.arrays or not _PLAIN.fullmatch(layer.kind)):
-            raise UserError(f'{path}: layer {layer.name!r} is not a part of VGG; {_ALONE}')
-    wanted = {address for layer in used for address in layer.arrays}
-    rest = tuple(address for address in layout.shapes if address not in wanted)
-    for address in rest:
-        if not _IGNORED.fullmatch(address):
-            raise UserError(f'{path}: array {address} belongs to no layer of VGG; {_ALONE}')
-    return rest
-
-
-def _missing(filled: list[Layer], depth: int, model: str, path: Path) -> str:
-    for other, its_depth in DEPTHS.items():
-        if its_depth != depth and _backbone(filled, its_depth):
-            return f'{path} holds {other}, and not {model}; give --model={other}'
-    names = [layer.name for layer in filled]
-    lacking = [name for name in convolutions(depth) if name not in names]
-    found = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
-    return (
-        f'{path} is not {model}: of its {len(convolutions(depth))} convolutions it lacks '
-        f'{len(lacking)} ({", ".join(lacking[:3])}{" ..." if len(lacking) > 3 else ""}), and its '
-        f'{len(names)} layers with weights are {found or "none"}; give the file of a {model} '
-        'as keras.applications makes it'
+def _match_vgg(layout: Layout, archive: Archive, model: str) -> Match:
+    found = keras_vgg.match(layout, model, archive.path)
+    size = found.image_size or (224, 224)  # the shapes of a backbone do not depend on it
+    return Match(
+        fields=found.fields,
+        outputs=found.outputs,
+        inputs=(*size, 3),
+        rows=tuple(array(key, path) for path, key in found.sources.items()),
+        ignored=IGNORED,
+        preprocessing={**keras_vgg.PREPROCESSING, 'image_size': found.image_size},
+        assumed=found.assumed,
+        task='binary' if found.outputs == 1 else 'classify',
     )
+
+
+def _match_resnet(layout: Layout, fields: dict[str, Any]) -> Match:
+    layers = {layer.name: layer.arrays for layer in layout.layers if layer.arrays}
+    tops = [layers[name][-1] for name, _, _ in TOP if name in layers]
+    outputs = layout.shapes[tops[0]][0] if tops else 0
+    rows = []
+    for theirs, ours, names in resnet_layers(fields['depth'], layers):
+        # A layer that the file lacks is missing under its own name.
+        keys = layers.get(theirs) or tuple(f'{theirs}/{name}' for name in names)
+        rows += [array(k, f'{ours}/{n}') for k, n in zip(keys, names, strict=False)]
+    return Match(
+        fields=fields,
+        outputs=outputs,
+        inputs=(224, 224, 3),
+        rows=tuple(rows),
+        ignored=IGNORED,
+        preprocessing={**keras_vgg.PREPROCESSING, 'image_size': (224, 224)},
+    )
+
+
+def resnet_layers(depth: int, layers: Container[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(layer of Keras, ours, our arrays in Keras's order) of a ResNet, and of the top if it is
+    among `layers`.
+    """
+    found = list(STEM)
+    for s, count in enumerate(STAGES[depth][0], start=1):
+        for b in range(count):
+            for i in (1, 2, 3):
+                found += _named(LAYER, k=s + 1, n=b + 1, s=s, b=b, i=i)
+        found += _named(DOWN, k=s + 1, s=s)
+    return found + [entry for entry in TOP if entry[0] in layers]
+
+
+def _named(table, **values: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(t.format(**values), o.format(**values), names) for t, o, names in table]
+
+
+def array(key: str, path: str) -> Row:
+    """Arrays lie alike here and there; only how many axes they have must be said."""
+    if not path.endswith('kernel'):
+        return row(key, path, SAME1)
+    return row(key, path, SAME2 if path.startswith('head/') else SAME4)

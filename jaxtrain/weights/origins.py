@@ -17,3 +17,5 @@ ORIGINS = {
     'huggingface': (huggingface_vit, huggingface_text),
     'augreg': (augreg,),
 }
+# Those whose map goes both ways.
+EXPORTS = {name: modules for name, modules in ORIGINS.items() if name != 'keras'}

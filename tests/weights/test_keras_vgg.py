@@ -7,7 +7,7 @@ import pytest
 
 from jaxtrain.errors import UserError
 from jaxtrain.models.vgg import convolutions
-from jaxtrain.weights import h5, keras
+from jaxtrain.weights import h5, keras_vgg
 from jaxtrain.weights.h5 import Layer, Layout
 from tests.weights.keras_files import FULL_TOP, LAYOUTS, cached_weight, shapes, write
 
@@ -15,9 +15,9 @@ DENSE = {'dense_0': 'fc1', 'dense_1': 'fc2', 'logits': 'predictions'}
 FILE = Path('some.h5')
 
 
-def matched(path, model='vgg16') -> keras.Match:
+def matched(path, model='vgg16') -> keras_vgg.VGGMatch:
     with h5.open_file(path) as file:
-        return keras.match(h5.read_layout(file, path), model, path)
+        return keras_vgg.match(h5.read_layout(file, path), model, path)
 
 
 @pytest.mark.parametrize('kind', LAYOUTS)
@@ -80,21 +80,21 @@ VGG16 = convolutions(16)
 
 def fault(layout, name='vgg16') -> str:
     with pytest.raises(UserError) as caught:
-        keras.match(layout, name, FILE)
+        keras_vgg.match(layout, name, FILE)
     assert '\n' not in str(caught.value) and 'some.h5' in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize('convs', [VGG16, VGG16[::-1]])
 def test_known_names_decide_whatever_the_order(convs):
-    found = keras.match(model(convs, ['fc1', 'fc2', 'predictions']), 'vgg16', FILE)
+    found = keras_vgg.match(model(convs, ['fc1', 'fc2', 'predictions']), 'vgg16', FILE)
     assert found.sources['backbone/block1_conv2/kernel'] == 'block1_conv2/kernel'
     assert found.sources['head/dense_1/bias'] == 'fc2/bias'
     assert not found.assumed
 
 
 def test_names_that_keras_gave_go_by_order():
-    found = keras.match(model(AUTO, ['dense_5', 'dense_6']), 'vgg16', FILE)
+    found = keras_vgg.match(model(AUTO, ['dense_5', 'dense_6']), 'vgg16', FILE)
     names = [found.sources[f'backbone/{name}/kernel'] for name in VGG16]
     assert names == [f'{name}/kernel' for name in AUTO]
     assert found.sources['head/dense_0/kernel'] == 'dense_5/kernel'
@@ -113,7 +113,7 @@ def test_names_that_keras_gave_go_by_order():
     ],
 )
 def test_how_features_reach_the_top(between, width, expected):
-    found = keras.match(model(VGG16, ['dense'], between, width), 'vgg16', FILE)
+    found = keras_vgg.match(model(VGG16, ['dense'], between, width), 'vgg16', FILE)
     assert (found.fields['features'], found.image_size) == expected
 
 
@@ -178,5 +178,5 @@ def test_optimizer_and_random_state_are_left_out_by_name():
         'optimizer_weights/Adam/m:0',
         'layers/dropout/seed_generator/vars/0',
     )
-    found = keras.match(model(VGG16, shapes=[(name, (2,)) for name in state]), 'vgg16', FILE)
+    found = keras_vgg.match(model(VGG16, shapes=[(name, (2,)) for name in state]), 'vgg16', FILE)
     assert found.ignored == state

@@ -1,0 +1,150 @@
+"""ResNet: residual blocks of convolutions with BatchNorm (He et al. 2015, arXiv:1512.03385).
+
+One file serves the networks of several frameworks, which differ in where a block strides, how they
+pad, and in BatchNorm's eps.
+"""
+
+from dataclasses import dataclass
+
+import jax
+from flax import linen as nn
+
+from jaxtrain.models.layers import Head, check_choices
+
+# Depth -> (blocks per stage, whether they are bottlenecks).
+STAGES = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+WIDTHS = (64, 128, 256, 512)
+EXPANSION = 4  # of a bottleneck's last convolution
+FIXED = ('stride', 'norm_eps', 'padding')
+
+
+class ResNet(nn.Module):
+    """[batch, height, width, channels] -> [batch, outputs].
+
+    Attributes:
+      outputs: width of the result.
+      depth: 18, 34, 50, 101 or 152.
+      stride: which convolution of a bottleneck takes the stride: '3x3' as in torchvision and timm
+        ("v1.5"), '1x1' as in the paper and in Keras.
+      conv_bias: whether convolutions have biases, as in Keras.
+      norm_eps: added to BatchNorm's variance.
+      norm_momentum: of BatchNorm's running statistics: the share of the old that stays.
+      padding: 'explicit' pads both sides alike, 'SAME' as XLA and TensorFlow mean it (which differs
+        where a stride meets an even size).
+      zero_init: whether the scale of each block's last BatchNorm starts at 0, so that a block
+        starts as the identity (Goyal et al. 2017, arXiv:1706.02677).
+      hidden: widths of dense layers in the head, before its outputs.
+      dropout: share of each hidden layer's activations in the head that is zeroed in training.
+    """
+
+    outputs: int
+    depth: int = 50
+    stride: str = '3x3'
+    conv_bias: bool = False
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.9
+    padding: str = 'explicit'
+    zero_init: bool = True
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+    def setup(self):
+        check_choices(self, _CHOICES)
+        layers = _Layers(self.conv_bias, self.norm_eps, self.norm_momentum, self.padding)
+        self.backbone = _Stages(self.depth, self.stride, layers, self.zero_init)
+        self.head = Head(self.outputs, self.hidden, self.dropout)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.head(self.backbone(x, train=train), train=train)
+
+
+_CHOICES = {
+    'depth': tuple(STAGES),
+    'stride': ('3x3', '1x1'),
+    'padding': ('explicit', 'SAME'),
+}
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """How convolutions and norms are made."""
+
+    bias: bool
+    eps: float
+    momentum: float
+    padding: str
+
+    def conv(self, width: int, window: int, stride: int, name: str) -> nn.Conv:
+        padding = window // 2 if self.padding == 'explicit' else 'SAME'
+        return nn.Conv(
+            width, (window, window), (stride, stride), padding, use_bias=self.bias,
+            kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), name=name,
+        )  # fmt: skip
+
+    def norm(self, name: str, zero: bool = False) -> nn.BatchNorm:
+        scale = nn.initializers.zeros if zero else nn.initializers.ones
+        return nn.BatchNorm(
+            momentum=self.momentum, epsilon=self.eps, scale_init=scale, name=name,
+            use_fast_variance=False,
+        )  # fmt: skip
+
+
+class _Stages(nn.Module):
+    depth: int
+    stride: str
+    layers: _Layers
+    zero_init: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.layers.conv(64, 7, 2, 'conv_0')(x)
+        x = nn.relu(self.layers.norm('norm_0')(x, use_running_average=not train))
+        # Values are not negative here, so zeros are as good as nothing around the edge.
+        padding = ((1, 1), (1, 1)) if self.layers.padding == 'explicit' else 'SAME'
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
+        counts, bottleneck = STAGES[self.depth]
+        for stage, (count, width) in enumerate(zip(counts, WIDTHS, strict=True), start=1):
+            for block in range(count):
+                x = _Block(
+                    width, 2 if stage > 1 and block == 0 else 1, bottleneck, self.stride,
+                    self.layers, self.zero_init, name=f'stage{stage}_block{block}',
+                )(x, train=train)  # fmt: skip
+        return x.mean((1, 2))
+
+
+class _Block(nn.Module):
+    width: int
+    step: int
+    bottleneck: bool
+    stride: str
+    layers: _Layers
+    zero_init: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        convolutions = self._convolutions()
+        shortcut, width = x, convolutions[-1][0]
+        if x.shape[-1] != width or self.step > 1:
+            shortcut = self.layers.conv(width, 1, self.step, 'conv_down')(x)
+            shortcut = self.layers.norm('norm_down')(shortcut, use_running_average=not train)
+        last = len(convolutions)
+        for i, (channels, window, step) in enumerate(convolutions, start=1):
+            x = self.layers.conv(channels, window, step, f'conv_{i}')(x)
+            norm = self.layers.norm(f'norm_{i}', zero=self.zero_init and i == last)
+            x = norm(x, use_running_average=not train)
+            x = nn.relu(x) if i < last else x
+        return nn.relu(x + shortcut)
+
+    def _convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """(channels, window, stride) of each."""
+        if not self.bottleneck:
+            return (self.width, 3, self.step), (self.width, 3, 1)
+        first, second = (self.step, 1) if self.stride == '1x1' else (1, self.step)
+        wide = EXPANSION * self.width
+        return (self.width, 1, first), (self.width, 3, second), (wide, 1, 1)

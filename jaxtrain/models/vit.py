@@ -1,0 +1,178 @@
+"""The Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929).
+
+One file serves the networks of several frameworks: AugReg, big_vision, timm, torchvision, Hugging
+Face and DINOv2 differ in the GELU, in the norm's eps, in how the tokens become one vector, and in
+where positions are added.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxtrain.models.layers import check_choices
+from jaxtrain.models.transformer import GELU, MLP, Attention
+
+FIXED = ('gelu', 'norm_eps', 'norm_after_pool')
+
+
+class ViT(nn.Module):
+    """[batch, height, width, channels] -> [batch, outputs].
+
+    Positions are kept as a grid, `backbone/position` [rows, columns, width], so that they can be
+    resized without a guess; those of the class token and of registers are kept apart from it.
+
+    Attributes:
+      outputs: width of the result.
+      patch: height and width of a patch, in pixels.
+      width, depth, heads, mlp: of the transformer; `mlp` is the width between its dense layers.
+      class_token: whether there is one.
+      class_position: whether the class token and registers have positions of their own; without,
+        positions are added to the patches alone, as in big_vision.
+      registers: further tokens that no output is read from (Darcet et al. 2023, arXiv:2309.16588).
+      pool: what the head sees: 'token' the class token, 'mean' the mean of the patches, 'both' one
+        after the other, as in DINOv2.
+      norm_after_pool: whether the last norm follows the pooling (timm's fc_norm) or comes before.
+      representation: width of a dense layer with tanh in the head, 0 for none.
+      gelu: 'erf' is exact, 'tanh' approximate.
+      norm_eps: added to the variance in layer normalisation.
+      layer_scale: what factors on each layer's result start at, 0 for none (Touvron et al. 2021,
+        arXiv:2103.17239).
+      dropout: share of embeddings and hidden activations that is zeroed in training.
+    """
+
+    outputs: int
+    patch: tuple[int, int] = (16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    class_token: bool = True
+    class_position: bool = True
+    registers: int = 0
+    pool: str = 'token'
+    norm_after_pool: bool = False
+    representation: int = 0
+    gelu: str = 'erf'
+    norm_eps: float = 1e-6
+    layer_scale: float = 0.0
+    dropout: float = 0.0
+
+    def setup(self):
+        check_choices(self, {'gelu': tuple(GELU), 'pool': ('token', 'mean', 'both')})
+        self.backbone = _Backbone(
+            self.patch, self.width, self.depth, self.heads, self.mlp, self.class_token,
+            self.class_position, self.registers, self.pool, self.norm_after_pool, self.gelu,
+            self.norm_eps, self.layer_scale, self.dropout,
+        )  # fmt: skip
+        self.head = _Head(self.outputs, self.representation)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.head(self.backbone(x, train=train))
+
+
+class _Backbone(nn.Module):
+    patch: tuple[int, int]
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    class_token: bool
+    class_position: bool
+    registers: int
+    pool: str
+    norm_after_pool: bool
+    gelu: str
+    norm_eps: float
+    layer_scale: float
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self._tokens(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for i in range(self.depth):
+            x = _Block(
+                self.heads, self.mlp, self.gelu, self.norm_eps, self.layer_scale, self.dropout,
+                name=f'block_{i}',
+            )(x, train=train)  # fmt: skip
+        # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
+        norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm')
+        return norm(self._pooled(x)) if self.norm_after_pool else self._pooled(norm(x))
+
+    def _tokens(self, x: jax.Array) -> jax.Array:
+        """Class token, registers and patches with their positions, [batch, tokens, width]."""
+        batch = x.shape[0]
+        rows, columns = (size // side for size, side in zip(x.shape[1:3], self.patch, strict=True))
+        if (rows * self.patch[0], columns * self.patch[1]) != x.shape[1:3] or not rows * columns:
+            raise ValueError(
+                f'they cannot be cut into patches of {self.patch[0]}x{self.patch[1]} pixels'
+            )
+        # Seen as the dense layer that it is: one row per number of a patch.
+        init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+        x = nn.Conv(
+            self.width, self.patch, self.patch, 'VALID', kernel_init=init, name='patch'
+        )(x)  # fmt: skip
+        small = nn.initializers.truncated_normal(0.02)
+        x = x + self.param('position', small, (rows, columns, self.width))
+        x = x.reshape(batch, rows * columns, self.width)
+        front = []
+        if self.class_token:
+            front.append(self.param('class_token', small, (1, self.width)))
+        if self.registers:
+            front.append(self.param('registers', small, (self.registers, self.width)))
+        if not front:
+            return x
+        tokens = jnp.concatenate(front)
+        if self.class_position:
+            own = self.param('class_position', small, (1, self.width))
+            tokens = tokens.at[:1].add(own)
+        return jnp.concatenate([jnp.broadcast_to(tokens, (batch, *tokens.shape)), x], 1)
+
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        if self.pool != 'mean' and not self.class_token:
+            raise ValueError(f'pool={self.pool!r} needs the class token')
+        patches = x[:, self.class_token + self.registers :].mean(1)
+        if self.pool == 'mean':
+            return patches
+        return x[:, 0] if self.pool == 'token' else jnp.concatenate([x[:, 0], patches], -1)
+
+
+class _Block(nn.Module):
+    heads: int
+    mlp: int
+    gelu: str
+    norm_eps: float
+    layer_scale: float
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        inits = {'kernel_init': _XAVIER, 'out_init': _XAVIER}
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
+        y = Attention(self.heads, **inits, name='attention')(y, None, train=train)
+        x = x + drop(self._scaled('scale_1', y))
+        y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_2')(x)
+        y = MLP(self.mlp, self.gelu, self.dropout, **inits, name='mlp')(y, train=train)
+        return x + drop(self._scaled('scale_2', y))
+
+    def _scaled(self, name: str, x: jax.Array) -> jax.Array:
+        if not self.layer_scale:
+            return x
+        start = nn.initializers.constant(self.layer_scale)
+        return x * self.param(name, start, x.shape[-1:])
+
+
+class _Head(nn.Module):
+    outputs: int
+    representation: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.representation:
+            x = jnp.tanh(nn.Dense(self.representation, name='representation')(x))
+        # All classes are alike likely at first, as in the paper.
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros, name='logits')(x)
+
+
+_XAVIER = nn.initializers.xavier_uniform()

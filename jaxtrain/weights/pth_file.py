@@ -1,0 +1,203 @@
+"""PyTorch's files, read without PyTorch and without running what is in them.
+
+`torch.save` writes a pickle whose tensors name the storage that they lie in. In the zip format,
+since 1.6, storages are members `NAME/data/KEY` beside `NAME/data.pkl`; in the older one they follow
+the pickles in the same stream, each after its length. A pickle can call anything: this reader lets
+it call what makes a tensor, stood in for here, and refuses every other name.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.errors import UserError
+
+STORAGES = {
+    'DoubleStorage': np.dtype('f8'),
+    'FloatStorage': np.dtype('f4'),
+    'HalfStorage': np.dtype('f2'),
+    'BFloat16Storage': np.dtype(jnp.bfloat16),
+    'LongStorage': np.dtype('i8'),
+    'IntStorage': np.dtype('i4'),
+    'ShortStorage': np.dtype('i2'),
+    'CharStorage': np.dtype('i1'),
+    'ByteStorage': np.dtype('u1'),
+    'BoolStorage': np.dtype('?'),
+}
+# Where a checkpoint keeps the weights, if it holds more than those.
+WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module')
+_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's numbers are.
+
+    Attributes:
+      storage: key of its storage.
+      dtype: of the storage.
+      offset, shape, stride: in elements.
+    """
+
+    storage: str
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def view(self, data: bytes | bytearray) -> np.ndarray:
+        """The tensor in the bytes of its storage."""
+        flat = np.frombuffer(data, self.dtype)[self.offset :]
+        steps = [step * self.dtype.itemsize for step in self.stride]
+        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
+
+    def end(self) -> int:
+        """Elements that the storage must have at least."""
+        if 0 in self.shape:
+            return 0
+        reach = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        return self.offset + reach + 1
+
+
+def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
+    """(key -> tensor, storage -> (first byte in the file, bytes)).
+
+    Raises:
+      UserError: not a whole file of PyTorch, one that wants to run code, or one without weights.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            found, storages = _read_zip(path)
+        else:
+            found, storages = _read_stream(path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f'{path} is not a whole file of torch.save ({reason}); save or download it again'
+        ) from error
+    tensors = _tensors(found, path)
+    for key, tensor in tensors.items():
+        size = storages.get(tensor.storage, (0, -1))[1]
+        if tensor.end() * tensor.dtype.itemsize > size:
+            raise UserError(
+                f'{path}: {key} reaches beyond its storage, so the file is damaged; save or '
+                'download it again'
+            )
+    return tensors, storages
+
+
+def read(path: Path, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:
+    """An array; `place` is the first byte of its storage, and how many it has."""
+    start, size = place
+    with path.open('rb') as file:
+        file.seek(start)
+        data = file.read(size)
+    if len(data) != size:
+        raise UserError(f'{path} has become shorter while it was read; save or download it again')
+    return tensor.view(data)
+
+
+def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = (n for n in archive.namelist() if n.endswith('/data.pkl') or n == 'data.pkl')
+        folder = pickled.removesuffix('data.pkl')
+        order = f'{folder}byteorder'
+        if order in archive.namelist() and archive.read(order) != b'little':
+            raise UserError(f'{path} was written on a big-endian machine; save it as safetensors')
+        found = _Unpickler(io.BytesIO(archive.read(pickled)), path).load()
+        storages = {}
+        for info in archive.infolist():
+            if info.filename.startswith(f'{folder}data/'):
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise UserError(f'{path} is compressed inside; save it with torch.save')
+                place = _data_start(archive, info), info.file_size
+                storages[info.filename.removeprefix(f'{folder}data/')] = place
+    return found, storages
+
+
+def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """The first byte of a member that is stored as it is, behind its local header."""
+    archive.fp.seek(info.header_offset + 26)
+    name, extra = struct.unpack('<HH', archive.fp.read(4))
+    return info.header_offset + 30 + name + extra
+
+
+def _read_stream(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+    with path.open('rb') as file:
+        if _Unpickler(file, path).load() != _MAGIC:
+            raise UserError(f'{path} is no file of torch.save; give the one that holds the weights')
+        _Unpickler(file, path).load()  # the protocol's version
+        system = _Unpickler(file, path).load()
+        if not system.get('little_endian', True):
+            raise UserError(f'{path} was written on a big-endian machine; save it as safetensors')
+        unpickler = _Unpickler(file, path)
+        found = unpickler.load()
+        storages = {}
+        for key in _Unpickler(file, path).load():
+            (count,) = struct.unpack('<q', file.read(8))
+            size = count * unpickler.dtypes[str(key)].itemsize
+            storages[str(key)] = file.tell(), size
+            file.seek(size, io.SEEK_CUR)
+        if file.tell() > path.stat().st_size:
+            raise UserError(f'{path} is truncated; save or download it again')
+    return found, storages
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes Tensors, and refuses whatever else a pickle may call."""
+
+    def __init__(self, file, path: Path):
+        super().__init__(file, encoding='utf-8')
+        self._path = path
+        self.dtypes: dict[str, np.dtype] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == 'torch' and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise UserError(
+            f'{self._path} wants to run {module}.{name}; a file of weights needs no code: save '
+            'model.state_dict() alone, or as safetensors'
+        )
+
+    def persistent_load(self, found: tuple) -> tuple[str, np.dtype]:
+        _, dtype, key, *_ = found
+        self.dtypes[str(key)] = dtype
+        return str(key), dtype
+
+
+def _tensor(storage: tuple[str, np.dtype], offset: int, shape, stride, *_) -> Tensor:
+    return Tensor(*storage, offset, tuple(shape), tuple(stride))
+
+
+_ALLOWED = {
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch._utils', '_rebuild_tensor'): _tensor,
+    ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+    ('collections', 'OrderedDict'): OrderedDict,
+    ('torch', 'Size'): tuple,
+}
+
+
+def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    """The weights in what a file holds: itself, or the part of a checkpoint that they are."""
+    if isinstance(found, Mapping):
+        for name in WRAPPERS:
+            if isinstance(found.get(name), Mapping):
+                return _tensors(found[name], path)
+        tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+    raise UserError(f'{path} holds no weights by name; save model.state_dict()')

@@ -1,0 +1,65 @@
+"""Arrays for another size than they were trained for: position embeddings, patch kernels, first
+convolutions. What fits by itself is not touched; nothing happens but where a restore rule says so.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+def can(path: str, have: Shape, want: Shape) -> bool:
+    """Whether a leaf of one shape can be made another: what the leaf is, its path tells."""
+    if path.endswith('/position') and len(have) == len(want) == 3:
+        return have[2] == want[2]
+    if path.endswith('positions/embedding') and len(have) == len(want) == 2:
+        return have[1] == want[1] and have[0] >= want[0]
+    if path.endswith('patch/kernel') and len(have) == len(want) == 4:
+        return have[3] == want[3] and (have[2] == want[2] or have[2] == 3)
+    if path.endswith('/kernel') and len(have) == len(want) == 4:
+        return have[:2] == want[:2] and have[3] == want[3] and have[2] == 3
+    return False
+
+
+def resize(path: str, array: jax.Array, want: Shape) -> jax.Array:
+    """A leaf in the shape that is wanted; `can` has said that this is possible."""
+    if path.endswith('/position'):
+        return positions(array, want[:2])
+    if path.endswith('positions/embedding'):
+        return array[: want[0]]
+    if array.shape[2] != want[2]:
+        array = channels(array, want[2])
+    return array if array.shape[:2] == want[:2] else patches(array, want[:2])
+
+
+def positions(grid: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Position embeddings [rows, columns, width] for another grid, bicubic with antialiasing, as
+    timm's resample_abs_pos_embed does it.
+    """
+    shape = (*size, grid.shape[2])
+    return jax.image.resize(grid, shape, 'bicubic', antialias=True)
+
+
+def patches(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A patch kernel [rows, columns, channels, width] for patches of another size, such that a
+    patch and the same patch resized give the same embedding, as near as can be (FlexiViT,
+    arXiv:2212.08013, equation 5: by the pseudo-inverse of a bilinear resize).
+    """
+    old = kernel.shape[:2]
+    units = jnp.eye(old[0] * old[1], dtype=kernel.dtype).reshape(-1, *old)
+    resized = jax.image.resize(units, (len(units), *size), 'bicubic', antialias=True)
+    inverse = np.linalg.pinv(np.asarray(resized.reshape(len(units), -1), np.float64))
+    flat = np.asarray(kernel, np.float64).reshape(old[0] * old[1], -1)
+    out = (inverse @ flat).reshape(*size, *kernel.shape[2:])
+    return jnp.asarray(out, kernel.dtype)
+
+
+def channels(kernel: jax.Array, count: int) -> jax.Array:
+    """A first convolution [rows, columns, 3, width] for images of another number of channels: for
+    one, the sum over colours; for more, the colours in turn, at a size that keeps activations.
+    """
+    if count == 1:
+        return kernel.sum(2, keepdims=True)
+    turns = jnp.arange(count) % 3
+    return kernel[:, :, turns] * (3 / count)

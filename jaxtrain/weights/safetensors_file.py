@@ -1,0 +1,86 @@
+"""Safetensors: arrays in one file, or in several with an index (the format of Hugging Face's
+library: 8 bytes of the header's length, the header as JSON, the arrays).
+
+The library checks a file; arrays are then read one by one where the header says that they lie. It
+would map the file, and pages of a map count as memory of the process as long as there is any.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxtrain.errors import UserError
+
+DTYPES = {
+    'F64': np.dtype('f8'),
+    'F32': np.dtype('f4'),
+    'F16': np.dtype('f2'),
+    'BF16': np.dtype(jnp.bfloat16),
+    'I64': np.dtype('i8'),
+    'I32': np.dtype('i4'),
+    'I16': np.dtype('i2'),
+    'I8': np.dtype('i1'),
+    'U64': np.dtype('u8'),
+    'U32': np.dtype('u4'),
+    'U16': np.dtype('u2'),
+    'U8': np.dtype('u1'),
+    'BOOL': np.dtype('?'),
+}
+
+
+def read_header(path: Path) -> dict[str, tuple[jax.ShapeDtypeStruct, int]]:
+    """Key -> (shape and dtype, first byte in the file).
+
+    Raises:
+      UserError: not a whole safetensors file, or a dtype that is not among DTYPES.
+    """
+    try:
+        with safe_open(path, 'np'):
+            pass
+        with path.open('rb') as file:
+            (length,) = struct.unpack('<Q', file.read(8))
+            header = json.loads(file.read(length))
+    except (OSError, SafetensorError, ValueError, struct.error) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(
+            f'{path} is not a whole safetensors file ({reason}); save or download it again'
+        ) from error
+    header.pop('__metadata__', None)
+    return {key: _entry(path, key, entry, 8 + length) for key, entry in header.items()}
+
+
+def read(path: Path, leaf: jax.ShapeDtypeStruct, start: int) -> np.ndarray:
+    """An array of a file, from its first byte on."""
+    count = int(np.prod(leaf.shape))
+    found = np.fromfile(path, leaf.dtype, count, offset=start)
+    if found.size != count:
+        raise UserError(f'{path} has become shorter while it was read; save or download it again')
+    return found.reshape(leaf.shape)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Key -> file name, of an index (model.safetensors.index.json). UserError if it is none."""
+    try:
+        found = json.loads(path.read_text())['weight_map']
+        return {str(key): str(name) for key, name in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path} is not an index of shards; save or download it again') from error
+
+
+def _entry(
+    path: Path, key: str, entry: Mapping[str, Any], start: int
+) -> tuple[jax.ShapeDtypeStruct, int]:
+    if entry['dtype'] not in DTYPES:
+        raise UserError(
+            f'{path}: {key} is of dtype {entry["dtype"]}, which is not read; '
+            f'save it as one of {", ".join(DTYPES)}'
+        )
+    leaf = jax.ShapeDtypeStruct(tuple(entry['shape']), DTYPES[entry['dtype']])
+    return leaf, start + entry['data_offsets'][0]
