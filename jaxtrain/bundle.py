@@ -11,9 +11,11 @@ from typing import Any
 
 from jaxtrain import run
 from jaxtrain.config import Config, base
+from jaxtrain.data.tokenizer import read_definition
 from jaxtrain.errors import UserError
 from jaxtrain.models import fixed_fields
 
+TOKENIZER = 'tokenizer.json'
 # The keys of `config.data` that belong to the weights, with what they are where nobody says.
 USUAL = {
     'image_size': (),
@@ -37,12 +39,14 @@ class Bundle:
       model: `config.model` that they are of.
       data: values for the keys of `USUAL`.
       classes: class names by output of the head, () without one.
+      tokenizer: path of the tokenizer.json that text is read with, '' without one.
     """
 
     where: str
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     classes: tuple[str, ...]
+    tokenizer: str = ''
 
 
 def of_run(workdir: str | Path) -> Bundle:
@@ -55,7 +59,13 @@ def of_run(workdir: str | Path) -> Bundle:
         model=config['model'],
         data={key: config['data'][key] for key in USUAL},
         classes=tuple(classes),
+        tokenizer=beside(Path(workdir)),
     )
+
+
+def beside(folder: Path) -> str:
+    """The path of the tokenizer.json in a folder, '' if there is none."""
+    return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else ''
 
 
 def resolve(cfg: Config, bundle: Bundle | None) -> Config:
@@ -71,6 +81,7 @@ def resolve(cfg: Config, bundle: Bundle | None) -> Config:
     theirs = bundle if _asks(cfg) else None
     written = cfg.to_dict()
     data = {key: _data(key, written['data'][key], theirs) for key in USUAL}
+    data['tokenizer'] = _tokenizer(written['data']['tokenizer'], theirs)
     model = _model(written['model'], bundle, theirs)
     return cfg.updated(data=data, model=model)
 
@@ -88,6 +99,10 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
         k: own.data[k] if written['data'][k] == base().data[k] else written['data'][k]
         for k in USUAL
     }
+    # The run has its own copy, should the one that it began with be gone.
+    given = written['data']['tokenizer']
+    began = run.read_config(workdir)['config']['data']['tokenizer']
+    data['tokenizer'] = _tokenizer('' if given == began else given, own)
     return cfg.updated(data=data, model=_model(written['model'], own, None))
 
 
@@ -108,6 +123,17 @@ def _data(key: str, value: Any, theirs: Bundle | None) -> Any:
             "leave it out, or set config.restore.settings='config' to do so nevertheless"
         )
     return value
+
+
+def _tokenizer(given: str, theirs: Bundle | None) -> str:
+    if theirs is None or not theirs.tokenizer:
+        return given
+    if given and read_definition(given) != read_definition(theirs.tokenizer):
+        raise UserError(
+            f'config.data.tokenizer={given!r} is not that of {theirs.where}; leave it out, or '
+            "set config.restore.settings='config' to take it nevertheless"
+        )
+    return theirs.tokenizer
 
 
 def _model(given: dict[str, Any], bundle: Bundle | None, theirs: Bundle | None) -> dict[str, Any]:

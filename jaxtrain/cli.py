@@ -87,18 +87,24 @@ def evaluate(argv: list[str]) -> None:
 
 
 def predict(argv: list[str]) -> None:
-    """Say what a run makes of images and folders of them, in predictions.jsonl.
+    """Say what a run makes of images or texts, or how it goes on with prompts.
 
     jaxtrain predict --workdir=runs/vgg16_folder photo.jpg holiday/
     """
-    values, paths = _parse(predict, argv, _workdir, _checkpoint, _predictions, words='PATH...')
+    groups = (_workdir, _checkpoint, _predictions, _sampling)
+    values, paths = _parse(predict, argv, *groups, words='PATH...')
     _start_jax()
-    from jaxtrain import trained
+    from jaxtrain.predict import Sampling
+    from jaxtrain.predict import predict as run_predict
     from jaxtrain.terminal import predictions
 
-    found = trained.predict(
-        values.workdir, paths, values.checkpoint, values.output, values.on_bad_image, values.top
+    sampling = Sampling(
+        values.new_tokens, values.temperature, values.top_k, values.top_p, values.seed
     )
+    found = run_predict(
+        values.workdir, paths, values.checkpoint, values.output, values.on_bad_image, values.top,
+        sampling,
+    )  # fmt: skip
     print(predictions(found))
 
 
@@ -185,7 +191,19 @@ def _checkpoint(values: flags.FlagValues) -> None:
 def _predictions(values: flags.FlagValues) -> None:
     _string(values, 'output', '', 'file to write; predictions.jsonl in the run directory if empty')
     _string(values, 'on_bad_image', 'error', "'error', or 'skip' what cannot be read")
-    flags.DEFINE_integer('top', 5, 'classes listed for each image', flag_values=values)
+    flags.DEFINE_integer('top', 5, 'classes listed for each', flag_values=values)
+
+
+def _sampling(values: flags.FlagValues) -> None:
+    numbers = (
+        (flags.DEFINE_integer, 'new_tokens', 64, 'of a language model: tokens to add to a prompt'),
+        (flags.DEFINE_float, 'temperature', 1.0, '0 always takes the most probable token'),
+        (flags.DEFINE_integer, 'top_k', 0, 'choose among so many most probable; 0 among all'),
+        (flags.DEFINE_float, 'top_p', 1.0, 'choose among the most probable of this probability'),
+        (flags.DEFINE_integer, 'seed', 0, 'of the choice'),
+    )
+    for define, name, default, text in numbers:
+        define(name, default, text, flag_values=values)
 
 
 def _model(values: flags.FlagValues) -> None:

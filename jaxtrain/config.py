@@ -51,7 +51,8 @@ def base() -> ConfigDict:
     c.steps_per_call = 1
 
     # What is learned: loss and metrics. 'classify' is softmax cross-entropy over integer labels,
-    # 'binary' is sigmoid cross-entropy with one output, for data of two classes.
+    # 'binary' is sigmoid cross-entropy with one output, for data of two classes, 'lm' is softmax
+    # cross-entropy over the next token of a text, in nats per token.
     c.task = ConfigDict()
     c.task.name = 'classify'
     # Share of the target probability that is spread over all classes, 0 to 1.
@@ -119,7 +120,9 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     # Where images and labels come from: 'tfds' (data.name), or from data.path 'folder' (of images,
-    # a folder per class), 'manifest' (a CSV or JSONL list of files) or 'npz' (arrays).
+    # a folder per class), 'manifest' (a CSV or JSONL list of files) or 'npz' (arrays). Where texts
+    # come from: data.path as 'text' (a CSV or JSONL list of texts and labels), or as 'corpus' (a
+    # folder of text files, or a single one) for the task 'lm'.
     c.data.source = 'tfds'
     # A TFDS data set by its name, with a version if need be ('mnist:3.0.1'). Those that come with
     # jaxtrain ('glyphs/latin_cyrillic', 'glyphs/greek', 'digits') are made on first use; 'mnist',
@@ -148,6 +151,12 @@ def base() -> ConfigDict:
     c.data.test = 'test'
     # Train on the first n examples of each class in the order of the data set; 0 takes all.
     c.data.limit = 0
+    # Of text: tokens of an example; longer texts with labels lose their end.
+    c.data.length = 128
+    # A tokenizer.json (Hugging Face's format), or 'bytes'; '' is that of the weights in init_from.
+    c.data.tokenizer = ''
+    # Names of the files of a corpus in a folder.
+    c.data.pattern = '*.txt'
     # The seven keys below are left open: they are then those of the weights in init_from, or else
     # what the comments call the usual.
     # (height, width) that every image gets on the host; usually () keeps the data set's own size.
@@ -217,7 +226,8 @@ def known_variant(variant: str, variants: tuple[str, ...]) -> None:
 
 
 # Keys that do not change what is computed, and so may differ when a run is resumed.
-RESUMABLE = ('data.dir', 'data.memory_mib', 'data.threads', 'data.prefetch')
+# A tokenizer is told by its content, not by where it lies.
+RESUMABLE = ('data.dir', 'data.memory_mib', 'data.threads', 'data.prefetch', 'data.tokenizer')
 
 
 class Config:

@@ -15,6 +15,7 @@ from jaxtrain.data.pipeline import Slice, eval_batches
 from jaxtrain.data.sources import Source
 from jaxtrain.mesh import put_batch
 from jaxtrain.state import TrainState
+from jaxtrain.tasks import WEIGHT
 
 # Results on their way to the host: enough to keep the devices busy, few enough to bound memory.
 IN_FLIGHT = 4
@@ -44,5 +45,10 @@ def per_example(
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    """The mean of each metric over all examples."""
-    return {name: float(v.mean(dtype=np.float64)) for name, v in values.items()}
+    """The mean of each metric over all examples, each counting as its weight if there is one."""
+    weight = values.get(WEIGHT)
+    return {
+        name: float(np.average(v.astype(np.float64), weights=weight))
+        for name, v in values.items()
+        if name != WEIGHT
+    }

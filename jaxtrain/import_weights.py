@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import checkpoint, restore, run
-from jaxtrain.bundle import resolve
+from jaxtrain.bundle import TOKENIZER, resolve
 from jaxtrain.config import Config, base, nearest
 from jaxtrain.errors import UserError
 from jaxtrain.mesh import make_mesh, on_mesh
@@ -27,7 +27,7 @@ from jaxtrain.state import TrainState
 from jaxtrain.stored import Stored, open_foreign, target_model
 from jaxtrain.weights.names import Match
 
-BESIDE = ('tokenizer.json',)  # what a run directory keeps of the files beside the weights
+BESIDE = (TOKENIZER,)  # what a run directory keeps of the files beside the weights
 
 
 def import_weights(
@@ -106,6 +106,8 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
     c.task.name = match.task
     for name, value in (match.preprocessing or {}).items():
         c.data[name] = value
+    if len(match.inputs) == 1:
+        c.data.source = 'corpus' if match.task == 'lm' else 'text'
     model, (params, model_state) = target_model(match)
     if not match.outputs:
         params = {'backbone': params['backbone']}
@@ -164,11 +166,15 @@ def _write(
 
 
 def _data(match: Match) -> dict[str, Any] | None:
-    """config.json's entry for what the model is made for; None without a head."""
-    if not match.outputs:
+    """config.json's entry for what the model is made for; None for images without a head."""
+    text = len(match.inputs) == 1
+    if not (text or match.outputs):
         return None
-    classes = match.classes or _numbers(match)
-    return {'classes': list(classes), 'image_shape': list(match.inputs), 'examples': 0}
+    classes = match.classes
+    if match.outputs and not classes and match.task != 'lm':
+        classes = _numbers(match)
+    shape = [match.preprocessing['length']] if text else match.inputs
+    return {'classes': list(classes), 'shape': list(shape), 'examples': 0}
 
 
 def _numbers(match: Match) -> list[str]:

@@ -15,12 +15,15 @@ def inspect(cfg: Config) -> str:
     """
     job, _ = prepare(cfg)
     sizes = job.sizes()
+    unit, size = ('images', 'x'.join(map(str, job.train.shape)))
+    if job.train.tokenizer:
+        unit, size = 'tokens', f'{job.train.shape[0]} of {job.train.tokenizer.size:,}'
+    classes = f' of {len(job.train.classes)} classes' if job.train.classes else ''
     lines = [
         table(TABLE_COLUMNS, job.table()),
         '',
         f'regime {job.regime}: {job.steps:,} steps of {cfg.batch_size} on {len(job.train):,} '
-        f'examples of {len(job.train.classes)} classes, images '
-        f'{"x".join(map(str, job.train.image_shape))}',
+        f'examples{classes}, {unit} {size}',
         f'parameters {sizes["params_total"]:,}, trained {sizes["params_trainable"]:,}, '
         f'optimizer {sizes["opt_state_bytes"]:,} bytes',
     ]

@@ -20,10 +20,16 @@ from jaxtrain.config import Config
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources import Source, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.models import describe, make_model
+from jaxtrain.models import check_tokens, describe, make_model
 from jaxtrain.optim import Optimizer, make_optimizer
 from jaxtrain.partition import Partition
-from jaxtrain.state import TrainState, abstract_variables, init_state, init_variables
+from jaxtrain.state import (
+    TrainState,
+    abstract_inputs,
+    abstract_variables,
+    init_state,
+    init_variables,
+)
 from jaxtrain.step import make_eval_step, make_train_step
 from jaxtrain.stored import open_stored
 from jaxtrain.tasks import Task, make_task
@@ -75,7 +81,7 @@ class Job:
         """What the training data is, for config.json; a run resumes with no other."""
         return {
             'classes': list(self.train.classes),
-            'image_shape': list(self.train.image_shape),
+            'shape': list(self.train.shape),
             'examples': len(self.train),
             'skipped': len(self.train.skipped),
             'digest': self.train.digest,
@@ -123,9 +129,10 @@ def make_job(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> Jo
     train = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, mesh.size, len(train))
     steps = _steps(cfg, len(train))
-    task = make_task(cfg, train.classes, train.image_shape[2])
+    task = make_task(cfg, train)
     model = make_model(cfg.model, task.outputs)
-    params, model_state = abstract_variables(model, train.image_shape)
+    check_tokens(model, train.tokenizer)
+    params, model_state = abstract_variables(model, train.shape)
     part = partition.make_partition(cfg, params, model_state)
     optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, steps)
     if not 0 <= cfg.ema < 1:
@@ -162,7 +169,7 @@ def first_state(job: Job, seed: int) -> TrainState:
     What the plan loads is never initialised: the program below returns the other leaves alone, so
     the compiler leaves the rest out.
     """
-    inputs = jax.ShapeDtypeStruct((1, *job.train.image_shape), np.float32)
+    inputs = abstract_inputs(job.train.shape)
     loaded: Mapping[str, jax.Array] = {}
     if job.plan:
         loaded = restore.read(job.plan, job.abstract.params, job.abstract.model_state)

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxtrain import checkpoint, evaluate, run
+from jaxtrain.bundle import TOKENIZER
 from jaxtrain.clock import Clock
 from jaxtrain.config import Config
 from jaxtrain.data.pipeline import Slice, train_batches
@@ -128,6 +129,8 @@ def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> No
     rows, sizes = job.table(), job.sizes()
     if not job.resumes:
         folder.write_table('params.tsv', TABLE_COLUMNS, rows)
+        if job.train.tokenizer:
+            folder.write_bytes(TOKENIZER, job.train.tokenizer.definition.encode())
     if job.plan:
         folder.write_json('restore.json', job.plan.to_json())
     terminal.say(short_params(rows))
@@ -141,6 +144,8 @@ def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> No
             f'left out {len(skipped)} images that cannot be read: {", ".join(skipped[:3])}'
             f'{" ..." if len(skipped) > 3 else ""}'
         )
+    if cut := job.train.cut:
+        terminal.say(f'cut {cut:,} texts that are longer than {job.train.shape[0]} tokens')
     if job.plan:
         terminal.say(job.plan.summary())
     if step:
@@ -149,13 +154,13 @@ def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> No
 
 def _compile(job: Job, plan: Schedule, calls: np.ndarray) -> tuple[dict[int, Compiled], Compiled]:
     """The programs for as many steps as a call takes, and the evaluation step."""
-    shape, step = job.train.image_shape, job.train_step()
+    features, step = job.train.features, job.train_step()
     train_steps = {}
     for count in np.unique(np.diff(calls)).tolist() or [1]:  # none is left after a kill at the end
-        batch = abstract_batch(shape, plan.batch_size, job.mesh, count)
+        batch = abstract_batch(features, plan.batch_size, job.mesh, count)
         program = step if count == 1 else several_steps(step)
         train_steps[count] = compile_step(program, job.abstract, batch, job.mesh, donate=True)
-    batch = abstract_batch(shape, plan.eval_batch_size, job.mesh)
+    batch = abstract_batch(features, plan.eval_batch_size, job.mesh)
     return train_steps, compile_step(job.eval_step(), job.abstract, batch, job.mesh, donate=False)
 
 

@@ -75,17 +75,20 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, steps: int = 1) -> di
 
 
 def abstract_batch(
-    image_shape: tuple[int, int, int], batch_size: int, mesh: Mesh, steps: int = 1
+    features: Mapping[str, tuple[tuple[int, ...], type]],
+    batch_size: int,
+    mesh: Mesh,
+    steps: int = 1,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a global batch looks like: uint8 images and int32 labels.
+    """What a global batch looks like, for examples with these features (`Source.features`).
 
     Those of several steps are [steps, batch_size, ...]; that of one has no such axis.
     """
     sharding = batch_sharding(mesh, steps)
     shape = (batch_size,) if steps == 1 else (steps, batch_size)
     return {
-        'image': jax.ShapeDtypeStruct((*shape, *image_shape), np.uint8, sharding=sharding),
-        'label': jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+        name: jax.ShapeDtypeStruct((*shape, *own), dtype, sharding=sharding)
+        for name, (own, dtype) in features.items()
     }
 
 

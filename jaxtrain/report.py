@@ -105,8 +105,10 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
 def _draw(arms: list[Arm], cfg: Config) -> bytes:
     from matplotlib.figure import Figure
 
+    source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
+    shows = 'image' in source.features
     figure = Figure(figsize=(7.2, 4.8), layout='constrained')
-    upper, lower = figure.subfigures(2, 1, height_ratios=(6, 1))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
     widest = max(arm.flops for arm in arms) / 1e9
     axes = upper.add_subplot()
     taken: list[float] = []
@@ -134,16 +136,21 @@ def _draw(arms: list[Arm], cfg: Config) -> bytes:
     axes.set_xlim(0, 1.25 * widest)
     axes.margins(y=0.16)
     axes.grid(alpha=0.3)
-    source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
-    strip = source.fetch(_one_per_class(source))
-    for place, (image, label) in enumerate(zip(strip['image'], strip['label'], strict=True)):
-        tile = lower.add_subplot(1, len(strip['label']), place + 1)
-        tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
-        tile.set_title(source.classes[label], fontsize=9)
-        tile.axis('off')
+    if shows:
+        _draw_examples(lower, source)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=130)
     return buffer.getvalue()
+
+
+def _draw_examples(figure, source) -> None:
+    """A strip of images, one of each of the first classes."""
+    strip = source.fetch(_one_per_class(source))
+    for place, (image, label) in enumerate(zip(strip['image'], strip['label'], strict=True)):
+        tile = figure.add_subplot(1, len(strip['label']), place + 1)
+        tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
+        tile.set_title(source.classes[label], fontsize=9)
+        tile.axis('off')
 
 
 def _one_per_class(source) -> np.ndarray:

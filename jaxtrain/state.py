@@ -45,6 +45,13 @@ def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tupl
     return variables.pop('params'), variables
 
 
+def abstract_inputs(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What a model is given of one example: float32 [1, height, width, channels], or int32
+    [1, length] where the shape is that of tokens.
+    """
+    return jax.ShapeDtypeStruct((1, *shape), np.int32 if len(shape) == 1 else np.float32)
+
+
 def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """Nested ShapeDtypeStructs of a model's (params, model_state).
 
@@ -55,15 +62,15 @@ def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
     Raises:
       UserError: the model cannot take images, or as many tokens, of this size.
     """
-    tokens = len(shape) == 1
-    inputs = jax.ShapeDtypeStruct((1, *shape), np.int32 if tokens else np.float32)
+    inputs = abstract_inputs(shape)
     try:
         return jax.eval_shape(lambda: init_variables(model, np.uint32(0), inputs))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f'config.model: {type(model).__name__} cannot take '
-            f'{"tokens" if tokens else "images"} of size {"x".join(map(str, shape))}: {reason}'
+            f'{"tokens" if len(shape) == 1 else "images"} of size {"x".join(map(str, shape))}: '
+            f'{reason}'
         ) from error
 
 

@@ -13,7 +13,7 @@ import optax
 
 from jaxtrain.partition import Partition, merge
 from jaxtrain.state import TrainState
-from jaxtrain.tasks import Task
+from jaxtrain.tasks import Task, average
 
 Batch = dict[str, jax.Array]
 
@@ -31,8 +31,8 @@ def make_train_step(
       ema: decay of the moving average; 0 keeps none.
 
     Returns:
-      A function of a TrainState and a batch of uint8 images and int32 labels; its metrics are
-      float32 scalars: the task's own (means over the batch), `grad_norm` before clipping, and
+      A function of a TrainState and a batch, arrays by name as `Source.features` tells; its metrics
+      are float32 scalars: the task's own (means over the batch), `grad_norm` before clipping, and
       `param_norm` after the update, both over the trainable parameters.
     """
 
@@ -52,7 +52,7 @@ def make_train_step(
                     rngs={'dropout': dropout_key},
                     mutable=list(state.model_state),
                 )
-            metrics = jax.tree.map(jnp.mean, task.metrics(outputs, batch, train=True))
+            metrics = average(task.metrics(outputs, batch, train=True))
             return metrics['loss'], (metrics, model_state)
 
         grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(trainable)

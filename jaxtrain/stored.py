@@ -3,7 +3,7 @@ file from elsewhere seen through the map of its origin.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import linen as nn
 
 from jaxtrain import checkpoint
-from jaxtrain.bundle import USUAL, Bundle, of_run
+from jaxtrain.bundle import USUAL, Bundle, beside, of_run
 from jaxtrain.config import Config, base, nearest
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model
 from jaxtrain.partition import array_text, by_path, flatten, nbytes, unflatten, without_collection
 from jaxtrain.state import abstract_variables
 from jaxtrain.weights.archive import Archive, open_archive
-from jaxtrain.weights.names import Match, their_shape, to_ours
+from jaxtrain.weights.names import Match, Part, Row, their_shape
 from jaxtrain.weights.origins import ORIGINS
 
 Leaves = Mapping[str, jax.ShapeDtypeStruct]
@@ -128,18 +129,27 @@ def open_foreign(
         leaves, keys, ignored = _leaves(archive, match, shapes)
         files = archive.files
     bundle = Bundle(
-        str(path), match.fields, {**USUAL, **(match.preprocessing or {})}, match.classes
+        str(path),
+        match.fields,
+        {**USUAL, **(match.preprocessing or {})},
+        match.classes,
+        beside(archive.folder),
     )
     rows = {part.path: found for found in match.rows for part in found.parts}
 
     def read(wanted: Leaves) -> dict[str, jax.Array]:
         out: dict[str, jax.Array] = {}
+        # A key that the map does not know may be asked for under its own name.
+        sources = {path: rows.get(path, path) for path in wanted}
         with open_archive(path) as archive:
-            for found in {id(rows[p]): rows[p] for p in wanted}.values():
-                array = _finite(archive, found.theirs)
-                for part, ours in to_ours(found, array, shapes).items():
-                    if part in wanted:
-                        out[part] = _put(ours, wanted[part])
+            for source in dict.fromkeys(sources.values()):
+                arrays = {p: _aligned(wanted[p]) for p, s in sources.items() if s == source}
+                if isinstance(source, Row):
+                    _fill(archive, source, shapes, arrays)
+                else:
+                    _fill_alike(archive, source, arrays[source])
+                for part, array in arrays.items():
+                    out[part] = jax.device_put(array, wanted[part].sharding, may_alias=True)
         return out
 
     return Stored(str(path), leaves, keys, read, bundle, ignored), match, files
@@ -264,26 +274,67 @@ def _and_others(names: list[str]) -> str:
     return names[0] + (f' and {len(names) - 1} more' if len(names) > 1 else '')
 
 
-def _finite(archive: Archive, key: str) -> np.ndarray:
-    """An array of the file. UserError if it holds a value that is no number."""
-    array = archive.read(key)
-    # Extremes, not isfinite of all: that would take another quarter of the array's memory.
-    if array.size and not np.isfinite([float(array.min()), float(array.max())]).all():
-        raise UserError(
-            f'{archive.path}: {key} holds NaN or Inf; take weights from before the training that '
-            'did so diverged'
-        )
-    return array
+def _fill(archive: Archive, found: Row, shapes: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
+    """Reads an array of theirs, piece by piece, into those of ours by path that lie in it."""
+    places, high = [], 0
+    for part in found.parts:
+        low, high = high, high + their_shape(Row(found.theirs, (part,)), shapes)[found.axis]
+        if part.path in arrays:
+            places.append((low, high, _in_their_order(part, arrays[part.path])))
+    first = 0
+    for piece in _finite_pieces(archive, found.theirs, np.float32):
+        for low, high, ours in places:
+            if found.axis:
+                at, taken = first, piece[(slice(None),) * found.axis + (slice(low, high),)]
+            else:
+                at, taken = max(first - low, 0), piece[max(low - first, 0) : max(high - first, 0)]
+            ours = ours[at : at + len(taken)]
+            ours[...] = taken.reshape(ours.shape)
+        first += len(piece)
 
 
-def _put(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array on the devices, in the leaf's dtype; copied once."""
-    # JAX takes memory that is aligned to 64 bytes as its own, without a copy.
+def _fill_alike(archive: Archive, key: str, array: np.ndarray) -> None:
+    """Reads an array that lies as it does there."""
+    flat, at = array.reshape(-1), 0
+    for piece in _finite_pieces(archive, key, array.dtype):
+        flat[at : at + piece.size] = piece.reshape(-1)
+        at += piece.size
+
+
+def _finite_pieces(archive: Archive, key: str, dtype: Any) -> Iterator[np.ndarray]:
+    """The pieces of an array in a dtype. UserError if one holds a value that is no number."""
+    for piece in archive.read(key):
+        with np.errstate(over='ignore', invalid='ignore'):
+            piece = piece.astype(dtype, copy=False)
+            flat = piece.reshape(-1)
+            # The sum of squares is a number if all are, unless it overflows; it takes a fifth of
+            # the time.
+            finite = np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all()
+        if not finite:
+            raise UserError(
+                f'{archive.path}: {key} holds NaN or Inf (as {np.dtype(dtype)}); take weights from '
+                'before the training that did so diverged'
+            )
+        yield piece
+
+
+def _in_their_order(part: Part, array: np.ndarray) -> np.ndarray:
+    """A view of our array with the axes of theirs: the first as it is, the others taken apart
+    where they are in brackets, for no view could join them again.
+    """
+    ours, theirs = part.pattern.split('->')
+    first, others = re.fullmatch(r'\s*(\([^)]*\)|\S+)(.*)', theirs).groups()
+    others = others.replace('(', ' ').replace(')', ' ')
+    found = rearrange(array, f'{ours} -> {first} {others}', **dict(part.sizes))
+    assert np.may_share_memory(found, array), f'{part.pattern}: what is written would be lost'
+    return found
+
+
+def _aligned(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Memory for a leaf, which JAX takes as its own and does not copy: aligned to 64 bytes."""
     memory = np.empty(nbytes(leaf) + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    out = memory[start : start + nbytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
-    out[...] = array
-    return jax.device_put(out, leaf.sharding, may_alias=True)
+    return memory[start : start + nbytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
 
 
 def _few(names: Mapping) -> str:

@@ -1,10 +1,12 @@
 """A task: how a batch reaches the model, and what its outputs are worth.
 
 Metrics are per example, so that the train step may average them over a batch and an evaluation may
-count every example exactly once, whatever the batch size.
+count every example exactly once, whatever the batch size. Where examples do not count alike (a
+window of text counts as its tokens), one of the metrics is `WEIGHT`, and the others are averaged by
+it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -12,9 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.data.augment import make_augment, make_normalise
+from jaxtrain.data.examples import Source
 from jaxtrain.errors import UserError
 
 Batch = dict[str, jax.Array]
+WEIGHT = 'weight'
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Task:
       train_inputs: (batch, key) -> model inputs, augmented.
       eval_inputs: batch -> model inputs.
       metrics: (outputs, batch, train) -> {'loss': float32 [batch], ...}.
-      probabilities: outputs -> float32 [batch, classes].
+      probabilities: outputs -> float32 [batch, classes], or of every next token.
       outputs: width of the model's output.
     """
 
@@ -36,30 +40,58 @@ class Task:
     outputs: int
 
 
-def make_task(cfg, classes: tuple[str, ...], channels: int) -> Task:
-    """The task that `config.task` names, for data with these classes and image channels.
+def make_task(cfg, source: Source) -> Task:
+    """The task that `config.task` names, for data as that of the source.
 
     Raises:
-      UserError: an unknown task, one that does not fit the classes, or a label smoothing outside
+      UserError: an unknown task, one that does not fit the data, or a label smoothing outside
         [0, 1].
     """
-    make = TASKS[cfg.task.choose('name', TASKS)]
+    name = cfg.task.choose('name', TASKS)
     smoothing = cfg.task.label_smoothing
     if not 0 <= smoothing <= 1:
         raise UserError(f'config.task.label_smoothing={smoothing} must lie between 0 and 1')
-    normalise, augment = make_normalise(cfg.data, channels), make_augment(cfg.data)
-    metrics, probabilities, outputs = make(classes, smoothing)
-    return Task(
-        train_inputs=lambda batch, key: normalise(augment(key, batch['image'])),
-        eval_inputs=lambda batch: normalise(batch['image']),
-        metrics=metrics,
-        probabilities=probabilities,
-        outputs=outputs,
+    if (name == 'lm') != ('targets' in source.features):
+        fit = "'lm'" if name != 'lm' else "'classify' or 'binary'"
+        raise UserError(
+            f'config.task.name={name!r} does not fit data of config.data.source={cfg.data.source!r}'
+            f'; set it to {fit}'
+        )
+    train_inputs, eval_inputs = _inputs(cfg.data, source)
+    metrics, probabilities, outputs = TASKS[name](source, smoothing)
+    return Task(train_inputs, eval_inputs, metrics, probabilities, outputs)
+
+
+def average(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Means over the examples of a batch, each counting as its weight if there is one.
+
+    Args:
+      metrics: float32 [batch] by name, as `Task.metrics` returns them.
+    """
+    if WEIGHT not in metrics:
+        return {name: jnp.mean(values) for name, values in metrics.items()}
+    weight = metrics[WEIGHT]
+    return {
+        name: jnp.sum(values * weight) / jnp.sum(weight)
+        for name, values in metrics.items()
+        if name != WEIGHT
+    }
+
+
+def _inputs(data, source: Source):
+    """(for training, for evaluation): what the model is given of a batch."""
+    if source.tokenizer:
+        return lambda batch, key: batch['tokens'], lambda batch: batch['tokens']
+    normalise, augment = make_normalise(data, source.shape[2]), make_augment(data)
+    return (
+        lambda batch, key: normalise(augment(key, batch['image'])),
+        lambda batch: normalise(batch['image']),
     )
 
 
-def _classify(classes: tuple[str, ...], smoothing: float):
+def _classify(source: Source, smoothing: float):
     """Softmax cross-entropy over integer labels, and accuracy."""
+    classes = source.classes
 
     def metrics(logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
         labels = batch['label']
@@ -77,8 +109,9 @@ def _classify(classes: tuple[str, ...], smoothing: float):
     return metrics, probabilities, len(classes)
 
 
-def _binary(classes: tuple[str, ...], smoothing: float):
+def _binary(source: Source, smoothing: float):
     """Sigmoid cross-entropy of one output, which speaks for the second class, and accuracy."""
+    classes = source.classes
     if len(classes) != 2:
         raise UserError(
             f"config.task.name='binary' is for two classes, but the data has {len(classes)}; "
@@ -102,4 +135,30 @@ def _binary(classes: tuple[str, ...], smoothing: float):
     return metrics, probabilities, 1
 
 
-TASKS = {'classify': _classify, 'binary': _binary}
+def _lm(source: Source, smoothing: float):
+    """Softmax cross-entropy over the next token, in nats, and how often it is the most probable.
+
+    Of a window the mean over its targets that count, whose number is its weight.
+    """
+
+    def metrics(logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
+        counted = batch['targets'] >= 0
+        targets = jnp.maximum(batch['targets'], 0)
+        logits = logits.astype(jnp.float32)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        if train and smoothing:
+            # What is taken from the target is spread over all tokens.
+            spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+            loss = (1 - smoothing) * loss + smoothing * spread
+        weight = counted.sum(-1).astype(jnp.float32)
+        share = counted / jnp.maximum(weight, 1)[:, None]
+        right = (logits.argmax(-1) == targets).astype(jnp.float32)
+        return {'loss': (loss * share).sum(-1), 'accuracy': (right * share).sum(-1), WEIGHT: weight}
+
+    def probabilities(logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    return metrics, probabilities, source.tokenizer.size
+
+
+TASKS = {'classify': _classify, 'binary': _binary, 'lm': _lm}

@@ -3,7 +3,7 @@
 Without a terminal nothing but plain lines is printed: no control characters, no moving bars.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -104,16 +104,31 @@ def short_params(rows: list[tuple]) -> str:
 
 
 def predictions(found: Mapping[str, Any]) -> str:
-    """What `predict` found, in short: the first images, and where all of it is."""
+    """What `predict` found, in short: the first lines, and where all of it is."""
     lines = found['predictions']
-    rows = [(line['file'], line['class'], f'{line["probability"]:.3f}') for line in lines[:SHORT]]
-    said = [table(('file', 'class', 'probability'), rows)]
+    said = [_predicted(lines[:SHORT])]
     if len(lines) > SHORT:
         said.append(f'... and {len(lines) - SHORT:,} more')
     if found['skipped']:
         said.append(f'left out, not readable: {", ".join(found["skipped"])}')
-    said.append(f'{len(lines):,} images, checkpoint {found["step"]}, written to {found["output"]}')
+    said.append(
+        f'{len(lines):,} {found["unit"]}, checkpoint {found["step"]}, written to {found["output"]}'
+    )
     return '\n'.join(said)
+
+
+def _predicted(lines: Sequence[Mapping[str, Any]]) -> str:
+    places = [f'{x["file"]}:{x["line"]}' if 'line' in x else x['file'] for x in lines]
+    if 'class' in lines[0]:
+        found = [(x['class'], f'{x["probability"]:.3f}') for x in lines]
+        rows = [(place, *cells) for place, cells in zip(places, found, strict=True)]
+        return table(('file', 'class', 'probability'), rows)
+    if 'embedding' in lines[0]:
+        rows = [(place, len(x['embedding'])) for place, x in zip(places, lines, strict=True)]
+        return table(('file', 'numbers'), rows)
+    # A prompt is shown by its end, and what follows it whole.
+    texts = (f'{x["prompt"][-60:]} |{x["text"]}' for x in lines)
+    return '\n'.join(f'{p}: {" ".join(t.split())}' for p, t in zip(places, texts, strict=True))
 
 
 def number(value: float) -> str:

@@ -15,9 +15,21 @@ from tests.conftest import ROOT, TINY, start
 FLAGS = {
     'train': {'config', 'workdir', 'coordinator', 'processes', 'process', 'config.KEY=VALUE'},
     'evaluate': {'workdir', 'split', 'checkpoint'},
-    'predict': {'workdir', 'checkpoint', 'output', 'on_bad_image', 'top'},
+    'predict': {
+        'workdir',
+        'checkpoint',
+        'output',
+        'on_bad_image',
+        'top',
+        'new_tokens',
+        'temperature',
+        'top_k',
+        'top_p',
+        'seed',
+    },  # fmt: skip
     'inspect': {'config', 'config.KEY=VALUE'},
-    'import': {'model', 'workdir'},
+    'import': {'model', 'workdir', 'drop'},
+    'export': {'workdir', 'checkpoint', 'origin', 'output'},
     'compare': {'config', 'workdir', 'full', 'config.KEY=VALUE'},
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxtrain.bundle import resolve
 from jaxtrain.config_file import load
 from jaxtrain.data import sources
 from jaxtrain.models import make_model
@@ -25,7 +26,7 @@ def result(workdir: Path) -> dict:
 @pytest.fixture(scope='module')
 def plain(pretrained) -> dict[str, np.ndarray]:
     """Loss and accuracy of each val example: the whole split in one call, the rest in NumPy."""
-    cfg = load(f'{TINY}:full', [])
+    cfg = resolve(load(f'{TINY}:full', []), None)
     source = sources.open_source(cfg.data, 'val', 'data.val')
     batch = source.fetch(np.arange(len(source)))
     step = str(result(pretrained)['best_step'])

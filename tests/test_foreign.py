@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
 
 from jaxtrain import restore, run
 from jaxtrain.config_file import load
@@ -25,7 +26,8 @@ from jaxtrain.config import base
 def get_config():
     c = base()
     c.regime = 'finetune'
-    c.data.name = 'digits'
+    c.data.source = 'npz'
+    c.data.path = '{data}'
     c.data.image_size = (32, 32)
     c.batch_size = 8
     c.steps = 2
@@ -52,9 +54,21 @@ def imported(file, tmp_path_factory):
     return out, import_weights('timm', str(file), 'vit_ti16', str(out))
 
 
+@pytest.fixture(scope='module')
+def coloured(tmp_path_factory):
+    """A folder of splits of RGB images, the digits of scikit-learn."""
+    folder = tmp_path_factory.mktemp('coloured')
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, -1)
+    for number, split in enumerate(('train', 'val', 'test')):
+        rows = slice(100 * number, 100 * number + 100)
+        np.savez(folder / f'{split}.npz', image=images[rows], label=digits.target[rows])
+    return folder
+
+
 @pytest.fixture
-def config(tmp_path):
-    (tmp_path / 'config.py').write_text(CONFIG)
+def config(tmp_path, coloured):
+    (tmp_path / 'config.py').write_text(CONFIG.format(data=coloured))
 
     def make(*words: str):
         return load(str(tmp_path / 'config.py'), [f'--config.{word}' for word in words])

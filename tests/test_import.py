@@ -19,6 +19,7 @@ from jaxtrain.models import make_model
 from jaxtrain.models.vgg import convolutions
 from jaxtrain.partition import unflatten
 from jaxtrain.state import abstract_variables
+from jaxtrain.stored import of_checkpoint
 from tests.conftest import ROOT
 from tests.golden.make_keras_vgg import images
 from tests.weights.keras_files import FULL_TOP, GOLDEN, cached_weight, shapes, write
@@ -62,7 +63,7 @@ def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
     """The model that a run directory describes, and the leaves that it hands on."""
     model = make_model(Config.from_json(run.read_config(out)['config']).model, outputs)
     params, _ = on_mesh(abstract_variables(model, image), make_mesh())
-    plan = restore.make_plan(checkpoint.find(out, 'best', ''), params, {}, rules)
+    plan = restore.make_plan(of_checkpoint(checkpoint.find(out, 'best', '')), params, {}, rules)
     return model, restore.read(plan, params, {}), plan
 
 
@@ -81,7 +82,7 @@ def test_an_imported_model_computes_what_keras_does(imported):
 
 def test_a_backbone_is_handed_on_bit_for_bit_with_a_new_head(notop, tmp_path):
     said = weights(notop, tmp_path / 'out')
-    assert 'without a top: 14,714,688 parameters' in said
+    assert 'without a head: 14,714,688 parameters' in said
     _, leaves, plan = loaded(tmp_path / 'out', 3, (64, 64, 3), NEW_HEAD)
     assert all(path.startswith('head/') for path in plan.paths('init'))
     assert set(leaves) == {
@@ -100,21 +101,21 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
     config, data = stored['config'], stored['config']['data']
     assert (config['regime'], config['task']['name']) == ('full', 'classify')
     assert config['model'] == {
-        'name': 'vgg', 'depth': 16, 'hidden': [24, 16], 'dropout': 0.0, 'features': 'flatten',
+        'name': 'vgg', 'depth': 16, 'hidden': [24, 16], 'dropout': 0.0, 'pool': 0,
+        'features': 'flatten',
     }  # fmt: skip
     assert (data['scale'], data['channel_order'], data['std']) == (1.0, 'bgr', [1.0])
     assert data['mean'] == [103.939, 116.779, 123.68]
     assert data['image_size'] == [96, 96]
     assert stored['data'] == {
-        'classes': [str(i) for i in range(10)], 'image_shape': [96, 96, 3], 'examples': 0,
+        'classes': [str(i) for i in range(10)], 'shape': [96, 96, 3], 'examples': 0,
     }  # fmt: skip
     assert stored['import'] == {
         'origin': 'keras',
         'model': 'vgg16',
-        'file': 'top.weights.h5',
-        'sha256': hashlib.sha256(top.read_bytes()).hexdigest(),
-        'layout': 'keras3',
-        'top': True,
+        'files': {'top.weights.h5': hashlib.sha256(top.read_bytes()).hexdigest()},
+        'head': 10,
+        'dropped': [],
         'assumed': [],
     }
     assert 'versions' in stored
@@ -122,7 +123,7 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
 
 def test_what_is_said_and_planned(imported):
     out, said = imported
-    assert said.startswith('vgg16 of keras, layout keras3, with its top of 10 outputs: 14,8')
+    assert said.startswith('vgg16 of keras, with its head of 10 outputs: 14,8')
     plan = json.loads((out / 'restore.json').read_text())
     lines = {leaf['path']: leaf for leaf in plan['leaves']}
     assert len(lines) == 32
@@ -132,6 +133,7 @@ def test_what_is_said_and_planned(imported):
         'action': 'load',
         'source': 'layers/conv2d_7/vars/0 3x3x256x512 float32',
         'target': '3x3x256x512 float32',
+        'key': 'backbone/block4_conv1/kernel',
     }
     assert lines['head/logits/bias']['source'] == 'layers/dense_2/vars/1 10 float32'
 
@@ -181,7 +183,7 @@ def test_the_same_import_again_changes_nothing(imported, top):
 def test_a_folder_in_use_is_left_alone(imported, notop, tmp_path):
     out, _ = imported
     assert 'holds a run already' in str(fault('keras', notop, 'vgg16', out))
-    assert run.read_config(out)['import']['file'] == 'top.weights.h5'
+    assert list(run.read_config(out)['import']['files']) == ['top.weights.h5']
     (tmp_path / 'notes.txt').write_text('mine')
     assert 'holds something else already' in str(fault('keras', notop, 'vgg16', tmp_path))
     assert os.listdir(tmp_path) == ['notes.txt']
@@ -206,7 +208,7 @@ def test_an_empty_folder_is_taken(notop, tmp_path):
             'vgg116',
             "--model 'vgg116' is not known (did you mean 'vgg16'?); choose from vgg",
         ),
-        ('keras', 'resnet50', "--model 'resnet50' is not known; choose from vgg16, vgg19"),
+        ('keras', 'resnet50', 'holds vgg16, and not resnet50; give --model=vgg16'),
         ('keras', 'vgg19', 'holds vgg16, and not vgg19; give --model=vgg16'),
     ],
 )
@@ -230,11 +232,17 @@ BIAS = 'block5_conv3/block5_conv3_b_1:0'
     ('change', 'words'),
     [
         (replace(BIAS, np.full(512, np.nan, 'f4')), f'{BIAS} holds NaN or Inf'),
-        (replace(BIAS, np.zeros(511, 'f4')), f'1 of 26 arrays do not fit, first {BIAS} 511 float'),
-        (replace(BIAS, np.zeros(512, 'i4')), f'1 of 26 arrays do not fit, first {BIAS} 512 int32'),
+        (
+            replace(BIAS, np.zeros(511, 'f4')),
+            f'fit vgg16, first {BIAS}, which is 511',
+        ),
+        (
+            replace(BIAS, np.zeros(512, 'i4')),
+            f'fit vgg16, first {BIAS}, which is 512 i',
+        ),
         (
             replace('block1_conv1/block1_conv1_W_1:0', np.zeros((64, 3, 3, 3), 'f4')),
-            'block1_conv1_W_1:0 64x3x3x3 float32 where backbone/block1_conv1/kernel is 3x3x3x64',
+            'block1_conv1_W_1:0, which is 64x3x3x3 float32 and should be 3x3x3x64 float; give',
         ),
         (replace('new', np.zeros(3)), 'array new belongs to no layer of VGG'),
     ],
@@ -245,7 +253,7 @@ def test_a_file_that_is_not_the_model_leaves_nothing(change, words, tmp_path):
         change(opened)
     error = fault('keras', file, 'vgg16', tmp_path / 'runs' / 'out')
     assert words in str(error)
-    assert ('DIFFERS' in error.details) == ('do not fit' in str(error))
+    assert (', should be ' in error.details) == ('do not fit' in str(error))
     assert not (tmp_path / 'runs').exists() or not list((tmp_path / 'runs').iterdir())
 
 

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxtrain.bundle import resolve
 from jaxtrain.config_file import load
+from jaxtrain.data.examples import Source
 from jaxtrain.models import make_model
 from jaxtrain.optim import make_optimizer
 from jaxtrain.partition import count, flatten, make_partition, unflatten
@@ -35,9 +37,9 @@ GOLDEN = json.loads(CURVES.read_text())['losses']
 
 def build(config: str, program: Program, dtype: str, *overrides: str):
     """The jitted step that the config file stands for, and its state with the given weights."""
-    cfg = load(str(ROOT / config), [f'--config.{word}' for word in overrides])
+    cfg = resolve(load(str(ROOT / config), [f'--config.{word}' for word in overrides]), None)
     classes = tuple(map(str, range(program.classes)))
-    task = make_task(cfg, classes, program.image_shape[2])
+    task = make_task(cfg, Source(None, 1, program.image_shape, classes))
     model = make_model(cfg.model, task.outputs)
     params, model_state = abstract_variables(model, program.image_shape)
     assert {path: leaf.shape for path, leaf in flatten(params).items()} == program.shapes

@@ -123,7 +123,7 @@ def test_images_that_cannot_be_read(photos, pretrained, jaxtrain, tmp_path):
 @pytest.mark.parametrize(
     'words, parts',
     [
-        ((), ['no images were named']),
+        ((), ['nothing was named to predict']),
         (('nowhere.png',), ['nowhere.png', 'no such file']),
         (('configs',), ['configs holds no images']),
         (('configs/alphabets.png', '--top=0'), ['--top=0']),

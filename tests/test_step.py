@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
+from jaxtrain.data.examples import Source
 from jaxtrain.models import make_model
 from jaxtrain.optim import make_optimizer
 from jaxtrain.partition import flatten, make_partition, nbytes
@@ -36,7 +38,8 @@ def build(model=None, shape=(6, 6, 1), steps=200, **changes):
     tree = base().to_dict()
     tree['model'] = model or {'name': 'cnn', 'widths': (3, 4)}
     cfg = Config(tree).replace(**{'optim__schedule': ('constant',), **changes})
-    task = make_task(cfg, CLASSES, shape[2])
+    cfg = resolve(cfg, None)
+    task = make_task(cfg, Source(None, 8, shape, CLASSES))
     net = make_model(cfg.model, task.outputs)
     shapes, norms = abstract_variables(net, shape)
     part = make_partition(cfg, shapes, norms)

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
+from jaxtrain.data.examples import Source
+from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError
-from jaxtrain.tasks import make_task
+from jaxtrain.evaluate import means
+from jaxtrain.tasks import WEIGHT, average, make_task
 
 CLASSES = ('a', 'b', 'c')
 LOGITS = np.random.default_rng(0).normal(0, 3, (6, 3)).astype(np.float32)
@@ -16,7 +20,12 @@ BATCH = {'image': np.arange(6 * 8, dtype=np.uint8).reshape(6, 2, 2, 2), 'label':
 
 
 def task(channels=2, **changes):
-    return make_task(Config(base().to_dict()).replace(**changes), CLASSES, channels)
+    return make(CLASSES, channels, **changes)
+
+
+def make(classes, channels=2, **changes):
+    cfg = resolve(Config(base().to_dict()).replace(**changes), None)
+    return make_task(cfg, Source(None, 6, (2, 2, channels), classes))
 
 
 def log_softmax(logits):
@@ -91,8 +100,7 @@ TWO = {'image': BATCH['image'], 'label': np.array([0, 1, 1, 0, 1, 0], np.int32)}
 
 
 def binary(**changes):
-    cfg = Config(base().to_dict()).replace(task__name='binary', **changes)
-    return make_task(cfg, PAIR, 2)
+    return make(PAIR, task__name='binary', **changes)
 
 
 def sigmoid_loss(logits, targets):
@@ -121,7 +129,7 @@ def test_binary_label_smoothing_in_training():
 def test_binary_is_softmax_over_a_logit_and_zero():
     """So both tasks agree on two classes, probabilities included."""
     pair = jnp.concatenate([jnp.zeros((6, 1)), jnp.asarray(ONE)], -1)
-    softmax = make_task(Config(base().to_dict()), PAIR, 2)
+    softmax = make(PAIR)
     one, two = binary().probabilities(jnp.asarray(ONE)), softmax.probabilities(pair)
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(one.sum(-1), 1, rtol=1e-6)
@@ -131,3 +139,70 @@ def test_binary_is_softmax_over_a_logit_and_zero():
 def test_binary_wants_two_classes():
     with pytest.raises(UserError, match="config.task.name='binary' is for two classes.*has 3"):
         task(task__name='binary')
+
+
+VOCABULARY = 5
+NEXT = np.random.default_rng(2).normal(0, 3, (3, 4, VOCABULARY)).astype(np.float32)
+NEXT[0, 1, 1] = NEXT[2, 3, 2] = 9  # at least these are right
+TEXTS = {
+    'tokens': np.zeros((3, 4), np.int32),
+    'targets': np.array([[0, 1, 2, 3], [4, 4, -1, -1], [-1, -1, -1, 2]], np.int32),
+}
+
+
+def lm(**changes):
+    cfg = Config(base().to_dict()).replace(
+        task__name='lm', data__source='corpus', data__tokenizer='bytes', **changes
+    )
+    tokenizer = Tokenizer('', VOCABULARY, -1, -1)
+    return make_task(resolve(cfg, None), Source(None, 3, (4,), (), tokenizer=tokenizer))
+
+
+def next_token(smoothing=0.0) -> list[list[float]]:
+    """The loss of every target that counts, by window."""
+    found = []
+    for window, targets in zip(NEXT.astype(np.float64), TEXTS['targets'], strict=True):
+        logs = log_softmax(window)
+        found.append(
+            [
+                -(1 - smoothing) * row[t] - smoothing * row.mean()
+                for row, t in zip(logs, targets, strict=True)
+                if t >= 0
+            ]
+        )
+    return found
+
+
+@pytest.mark.parametrize('train, smoothing', [(True, 0.0), (True, 0.1), (False, 0.1)])
+def test_lm_loss_of_each_window_is_the_mean_of_what_counts(train, smoothing):
+    values = lm(task__label_smoothing=smoothing).metrics(jnp.asarray(NEXT), TEXTS, train=train)
+    expected = next_token(smoothing if train else 0.0)
+    np.testing.assert_allclose(values['loss'], list(map(np.mean, expected)), rtol=1e-5)
+    np.testing.assert_array_equal(values[WEIGHT], [4, 2, 1])
+
+
+def test_lm_accuracy_is_of_what_counts():
+    values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=False)
+    right = (NEXT.argmax(-1) == TEXTS['targets']) & (TEXTS['targets'] >= 0)
+    np.testing.assert_allclose(values['accuracy'], right.sum(1) / [4, 2, 1])
+    assert right.any()
+
+
+def test_every_token_counts_once_in_a_batch_and_in_an_evaluation():
+    values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=True)
+    expected = np.mean(sum(next_token(), []))
+    batch = average(values)
+    assert set(batch) == {'loss', 'accuracy'}
+    assert float(batch['loss']) == pytest.approx(expected, rel=1e-5)
+    whole = means({name: np.asarray(v) for name, v in values.items()})
+    assert set(whole) == {'loss', 'accuracy'}
+    assert whole['loss'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_task_must_fit_the_data():
+    with pytest.raises(UserError, match="task.name='lm' does not fit data of config.data.source"):
+        task(task__name='lm')
+    with pytest.raises(UserError, match="set it to 'lm'"):
+        cfg = resolve(Config(base().to_dict()).replace(data__source='corpus'), None)
+        tokenizer = Tokenizer('', VOCABULARY, -1, -1)
+        make_task(cfg, Source(None, 3, (4,), (), tokenizer=tokenizer))

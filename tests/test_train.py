@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxtrain import evaluate, loop, trained
+from jaxtrain.bundle import resolve
 from jaxtrain.cli import main
 from jaxtrain.config_file import load
 from jaxtrain.data.sources import open_source
@@ -101,7 +102,7 @@ def test_config_is_the_resolved_one(finished):
     written = json.loads((finished / 'config.json').read_text())
     assert set(written) == {'config', 'data', 'versions', 'git'}
     assert written['data']['classes'] == list('0123456789')
-    assert written['data']['image_shape'] == [8, 8, 1] and written['data']['examples'] == 50
+    assert written['data']['shape'] == [8, 8, 1] and written['data']['examples'] == 50
     assert {'python', 'jax', 'flax', 'optax', 'numpy'} <= set(written['versions'])
     config = written['config']
     assert config['eval_every'] == 5 and config['optim']['weight_decay'] == 0.5
@@ -219,7 +220,7 @@ def averaging(tmp_path_factory) -> Path:
 
 def test_the_average_is_what_is_evaluated(averaging):
     cfg = load(TINY, [])
-    source = open_source(cfg.data, 'val', 'data.val')
+    source = open_source(resolve(cfg, None).data, 'val', 'data.val')
     batch = source.fetch(np.arange(len(source)))
     saved = arrays(averaging / 'checkpoints' / '20')
     assert set(saved['ema']) == set(saved['params'])

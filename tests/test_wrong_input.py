@@ -223,7 +223,11 @@ def test_evaluate_a_run(words, parts, jaxtrain, pretrained):
         (
             ["restore.rules=(('head/.*','fresh'),('.*','load'))"],
             False,
-            ['config.restore.rules', "'head/.*' says 'fresh'", 'choose from load, init, drop'],
+            [
+                'config.restore.rules',
+                "'head/.*' says 'fresh'",
+                'choose from load, resize, cl',
+            ],
         ),
         (
             ["restore.rules=(('haed/.*','init'),('.*','load'))"],

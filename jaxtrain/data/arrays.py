@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.config import nearest
 from jaxtrain.data.deal import deal
 from jaxtrain.data.examples import Source, check_classes, digest, relabel, require_all
-from jaxtrain.data.images import resize
+from jaxtrain.data.images import Fit, make_fit, resize
+from jaxtrain.data.listing import file_of_split
 from jaxtrain.errors import UserError
 
 
@@ -37,7 +37,7 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
     """
     path = os.path.expanduser(cfg.path)
     whole = not os.path.isdir(path)
-    file = path if whole else _file_of_split(path, split, key)
+    file = path if whole else file_of_split(path, split, key, ('.npz',))
     try:
         stamp = os.stat(file)
     except OSError as error:
@@ -45,7 +45,7 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
             f"config.data.path: {file} cannot be read ({error.strerror}); for source='npz' name "
             'an npz file, or a folder with one for each split'
         ) from error
-    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), size)
+    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), size, make_fit(cfg))
     labels, classes = _labels(arrays, classes, file)
     rows = np.arange(len(labels))
     if whole:
@@ -63,7 +63,7 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
 
 
 @lru_cache(maxsize=8)
-def _load(file: str, stamp: tuple[int, int], size: tuple[int, ...]) -> Arrays:
+def _load(file: str, stamp: tuple[int, int], size: tuple[int, ...], fit: Fit) -> Arrays:
     # Cached: the splits of one file, and the seeds and arms of a comparison, share their data.
     del stamp  # when the file was written and how long it is: another one is loaded again
     if not zipfile.is_zipfile(file):
@@ -89,7 +89,7 @@ def _load(file: str, stamp: tuple[int, int], size: tuple[int, ...]) -> Arrays:
     _check(file, arrays)
     images = arrays['image'].reshape(*arrays['image'].shape[:3], -1)
     if size:
-        images = np.stack([resize(image, size) for image in images])
+        images = np.stack([resize(image, size, fit) for image in images])
         images = images.reshape(*images.shape[:3], -1)
     return Arrays(images, arrays['label'], _names(arrays), checksum)
 
@@ -159,15 +159,3 @@ def _numbers(labels: np.ndarray, file: str) -> tuple[str, ...]:
             'classes from 0 without gaps, or name them all in an array called classes'
         )
     return tuple(map(str, found.tolist()))
-
-
-def _file_of_split(folder: str, split: str, key: str) -> str:
-    file = os.path.join(folder, f'{split}.npz')
-    if not os.path.exists(file):
-        names = sorted(n for n in os.listdir(folder) if n.endswith('.npz'))
-        splits = [name.removesuffix('.npz') for name in names]
-        raise UserError(
-            f'{key}={split!r}: {folder} has no {split}.npz{nearest(split, splits)}; it has '
-            f'{", ".join(names) or "no npz file"}'
-        )
-    return file

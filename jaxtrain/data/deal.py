@@ -26,7 +26,7 @@ def deal(cfg, names: Sequence[str], split: str, key: str) -> np.ndarray:
     Raises:
       UserError: shares that are none, a split that has none, or one that is left empty.
     """
-    low, high = _bounds(cfg.shares, split, key)
+    low, high = bounds(cfg.shares, split, key)
     places = np.array([place(name, cfg.split_seed) for name in names])
     indices = np.flatnonzero((low <= places) & (places < high))
     if not len(indices):
@@ -47,8 +47,12 @@ def place(name: str, seed: int) -> float:
     return (int.from_bytes(digest[:8], 'big') >> 11) / 2**53
 
 
-def _bounds(shares: tuple, split: str, key: str) -> tuple[float, float]:
-    """The stretch of [0, 1) that belongs to a split."""
+def bounds(shares: tuple, split: str, key: str) -> tuple[float, float]:
+    """The stretch of [0, 1) that belongs to a split of `config.data.shares`.
+
+    Raises:
+      UserError: shares that are none, or a split that has none; `key` names it in the message.
+    """
     try:
         names = [str(name) for name, _ in shares]
         parts = [float(part) for _, part in shares]
@@ -67,6 +71,6 @@ def _bounds(shares: tuple, split: str, key: str) -> tuple[float, float]:
             f'{", ".join(names)}; name one of them, or give it a share'
         )
     # Rounded, so that shares which sum to 1 reach up to it: 0.8 + 0.1 + 0.1 < 1 in floating point.
-    bounds = np.round(np.cumsum([0.0, *parts]), 12)
+    edges = np.round(np.cumsum([0.0, *parts]), 12)
     at = names.index(split)
-    return bounds[at], bounds[at + 1]
+    return edges[at], edges[at + 1]

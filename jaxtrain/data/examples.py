@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jaxtrain.config import nearest
+from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError
 
 BLOCK = 4096  # examples fetched at once where all of them are gone through
@@ -18,26 +19,43 @@ class Source:
     """Examples of one split.
 
     Attributes:
-      fetch: indices [n] -> {'image': uint8 [n, height, width, channels], 'label': int32 [n]}.
+      fetch: indices [n] -> a batch of them, arrays by name as `features` tells.
       size: number of examples.
-      image_shape: (height, width, channels).
-      classes: class names by label.
+      shape: of what the model is given of each: (height, width, channels) of an image, or
+        (length,) of tokens.
+      classes: class names by label; () for text that is learned from without labels.
       digest: sha256 of the names and classes of all examples of the split, for data that belongs
         to the user and may change between two starts of a run; '' for TFDS.
       skipped: files that could not be read and are left out.
       labels: int32 [size] where known without fetching, else None.
+      tokenizer: what made the tokens of text; None for images.
+      cut: texts that are longer than the tokens of an example, and lose their end.
     """
 
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
     size: int
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: tuple[str, ...]
     digest: str = ''
     skipped: tuple[str, ...] = ()
     labels: np.ndarray | None = field(default=None, compare=False, repr=False)
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
+    cut: int = 0
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def features(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Shape and dtype of an example's arrays by name.
+
+        Images are uint8 `image`, text is int32 `tokens`; either has an int32 `label`, or text that
+        has no classes int32 `targets`, the token that follows each, -1 where none is counted.
+        """
+        if len(self.shape) == 3:
+            return {'image': (self.shape, np.uint8), 'label': ((), np.int32)}
+        aim = {'label': ((), np.int32)} if self.classes else {'targets': (self.shape, np.int32)}
+        return {'tokens': (self.shape, np.int32), **aim}
 
 
 def digest(names: Sequence[str], classes: Iterable[str]) -> str:
@@ -62,8 +80,13 @@ def first_per_class(source: Source, limit: int, where: str) -> Source:
     """The first `limit` examples of each class, in the order of the data set.
 
     Raises:
-      UserError: a class has fewer; `where` names the data in the message.
+      UserError: a class has fewer, or there are none; `where` names the data in the message.
     """
+    if not source.classes:
+        raise UserError(
+            f'config.data.limit={limit} counts the examples of each class, and {where} has no '
+            'classes; set it to 0'
+        )
     kept: list[int] = []
     counts = np.zeros(len(source.classes), int)
     for block in _blocks(len(source)):

@@ -59,7 +59,7 @@ def train_batches(
     threads: int,
     ahead: int,
 ) -> Iterator[Batch]:
-    """This process's batches: uint8 'image' and int32 'label'.
+    """This process's batches, arrays by name as `Source.features` tells.
 
     Args:
       source: the training examples.

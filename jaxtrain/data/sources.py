@@ -1,7 +1,8 @@
 """Opens the data that a config names: a split of it, as a Source of examples addressed by index.
 
-TFDS data sets are read here, without TensorFlow; the user's own files in folder.py, manifest.py and
-arrays.py. A split that fits is decoded once and kept in memory; a larger one batch by batch.
+TFDS data sets are read here, without TensorFlow; the user's own images in folder.py, manifest.py
+and arrays.py, and texts in text.py and corpus.py. Images that fit are decoded once and kept in
+memory; a larger split batch by batch.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ import numpy as np
 
 from jaxtrain.config import nearest
 from jaxtrain.data.arrays import open_npz
+from jaxtrain.data.corpus import open_corpus
 from jaxtrain.data.examples import Source, first_per_class, in_memory, relabel
 from jaxtrain.data.folder import open_folder
-from jaxtrain.data.images import BadImage, decode
+from jaxtrain.data.images import BadImage, Fit, decode, make_fit
 from jaxtrain.data.manifest import open_manifest
 from jaxtrain.data.prepare import builder, prepare
+from jaxtrain.data.text import open_text
 from jaxtrain.errors import UserError
 
 __all__ = ['Source', 'data_name', 'open_source']
@@ -37,22 +40,29 @@ def open_source(cfg, split: str, key: str, limit: int = 0, classes: tuple[str, .
         split, images of different sizes with no `image_size`, a class that is not among `classes`,
         or a limit larger than the data.
     """
-    size = tuple(cfg.image_size)
-    if size and (len(size) != 2 or min(size) < 1):
-        raise UserError(
-            f'config.data.image_size={size} must be (height, width), or () for as it is'
-        )
     if limit < 0:
         raise UserError(f'config.data.limit={limit} must be 0 (all) or more')
-    kind = cfg.choose('source', OPEN)
+    kind = cfg.choose('source', {**IMAGES, **TEXTS})
     name = data_name(cfg)
     if not name:
         wanted = 'name is empty; give the name of a data set, such as digits'
         if kind != 'tfds':
             wanted = f'path is empty; name the folder or file of source={kind!r}'
         raise UserError(f'config.data.{wanted}')
-    source = OPEN[kind](cfg, split, key, size, tuple(classes))
+    if kind in TEXTS:
+        source = TEXTS[kind](cfg, split, key, tuple(classes))
+    else:
+        source = IMAGES[kind](cfg, split, key, _image_size(cfg), tuple(classes))
     return first_per_class(source, limit, f'{name!r} {split!r}') if limit else source
+
+
+def _image_size(cfg) -> tuple[int, ...]:
+    size = tuple(cfg.image_size)
+    if size and (len(size) != 2 or min(size) < 1):
+        raise UserError(
+            f'config.data.image_size={size} must be (height, width), or () for as it is'
+        )
+    return size
 
 
 def data_name(cfg) -> str:
@@ -66,7 +76,7 @@ def open_tfds(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[s
     Args, raises: as `folder.open_folder`; and UserError for a data set that is not known, or one
     without images and labels.
     """
-    source = _open(cfg.name, cfg.dir, split, key, size, cfg.memory_mib)
+    source = _open(cfg.name, cfg.dir, split, key, size, make_fit(cfg), cfg.memory_mib)
     if classes in ((), source.classes):
         return source
     labels = relabel(source.classes, classes, f'config.data.name={cfg.name!r}')
@@ -80,18 +90,20 @@ def open_tfds(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[s
     return replace(source, fetch=fetch, classes=classes, labels=known)
 
 
-OPEN = {
+IMAGES = {
     'tfds': open_tfds,
     'folder': open_folder,
     'manifest': open_manifest,
     'npz': open_npz,
 }
+TEXTS = {'text': open_text, 'corpus': open_corpus}
 
 
 @lru_cache(maxsize=8)
 def _open(
-    name: str, directory: str, split: str, key: str, size: tuple[int, ...], memory_mib: int
-) -> Source:
+    name: str, directory: str, split: str, key: str, size: tuple[int, ...], fit: Fit,
+    memory_mib: int,
+) -> Source:  # fmt: skip
     # Cached: the seeds and arms of a comparison share their data.
     import tensorflow_datasets as tfds
 
@@ -117,7 +129,7 @@ def _open(
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = records.__getitems__([int(i) for i in indices])
         try:
-            images = np.stack([decode(row['image'], image_shape) for row in rows])
+            images = np.stack([decode(row['image'], image_shape, fit=fit) for row in rows])
         except BadImage as error:
             raise UserError(
                 f'config.data.name={name!r}: an image of {made.data_dir} cannot be read ({error}); '

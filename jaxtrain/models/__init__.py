@@ -28,6 +28,7 @@ MODELS = {
     'vgg': VGG,
     'vit': ViT,
 }
+TEXT = ('bert', 'gpt')  # models of tokens; the others are of images
 # Fields that change what restored weights compute and show in no shape.
 FIXED = {
     'bert': bert.FIXED,
@@ -64,11 +65,38 @@ def make_model(cfg, outputs: int) -> nn.Module:
     return cls(outputs=outputs, **given)
 
 
+def check_tokens(model: nn.Module, tokenizer) -> None:
+    """UserError if a model cannot take the tokens of a tokenizer (with `size` and `pad`), None for
+    images.
+    """
+    name = _name(model)
+    reads = name in TEXT
+    if reads != (tokenizer is not None):
+        raise UserError(
+            f'config.model: {name} is a model of {"text" if reads else "images"}, and the data is '
+            f'{"images" if reads else "text"}; choose another config.model.name or '
+            'config.data.source'
+        )
+    if tokenizer is None:
+        return
+    room = getattr(model, 'vocabulary', tokenizer.size)
+    if tokenizer.size > room:
+        raise UserError(
+            f'config.model: {name} has {room} tokens, but config.data.tokenizer makes '
+            f'{tokenizer.size}; take the tokenizer of the weights, or set config.model.vocabulary'
+        )
+    pad = getattr(model, 'pad', tokenizer.pad)
+    if tokenizer.pad != pad:
+        raise UserError(
+            f'config.model.pad={pad}, but config.data.tokenizer fills texts up with token '
+            f'{tokenizer.pad}; set it to that, or take the tokenizer of the weights'
+        )
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
     """Every field of a model with its value, defaults included, for the resolved config."""
-    name = next(name for name, cls in MODELS.items() if type(model) is cls)
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
-    return {'name': name, **{k: v for k, v in fields.items() if k not in _OWN}}
+    return {'name': _name(model), **{k: v for k, v in fields.items() if k not in _OWN}}
 
 
 def fixed_fields(name: str) -> dict[str, Any]:
@@ -78,6 +106,10 @@ def fixed_fields(name: str) -> dict[str, Any]:
     if name not in FIXED:
         return {}
     return {f.name: f.default for f in dataclasses.fields(MODELS[name]) if f.name in FIXED[name]}
+
+
+def _name(model: nn.Module) -> str:
+    return next(name for name, cls in MODELS.items() if type(model) is cls)
 
 
 _OWN = ('parent', 'name', 'outputs')

@@ -180,6 +180,7 @@ def _match_gpt(archive: Archive, fields: dict[str, Any], config: dict[str, Any])
         inputs=(fields['context'],),
         rows=rows(fields, tokens or 50257, prefix),
         ignored=GPT_IGNORED,
+        preprocessing={'length': fields['context']},
         task='lm',
     )
 
@@ -197,6 +198,7 @@ def _match_bert(archive: Archive, fields: dict[str, Any], config: dict[str, Any]
         fields['pool'] = 'mean' if fields['pool'] == 'token' else fields['pool']
     outputs = torchvision.head_outputs(archive, 'classifier.bias')
     labels = config.get('id2label', {})
+    said = timm.read_config(archive, 'sentence_bert_config.json')
     old = any(re.search(r'LayerNorm\.gamma$', key) for key in archive.arrays)
     return Match(
         fields=fields,
@@ -204,6 +206,7 @@ def _match_bert(archive: Archive, fields: dict[str, Any], config: dict[str, Any]
         inputs=(fields['positions'],),
         rows=rows(fields, outputs, prefix, old),
         ignored=BERT_IGNORED + (POOLER_IGNORED if fields['pool'] != 'token' else ()),
+        preprocessing={'length': int(said.get('max_seq_length') or fields['positions'])},
         classes=tuple(labels[str(i)] for i in range(outputs)) if len(labels) == outputs else (),
     )
 

@@ -53,7 +53,7 @@ def test_a_file_for_each_split(tmp_path):
     same(source(tmp_path), slice(0, 40))
     same(source(tmp_path, 'val'), slice(40, 60))
     opened = source(tmp_path)
-    assert (opened.classes, opened.image_shape, len(opened)) == (('0', '1', '2'), (6, 5, 3), 40)
+    assert (opened.classes, opened.shape, len(opened)) == (('0', '1', '2'), (6, 5, 3), 40)
 
 
 def test_rows_are_dealt_out_by_the_hash_of_their_number(tmp_path):
@@ -77,7 +77,7 @@ def test_shapes_and_sizes(shape, channels, size, tmp_path):
     if size:
         method = cv2.INTER_AREA if size == (3, 4) else cv2.INTER_LINEAR
         expected = np.stack([cv2.resize(x, size[::-1], interpolation=method) for x in images])
-    assert opened.image_shape == (*(size or (6, 5)), channels)
+    assert opened.shape == (*(size or (6, 5)), channels)
     found, _ = everything(opened)
     np.testing.assert_array_equal(found, expected.reshape(found.shape))
 

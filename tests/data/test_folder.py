@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
 from jaxtrain.data import files, images
 from jaxtrain.data.pipeline import Slice, train_batches
@@ -20,7 +21,8 @@ SIZE = (6, 5)
 def config(root, **changes) -> Config:
     settings = {'source': 'folder', 'path': str(root), 'image_size': SIZE, **changes}
     tree = Config(base().to_dict())
-    return tree.replace(**{f'data__{name}': value for name, value in settings.items()})
+    changed = tree.replace(**{f'data__{name}': value for name, value in settings.items()})
+    return resolve(changed, None)
 
 
 def source(root, split='train', limit=0, classes=(), key='config.data.train', **changes):
@@ -91,7 +93,7 @@ def test_folders_that_are_split_already(split):
     assert examples(train) == told(*names, 'train/cat/deep/er/1.PNG', level=1)
     assert examples(val) == told(*(f'val/{name}' for name in PETS[35:45]), level=1)
     assert train.classes == ('cat', 'dog')
-    assert (train.image_shape, len(train), len(val)) == ((*SIZE, 3), 11, 10)
+    assert (train.shape, len(train), len(val)) == ((*SIZE, 3), 11, 10)
 
 
 def test_every_image_is_in_one_split(pets):
@@ -156,7 +158,7 @@ def test_in_memory_and_batch_by_batch_are_the_same(pets, skip):
 
 def test_only_what_is_not_in_memory_is_read_again(pets, monkeypatch):
     memory, disk = source(pets, split_seed=5), source(pets, split_seed=5, memory_mib=0)
-    monkeypatch.setattr(files, 'read', lambda path, shape, upright: np.full(shape, 7, np.uint8))
+    monkeypatch.setattr(files, 'read', lambda path, shape, *_: np.full(shape, 7, np.uint8))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
@@ -389,7 +391,7 @@ def test_keys_that_do_nothing_are_not_read(pets, split):
 
 
 def test_tfds_reads_none_of_the_keys_of_files():
-    cfg = Config(base().to_dict()).replace(data__name='digits')
+    cfg = resolve(Config(base().to_dict()).replace(data__name='digits'), None)
     open_source(cfg.data, 'train', 'config.data.train')
     mine = ('path', 'shares', 'split_seed', 'on_bad_image', 'exif')
     assert not {f'data.{key}' for key in mine} & cfg._read

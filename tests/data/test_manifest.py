@@ -174,8 +174,8 @@ JSONL = '\n'.join(LINES)
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('', 'train.csv lists no images; give a line with path and label for each'),
-        ('path,label\n', 'train.csv lists no images'),
+        ('', 'train.csv is empty; give a line with path and label for each'),
+        ('path,label\n', 'train.csv is empty'),
         (
             'file,label\na.png,cat\n',
             'train.csv: its first line must name the columns path and label, separated by commas, '
@@ -201,7 +201,7 @@ def test_wrong_csv(text, words, root):
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('\n', 'train.jsonl lists no images'),
+        ('\n', 'train.jsonl is empty'),
         (JSONL + '\n{"path": 1', 'train.jsonl, line 3: it is not JSON ('),
         (JSONL + '\n["a", "b"]', 'line 3: it must be an object with path and label; it has no ke'),
         (JSONL + '\n\n{"path": "a", "lable": 1}', 'line 4: it must be an object with path and la'),
@@ -249,7 +249,7 @@ def test_not_utf8(root):
 @pytest.mark.parametrize('name', ['all.txt', 'all.json', 'all'])
 def test_wrong_suffix(name, root):
     (root / name).write_text(CSV)
-    assert f"{name} is not a manifest; for source='manifest' name a file that ends in .csv or" in (
+    assert f'{name} is not a list of examples; name a file that ends in .csv or' in (
         fault(root / name)
     )
 

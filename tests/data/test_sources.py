@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
 from jaxtrain.data import images
 from jaxtrain.data.sources import open_source
@@ -19,6 +20,7 @@ def source(split='train', limit=0, key='config.data.train', classes=(), **change
     cfg = Config(base().to_dict()).replace(
         **{'data__name': 'digits', **{f'data__{name}': v for name, v in changes.items()}}
     )
+    cfg = resolve(cfg, None)
     return open_source(cfg.data, split, key, limit, classes)
 
 
@@ -51,7 +53,7 @@ def test_every_digit_of_scikit_learn_is_in_one_split():
 
 def test_what_a_source_says_of_itself():
     opened = source()
-    assert (len(opened), opened.image_shape) == (897, (8, 8, 1))
+    assert (len(opened), opened.shape) == (897, (8, 8, 1))
     assert opened.classes == tuple('0123456789')
     rows = opened.fetch(np.array([5, 5, 2]))
     assert (rows['image'].shape, rows['image'].dtype) == ((3, 8, 8, 1), np.uint8)
@@ -74,7 +76,7 @@ def test_in_memory_and_batch_by_batch_are_the_same(limit):
 
 def test_only_what_is_not_in_memory_is_decoded_again(monkeypatch):
     memory, disk = source(), source(memory_mib=0)
-    monkeypatch.setattr('jaxtrain.data.sources.decode', lambda data, shape: np.full(shape, 7))
+    monkeypatch.setattr('jaxtrain.data.sources.decode', lambda data, shape, fit: np.full(shape, 7))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
@@ -107,7 +109,7 @@ def test_parts_of_a_split():
 )
 def test_images_are_resized(size, method):
     opened = source(image_size=size)
-    assert opened.image_shape == (*size, 1)
+    assert opened.shape == (*size, 1)
     found, plain = opened.fetch(np.arange(9)), source().fetch(np.arange(9))
     for large, small in zip(found['image'], plain['image'], strict=True):
         expected = cv2.resize(small[..., 0], size[::-1], interpolation=method)
@@ -144,7 +146,7 @@ def test_what_is_known_of_a_data_set_that_is_not_the_users():
 
 
 def test_image_of_a_data_set_that_is_broken(monkeypatch):
-    def broken(data, shape):
+    def broken(data, shape, fit):
         return images.decode(data[:50], shape)
 
     opened = source(memory_mib=0)

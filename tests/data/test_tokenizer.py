@@ -1,0 +1,101 @@
+"""Tokenizers: numbers by hand, bytes, and files that are none."""
+
+import numpy as np
+import pytest
+
+from jaxtrain.data.tokenizer import open_tokenizer
+from jaxtrain.errors import UserError
+from tests.texts import SPECIAL, WORDS, word_tokenizer
+
+NUMBERS = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+
+
+@pytest.fixture
+def words(tmp_path):
+    return open_tokenizer(str(word_tokenizer(tmp_path / 'tokenizer.json')))
+
+
+def fault(*arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        open_tokenizer(*map(str, arguments))
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_texts_become_rows_of_one_length(words):
+    rows, cut = words.encode(['the cat purrs', 'dogs'], 6)
+    expected = [
+        ['[CLS]', 'the', 'cat', 'purrs', '[SEP]', '[PAD]'],
+        ['[CLS]', 'dogs', '[SEP]', '[PAD]', '[PAD]', '[PAD]'],
+    ]
+    assert rows.dtype == np.int32 and cut == 0
+    assert rows.tolist() == [[NUMBERS[word] for word in row] for row in expected]
+
+
+def test_longer_texts_lose_their_end_and_are_counted(words):
+    rows, cut = words.encode(['the cat purrs loudly', 'the cat purrs', 'dogs'], 4)
+    assert cut == 2
+    assert [NUMBERS['[SEP]'] in row for row in rows.tolist()] == [True] * 3
+    assert rows[0].tolist() == rows[1].tolist()
+
+
+def test_one_call_does_not_change_the_next(words):
+    """The library keeps its settings from call to call."""
+    words.encode(['the cat purrs loudly'], 3)
+    assert words.pieces(['the cat purrs loudly']) == [
+        [NUMBERS[word] for word in ('the', 'cat', 'purrs', 'loudly')]
+    ]
+
+
+def test_texts_in_a_row_are_ended(words):
+    assert words.end == NUMBERS['[SEP]'] and words.pad == NUMBERS['[PAD]']
+    stream = words.stream(['a cat', 'a dog'])
+    names = ['a', 'cat', '[SEP]', 'a', 'dog', '[SEP]']
+    assert stream.tolist() == [NUMBERS[name] for name in names]
+
+
+def test_size_is_one_more_than_the_largest_number(words):
+    assert words.size == len(SPECIAL) + len(WORDS)
+
+
+@pytest.mark.parametrize('text', ['plain', 'naïve – 东京 \U0001f600', '\x00\t\r\n', ''])
+def test_bytes_come_back(text):
+    found = open_tokenizer('bytes')
+    (tokens,) = found.pieces([text])
+    assert len(tokens) == len(text.encode()) and found.size == 257 and found.end == 256
+    assert found.decode(tokens) == text
+
+
+def test_every_byte_has_its_own_token():
+    found = open_tokenizer('bytes')
+    texts = [chr(i) for i in range(128)]
+    tokens = [t for row in found.pieces(texts) for t in row]
+    assert len(set(tokens)) == 128 and max(tokens) < 256
+
+
+def test_the_end_of_a_text_is_not_decoded():
+    found = open_tokenizer('bytes')
+    assert found.decode([*found.pieces(['ab'])[0], found.end]) == 'ab'
+
+
+def test_a_folder_stands_for_the_file_in_it(tmp_path):
+    file = word_tokenizer(tmp_path / 'tokenizer.json')
+    assert open_tokenizer(str(tmp_path)) == open_tokenizer(str(file))
+
+
+def test_no_tokenizer():
+    said = fault('')
+    assert said.startswith('config.data.tokenizer is empty, and no weights in config.init_from')
+    assert "name a tokenizer.json, or 'bytes'" in said
+
+
+def test_no_such_file(tmp_path):
+    assert f"config.data.tokenizer='{tmp_path}/t.json' cannot be read" in fault(tmp_path / 't.json')
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'{}', b'[1, 2', b'{"model": {"type": "X"}}', b'\xff\xfe']
+)
+def test_no_tokenizer_json(content, tmp_path):
+    (tmp_path / 't.json').write_bytes(content)
+    assert f"config.data.tokenizer='{tmp_path}/t.json'" in fault(tmp_path / 't.json')
