@@ -1,6 +1,14 @@
-"""The command export: the weights of a run as safetensors, under the names of another framework."""
+"""The command export: the weights of a run as safetensors, under the names of another framework.
 
+AugReg's names are those of npz files, which timm and big_vision read; they can be written too.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -10,6 +18,7 @@ from jaxtrain.bundle import of_run
 from jaxtrain.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.mesh import make_mesh, on_mesh
+from jaxtrain.models import MODELS, fixed_fields
 from jaxtrain.stored import of_checkpoint
 from jaxtrain.weights.names import Row, to_theirs
 from jaxtrain.weights.origins import EXPORTS
@@ -22,45 +31,75 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
       workdir: the run directory.
       name: 'best', 'last' or a step.
       origin: whose names and layout; one whose map goes both ways.
-      output: the .safetensors file to write.
+      output: the .safetensors file to write, or for AugReg an .npz.
 
     Returns:
-      What was written, in a line.
+      What was written, in a line; it tells too what that framework's usual models compute in
+      another way.
 
     Raises:
-      UserError: not a run, an origin that has no such model, or parameters that it has no names
-        for; nothing is written then.
+      UserError: not a run, a file of another kind, an origin that has no such model, or parameters
+        that it has no names for; nothing is written then.
     """
     target = Path(output)
     if not target.parent.is_dir():
         raise UserError(f'--output={target}: there is no folder {target.parent}; make it first')
     bundle = of_run(workdir)
+    module = _module(origin, bundle.model['name'])
+    allowed = ('.safetensors', '.npz') if origin == 'augreg' else ('.safetensors',)
+    if target.suffix not in allowed:
+        raise UserError(
+            f'--output={target}: weights named as in {origin} are written as '
+            f'{" or ".join(allowed)}; give a file that ends so'
+        )
     stored = of_checkpoint(checkpoint.find(workdir, name, '--checkpoint'), bundle)
-    head = [path for path in stored.leaves if path.startswith('head/')]
-    outputs = stored.leaves[head[-1]].shape[-1] if head else 0
-    found = _rows(origin, dict(bundle.model), outputs)
-    parts = {part.path for row in found for part in row.parts}
+    head = stored.leaves.get('head/logits/kernel')
+    rows = module.rows(dict(bundle.model), head.shape[-1] if head is not None else 0)
+    parts = {part.path for row in rows for part in row.parts}
     if spare := sorted({*stored.leaves} ^ parts):
         raise UserError(
             f'{workdir}: {origin} has no place for {len(spare)} parameters of this model, first '
             f'{spare[0]}; choose another --origin'
         )
     leaves = stored.read(on_mesh(dict(stored.leaves), make_mesh()))
-    values = {path: np.asarray(leaf) for path, leaf in leaves.items()}
-    arrays = {row.theirs: np.ascontiguousarray(to_theirs(row, values)) for row in found}
-    run.write(target, save(arrays, metadata={'format': 'pt'}))
-    return f'{len(arrays)} arrays of {bundle.model["name"]} in {target}, named as in {origin}'
+    run.write(target, encoded(rows, {k: np.asarray(v) for k, v in leaves.items()}, target.suffix))
+    return (
+        f'{len(rows)} arrays of {bundle.model["name"]} in {target}, named as in {origin}'
+        f'{_otherwise(module, bundle.model)}'
+    )
 
 
-def _rows(origin: str, fields: dict, outputs: int) -> tuple[Row, ...]:
+def encoded(rows: tuple[Row, ...], values: Mapping[str, np.ndarray], suffix: str) -> bytes:
+    """A file of our arrays by path, under the names of a map: '.safetensors' or '.npz'."""
+    arrays = {row.theirs: np.ascontiguousarray(to_theirs(row, values)) for row in rows}
+    if suffix == '.safetensors':
+        return save(arrays, metadata={'format': 'pt'})
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _module(origin: str, model: str) -> ModuleType:
+    """The map of an origin that knows models of this kind."""
     if origin not in EXPORTS:
         raise UserError(
             f'--origin={origin!r} is not known{nearest(origin, EXPORTS)}; '
             f'choose from {", ".join(EXPORTS)}'
         )
     for module in EXPORTS[origin]:
-        if fields['name'] in {known['name'] for known in module.MODELS.values()}:
-            return module.rows(fields, outputs)
-    raise UserError(
-        f'--origin={origin} has no names for model {fields["name"]!r}; choose another origin'
-    )
+        if model in {known['name'] for known in module.MODELS.values()}:
+            return module
+    raise UserError(f'--origin={origin} has no names for model {model!r}; choose another origin')
+
+
+def _otherwise(module: ModuleType, fields: Mapping[str, Any]) -> str:
+    """What no key tells a reader: fields that all models of the origin have in another way."""
+    kind = fields['name']
+    known = [each for each in module.MODELS.values() if each['name'] == kind]
+    defaults = {f.name: f.default for f in dataclasses.fields(MODELS[kind])}
+    found = [
+        f'{name}={fields[name]!r}'
+        for name in dict.fromkeys((*fixed_fields(kind), 'pool'))
+        if name in fields and fields[name] not in [m.get(name, defaults[name]) for m in known]
+    ]
+    return f'; it computes with {", ".join(found)}, which must be set there too' if found else ''

@@ -59,12 +59,27 @@ IGNORED = (
 
 
 def rows(
-    fields: dict[str, Any], outputs: int, prefix: str = '', places: dict[str, str] = PLACES
+    fields: dict[str, Any],
+    outputs: int,
+    prefix: str | None = None,
+    places: dict[str, str] | None = None,
 ) -> tuple[Row, ...]:
-    """The map; `prefix` is 'params/' in files of big_vision, `places` one of PLACES and KINDS."""
+    """The map of a model with these fields.
+
+    Args:
+      fields: of `config.model`.
+      outputs: width of the head, 0 without one.
+      prefix: what keys begin with.
+      places: PLACES or KINDS. By default this and the prefix are those of AugReg, or big_vision's
+        ('params/' and KINDS) for a model that only big_vision has: one whose class token, if there
+        is one, has no position.
+    """
     full = {**timm.DEFAULTS, **fields}
+    augreg = full['class_token'] and full['class_position']
+    prefix = ('' if augreg else 'params/') if prefix is None else prefix
+    places = (PLACES if augreg else KINDS) if places is None else places
     found = expand((*FRONT, *([CLASS] if full['class_token'] else [])), p=prefix)
-    if full['class_token'] and full['class_position']:
+    if augreg:
         key, parts = (
             'Transformer/posembed_input/pos_embedding',
             (timm.CLASS_POSITION, timm.POSITION),

@@ -3,22 +3,32 @@
 Needs, on Python 3.11: torch==2.13.0 torchvision==0.28.0 timm==1.0.31 transformers==5.23.0
 keras==3.15.1 jax==0.10.2 (a CPU build of torch has not the operators that torchvision wants; they
 are declared below). No weights are stored: they are made again from each array's key by `weight`,
-here and in the tests. Outputs are float64 logits.
+here and in the tests. Outputs are float64: logits, or embeddings where a case has no outputs.
 
     KERAS_BACKEND=jax python -m tests.golden.make_weights
+
+weights.json has the keys and shapes of every case (alike for even and odd sizes) and of whole
+models, with the numbers in the keys apart: {'h.#.ln_1.weight': [[[48], '0 1 2']]}.
 """
 
+import functools
 import json
 import os
+import re
 import tempfile
 import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 HERE = Path(__file__).parent
 VIT = {'name': 'vit', 'patch': (16, 16), 'width': 48, 'depth': 2, 'heads': 3, 'mlp': 96}
+MEAN = {**VIT, 'pool': 'mean', 'norm_after_pool': True}
 DINO = {**VIT, 'patch': (14, 14), 'layer_scale': 1.0}
+AUGREG = {**VIT, 'gelu': 'tanh'}
 GPT = {'name': 'gpt', 'width': 48, 'depth': 3, 'heads': 4, 'context': 40}
 BERT = {
     'name': 'bert', 'vocabulary': 97, 'positions': 40, 'width': 48, 'depth': 2, 'heads': 4,
@@ -28,35 +38,71 @@ KERAS_RESNET = {
     'name': 'resnet', 'depth': 50, 'stride': '1x1', 'conv_bias': True, 'norm_eps': 1.001e-5,
 }  # fmt: skip
 VGG = {'name': 'vgg', 'depth': 11, 'pool': 7, 'hidden': (24, 16)}
-# Name -> (origin, fields of our model, outputs, shape of one input).
+
+
+class Case(NamedTuple):
+    """A small model of an origin.
+
+    Attributes:
+      origin: of `jaxtrain.weights.origins.ORIGINS`.
+      fields: of our model.
+      outputs: width of its head; 0 compares embeddings.
+      shape: of one input.
+      naming: what the origin's `rows` is told of another naming than its usual one.
+    """
+
+    origin: str
+    fields: dict[str, Any]
+    outputs: int
+    shape: tuple[int, ...]
+    naming: dict[str, Any] = {}
+
+
+def _resnet(depth: int) -> dict[str, Any]:
+    return {'name': 'resnet', 'depth': depth}
+
+
 CASES = {
-    'torchvision_resnet18_even': ('torchvision', {'name': 'resnet', 'depth': 18}, 7, (64, 96, 3)),
-    'torchvision_resnet18_odd': ('torchvision', {'name': 'resnet', 'depth': 18}, 7, (65, 97, 3)),
-    'torchvision_resnet50_even': ('torchvision', {'name': 'resnet', 'depth': 50}, 7, (64, 64, 3)),
-    'torchvision_resnet50_odd': ('torchvision', {'name': 'resnet', 'depth': 50}, 7, (65, 97, 3)),
-    'torchvision_vgg11_even': ('torchvision', VGG, 7, (64, 96, 3)),
-    'torchvision_vgg11_odd': ('torchvision', VGG, 7, (97, 65, 3)),
-    'torchvision_vit': ('torchvision', {**VIT, 'norm_eps': 1e-6}, 7, (48, 48, 3)),
-    'timm_resnet50': ('timm', {'name': 'resnet', 'depth': 50}, 7, (64, 65, 3)),
-    'timm_vit': ('timm', VIT, 7, (48, 80, 3)),
-    'timm_vit_mean': ('timm', {**VIT, 'pool': 'mean', 'norm_after_pool': True}, 7, (48, 48, 3)),
-    'timm_vit_bare': (
-        'timm', {**VIT, 'pool': 'mean', 'norm_after_pool': True, 'class_token': False}, 7,
-        (48, 48, 3),
+    'torchvision_resnet18_even': Case('torchvision', _resnet(18), 7, (64, 96, 3)),
+    'torchvision_resnet18_odd': Case('torchvision', _resnet(18), 7, (65, 97, 3)),
+    'torchvision_resnet34_even': Case('torchvision', _resnet(34), 7, (72, 100, 3)),
+    'torchvision_resnet50_even': Case('torchvision', _resnet(50), 7, (64, 64, 3)),
+    'torchvision_resnet50_odd': Case('torchvision', _resnet(50), 7, (65, 97, 3)),
+    'torchvision_vgg11_even': Case('torchvision', VGG, 7, (64, 96, 3)),
+    'torchvision_vgg11_odd': Case('torchvision', VGG, 7, (97, 65, 3)),
+    'torchvision_vit': Case('torchvision', VIT, 7, (48, 48, 3)),
+    'torchvision_vit_old': Case('torchvision', VIT, 7, (32, 32, 3), {'old': True}),
+    'timm_resnet50_even': Case('timm', _resnet(50), 7, (70, 64, 3)),
+    'timm_resnet18_odd': Case('timm', _resnet(18), 7, (65, 63, 3)),
+    'timm_vit': Case('timm', VIT, 7, (48, 80, 3)),
+    'timm_vit_mean': Case('timm', MEAN, 7, (48, 48, 3)),
+    'timm_vit_bare': Case('timm', {**MEAN, 'class_token': False}, 7, (48, 48, 3)),
+    'timm_dinov2': Case('timm', DINO, 7, (42, 28, 3)),
+    'timm_dinov2_registers': Case(
+        'timm', {**DINO, 'registers': 4, 'class_position': False}, 7, (42, 56, 3)
     ),
-    'timm_dinov2_registers': (
-        'timm', {**DINO, 'registers': 4, 'class_position': False}, 7, (42, 56, 3),
+    'huggingface_vit': Case('huggingface', {**VIT, 'norm_eps': 1e-12}, 7, (48, 48, 3)),
+    'huggingface_dinov2': Case('huggingface', {**DINO, 'pool': 'both'}, 7, (42, 42, 3)),
+    'huggingface_dinov2_registers': Case(
+        'huggingface', {**DINO, 'pool': 'both', 'registers': 4}, 7, (42, 42, 3)
     ),
-    'huggingface_vit': ('huggingface', {**VIT, 'norm_eps': 1e-12}, 7, (48, 48, 3)),
-    'huggingface_dinov2': ('huggingface', {**DINO, 'pool': 'both'}, 7, (42, 42, 3)),
-    'huggingface_dinov2_registers': (
-        'huggingface', {**DINO, 'pool': 'both', 'registers': 4}, 7, (42, 42, 3),
+    'huggingface_gpt2_even': Case('huggingface', GPT, 97, (12,)),
+    'huggingface_gpt2_odd': Case('huggingface', GPT, 97, (11,)),
+    'huggingface_gpt2_bare': Case('huggingface', GPT, 97, (9,), {'prefix': ''}),
+    'huggingface_gpt2_untied': Case('huggingface', {**GPT, 'tied': False}, 97, (9,)),
+    'huggingface_bert_even': Case('huggingface', BERT, 7, (12,)),
+    'huggingface_bert_odd': Case('huggingface', BERT, 7, (13,)),
+    'huggingface_bert_old': Case('huggingface', BERT, 7, (11,), {'old': True}),
+    'huggingface_minilm': Case('huggingface', {**BERT, 'pool': 'mean'}, 0, (13,)),
+    'augreg_vit': Case('augreg', AUGREG, 7, (48, 48, 3)),
+    'augreg_representation': Case('augreg', {**AUGREG, 'representation': 24}, 7, (32, 64, 3)),
+    'augreg_big_vision': Case('augreg', {**AUGREG, 'class_position': False}, 7, (48, 32, 3)),
+    'augreg_big_vision_mean': Case(
+        'augreg', {**AUGREG, 'class_token': False, 'class_position': False, 'pool': 'mean'}, 7,
+        (32, 48, 3),
     ),
-    'huggingface_gpt2': ('huggingface', GPT, 97, (11,)),
-    'huggingface_bert': ('huggingface', BERT, 7, (13,)),
-    'augreg_vit': ('augreg', {**VIT, 'gelu': 'tanh'}, 7, (48, 48, 3)),
-    'keras_resnet50_even': ('keras', KERAS_RESNET, 7, (64, 64, 3)),
-    'keras_resnet50_odd': ('keras', KERAS_RESNET, 7, (65, 97, 3)),
+    'keras_resnet50_even': Case('keras', KERAS_RESNET, 7, (64, 64, 3)),
+    'keras_resnet50_odd': Case('keras', KERAS_RESNET, 7, (65, 97, 3)),
 }  # fmt: skip
 # The models as they are, by key and shape alone: name -> (origin, model, outputs).
 WHOLE = {
@@ -85,19 +131,35 @@ WHOLE = {
 }
 
 
+def family(name: str) -> str:
+    """The cases that share keys and weights."""
+    return name.removesuffix('_even').removesuffix('_odd')
+
+
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float64 from a key; statistics are wide, biases large enough to be seen."""
+    """float64 from a key: wide statistics, and biases large enough to be seen."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
-    if key.endswith(('running_var', 'moving_variance', '/3')):
+    if key.endswith(('running_var', 'moving_variance')):
         return np.exp(random.uniform(np.log(1e-4), np.log(10.0), shape))
     normal = random.standard_normal(shape)
     if len([n for n in shape if n > 1]) > 1:
         conv = len(shape) == 4
         # Kernels in OIHW and (out, in); others only change in size.
         return normal / np.sqrt(np.prod(shape[1:] if not conv or shape[-1] < 20 else shape[:-1]))
+    if variance := _variance_beside(key):
+        # Else the channels whose variance is near 0 would drown all others, and grow from block
+        # to block until float32 has no digits left for what is compared.
+        return (1 + 0.3 * normal) * np.sqrt(weight(variance, shape))
     if key.endswith(('weight', 'scale', 'gamma')):
         return 0.2 + 0.3 * normal
     return 0.3 * normal
+
+
+def _variance_beside(key: str) -> str:
+    """The key of the variance that a BatchNorm's scale belongs to, '' for another key."""
+    if re.search(r'(bn\d|downsample\.1)\.weight$', key):
+        return key.removesuffix('weight') + 'running_var'
+    return key.removesuffix('gamma') + 'moving_variance' if key.endswith('_bn/gamma') else ''
 
 
 def inputs(shape: tuple[int, ...]) -> np.ndarray:
@@ -110,197 +172,361 @@ def inputs(shape: tuple[int, ...]) -> np.ndarray:
     return tokens
 
 
+def folded(keys: dict[str, list[int]]) -> dict[str, list]:
+    """Keys and shapes with the numbers apart: key with # -> [[shape, 'numbers numbers ...'], ...];
+    several numbers of a key are joined by a comma.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for key, shape in keys.items():
+        numbers = ','.join(re.findall(r'\d+', key))
+        alike = found.setdefault(re.sub(r'\d+', '#', key), {})
+        alike.setdefault(json.dumps(shape), []).append(numbers)
+    return {
+        key: [[json.loads(shape), ' '.join(numbers)] for shape, numbers in alike.items()]
+        for key, alike in found.items()
+    }
+
+
+def unfolded(found: dict[str, list]) -> dict[str, list[int]]:
+    """The inverse of `folded`."""
+    return {
+        _filled(key, iter(numbers.split(','))): shape
+        for key, alike in found.items()
+        for shape, every in alike
+        for numbers in every.split(' ')
+    }
+
+
+def _filled(key: str, numbers: Iterator[str]) -> str:
+    return re.sub('#', lambda _: next(numbers), key)
+
+
 def main() -> None:
+    import torch
+
+    declare_operators()
+    outputs, keys = {}, {}
+    for name, case in CASES.items():
+        found = build(case) if case.origin != 'keras' else None
+        with torch.no_grad():
+            outputs[name], keys[family(name)] = WAYS[case.origin](found, case)
+        assert outputs[name].dtype == np.float64
+        print(name, outputs[name].shape, float(np.abs(outputs[name]).max()), flush=True)
+    np.savez_compressed(HERE / 'weights.npz', **outputs)
+    whole = {name: _keys(name) for name in WHOLE}
+    text = {
+        'cases': {name: folded(found) for name, found in keys.items()},
+        'whole': {name: folded(found) for name, found in whole.items()},
+    }
+    (HERE / 'weights.json').write_text(json.dumps(text, separators=(',', ':')) + '\n')
+
+
+@functools.cache  # they are gone with the object
+def declare_operators():
+    """What torchvision takes for granted and a CPU build of torch has not; nothing calls it."""
     import torch
 
     library = torch.library.Library('torchvision', 'DEF')
     for name in ('nms', 'qnms'):
         library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-    outputs, keys = {}, {}
-    for name, (origin, fields, count, shape) in CASES.items():
-        if origin == 'keras':
-            outputs[name], keys[name] = _keras(fields, count, shape)
-            continue
-        model = _build(name, count, shape)
-        model = model.double().eval()
-        with torch.no_grad():
-            state = model.state_dict()
-            for key, value in state.items():
-                if value.dtype == torch.float64 and 'attn.bias' not in key.replace('c_attn', ''):
-                    value.copy_(torch.from_numpy(weight(key, tuple(value.shape))))
-            if origin == 'augreg':
-                keys[name] = _load_npz(model, fields, count, shape)
-            else:
-                keys[name] = {k: list(v.shape) for k, v in state.items() if v.is_floating_point()}
-            outputs[name] = _logits(model, inputs(shape)).numpy()
-        assert outputs[name].dtype == np.float64
-        print(name, outputs[name].shape, float(np.abs(outputs[name]).max()), flush=True)
-    np.savez_compressed(HERE / 'weights.npz', **outputs)
-    whole = {name: _keys(name) for name in WHOLE}
-    text = {'cases': keys, 'whole': whole}
-    (HERE / 'weights.json').write_text(json.dumps(text, separators=(',', ':')) + '\n')
+    return library
 
 
-def _logits(model, x: np.ndarray):
+def build(case: Case):
+    """The reference model of a case that is one of torch, in float64."""
+    make = {
+        'torchvision': _torchvision, 'timm': _timm, 'augreg': _timm, 'huggingface': _huggingface
+    }[case.origin]  # fmt: skip
+    return make(case).double().eval()
+
+
+def logits(model, case: Case) -> np.ndarray:
+    """What the reference computes of `inputs`."""
     import torch
 
+    x = inputs(case.shape)
     if x.ndim == 4:
         found = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    elif 'Bert' in type(model).__name__:
-        tokens = torch.from_numpy(x)
-        found = model(input_ids=tokens, attention_mask=(tokens != 0).long())
-    else:
-        found = model(input_ids=torch.from_numpy(x))
-    return found if isinstance(found, torch.Tensor) else found.logits
+        return (found if isinstance(found, torch.Tensor) else found.logits).numpy()
+    tokens = torch.from_numpy(x)
+    if case.fields['name'] == 'gpt':
+        return model(input_ids=tokens).logits.numpy()
+    mask = (tokens != 0).long()
+    found = model(input_ids=tokens, attention_mask=mask)
+    if case.outputs:
+        return found.logits.numpy()
+    # As sentence-transformers do: the mean of the tokens, of length 1.
+    wide = mask[..., None].to(torch.float64)
+    mean = (found.last_hidden_state * wide).sum(1) / wide.sum(1)
+    return torch.nn.functional.normalize(mean, dim=1).numpy()
 
 
-def _build(name: str, count: int, shape: tuple[int, ...]):
-    """The reference model of a case, small."""
-    import timm
+def _torchvision(case: Case):
     import torchvision
-    import transformers
     from torch import nn
 
-    size = shape[:2]
-    small = {'patch_size': 16, 'embed_dim': 48, 'depth': 2, 'num_heads': 3, 'mlp_ratio': 2.0}
-    vit = timm.models.vision_transformer.VisionTransformer
-    config = {
-        'hidden_size': 48, 'num_hidden_layers': 2, 'num_attention_heads': 3,
-        'intermediate_size': 96, 'image_size': shape[0], 'num_labels': count,
-    }  # fmt: skip
-    dino = {**config, 'patch_size': 14, 'mlp_ratio': 2, 'layerscale_value': 1.0}
-    family = name.removesuffix('_even').removesuffix('_odd')
-    if family == 'torchvision_vgg11':
-        model = torchvision.models.vgg11()
-        sizes = (512 * 49, 24, 16, count)
-        for place, (i, o) in zip((0, 3, 6), zip(sizes, sizes[1:], strict=False), strict=True):
-            model.classifier[place] = nn.Linear(i, o)
-        return model
-    return {
-        'torchvision_resnet18': lambda: torchvision.models.resnet18(num_classes=count),
-        'torchvision_resnet50': lambda: torchvision.models.resnet50(num_classes=count),
-        'torchvision_vit': lambda: torchvision.models.VisionTransformer(
-            shape[0], 16, 2, 3, 48, 96, num_classes=count
-        ),
-        'timm_resnet50': lambda: timm.create_model('resnet50', num_classes=count),
-        'timm_vit': lambda: vit(img_size=size, num_classes=count, **small),
-        'timm_vit_mean': lambda: vit(
-            img_size=size, num_classes=count, global_pool='avg', **small
-        ),
-        'timm_vit_bare': lambda: vit(
-            img_size=size, num_classes=count, global_pool='avg', class_token=False, **small
-        ),
-        'timm_dinov2_registers': lambda: vit(
-            img_size=size, num_classes=count, init_values=1.0, reg_tokens=4, no_embed_class=True,
-            **{**small, 'patch_size': 14},
-        ),
-        'augreg_vit': lambda: vit(
-            img_size=size, num_classes=count, act_layer='gelu_tanh', **small
-        ),
-        'huggingface_vit': lambda: transformers.ViTForImageClassification(
-            transformers.ViTConfig(patch_size=16, **config)
-        ),
-        'huggingface_dinov2': lambda: transformers.Dinov2ForImageClassification(
-            transformers.Dinov2Config(**dino)
-        ),
-        'huggingface_dinov2_registers': lambda: (
-            transformers.Dinov2WithRegistersForImageClassification(
-                transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **dino)
-            )
-        ),
-        'huggingface_gpt2': lambda: transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=97, n_positions=40, n_embd=48, n_layer=3, n_head=4
-            )
-        ),
-        'huggingface_bert': lambda: transformers.BertForSequenceClassification(
-            transformers.BertConfig(
-                vocab_size=97, intermediate_size=96, max_position_embeddings=40, num_labels=count,
-                hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-            )
-        ),
-    }[family]()  # fmt: skip
+    fields, count = case.fields, case.outputs
+    if fields['name'] == 'resnet':
+        return getattr(torchvision.models, f'resnet{fields["depth"]}')(num_classes=count)
+    if fields['name'] == 'vit':
+        return torchvision.models.VisionTransformer(
+            case.shape[0], fields['patch'][0], fields['depth'], fields['heads'], fields['width'],
+            fields['mlp'], num_classes=count,
+        )  # fmt: skip
+    model = torchvision.models.vgg11()
+    sizes = (512 * 49, *fields['hidden'], count)
+    for place, (i, o) in zip((0, 3, 6), zip(sizes, sizes[1:], strict=False), strict=True):
+        model.classifier[place] = nn.Linear(i, o)
+    return model
 
 
-def _load_npz(model, fields: dict, count: int, shape: tuple[int, ...]) -> dict[str, list[int]]:
-    """Loads an npz as timm reads AugReg's; returns its keys and shapes."""
-    width, heads, mlp = fields['width'], fields['heads'], fields['mlp']
-    grid = (shape[0] // 16) * (shape[1] // 16)
-    keys = {
-        'embedding/kernel': (16, 16, 3, width), 'embedding/bias': (width,), 'cls': (1, 1, width),
-        'Transformer/posembed_input/pos_embedding': (1, 1 + grid, width),
-        'Transformer/encoder_norm/scale': (width,), 'Transformer/encoder_norm/bias': (width,),
-        'head/kernel': (width, count), 'head/bias': (count,),
+def _timm(case: Case):
+    import timm
+    from torch import nn
+
+    fields, count = case.fields, case.outputs
+    if fields['name'] == 'resnet':
+        return timm.create_model(f'resnet{fields["depth"]}', num_classes=count)
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=case.shape[:2], patch_size=fields['patch'][0], embed_dim=fields['width'],
+        depth=fields['depth'], num_heads=fields['heads'], num_classes=count,
+        mlp_ratio=fields['mlp'] / fields['width'],
+        class_token=fields.get('class_token', True),
+        no_embed_class=not fields.get('class_position', True),
+        reg_tokens=fields.get('registers', 0),
+        init_values=fields.get('layer_scale'),
+        global_pool={'mean': 'avg', 'token': 'token'}[fields.get('pool', 'token')],
+        fc_norm=fields.get('norm_after_pool', False),
+        act_layer={'erf': 'gelu', 'tanh': 'gelu_tanh'}[fields.get('gelu', 'erf')],
+    )  # fmt: skip
+    if width := fields.get('representation'):
+        # timm has it no more; torchvision's VisionTransformer has it so.
+        layers = (nn.Linear(fields['width'], width), nn.Tanh(), nn.Linear(width, count))
+        model.head = nn.Sequential(
+            OrderedDict(zip(('pre_logits', 'act', 'head'), layers, strict=True))
+        )
+    return model
+
+
+def _huggingface(case: Case):
+    import transformers
+
+    fields, count = case.fields, case.outputs
+    sizes = {
+        'hidden_size': fields['width'], 'num_hidden_layers': fields['depth'],
+        'num_attention_heads': fields['heads'], 'num_labels': count,
     }  # fmt: skip
-    for i in range(fields['depth']):
-        block = f'Transformer/encoderblock_{i}/'
-        attention = block + 'MultiHeadDotProductAttention_1/'
-        for name in ('query', 'key', 'value'):
-            keys[f'{attention}{name}/kernel'] = (width, heads, width // heads)
-            keys[f'{attention}{name}/bias'] = (heads, width // heads)
-        keys |= {
-            attention + 'out/kernel': (heads, width // heads, width),
-            attention + 'out/bias': (width,),
-            block + 'MlpBlock_3/Dense_0/kernel': (width, mlp),
-            block + 'MlpBlock_3/Dense_0/bias': (mlp,),
-            block + 'MlpBlock_3/Dense_1/kernel': (mlp, width),
-            block + 'MlpBlock_3/Dense_1/bias': (width,),
-        }
-        for norm in ('LayerNorm_0', 'LayerNorm_2'):
-            keys |= {f'{block}{norm}/scale': (width,), f'{block}{norm}/bias': (width,)}
+    if fields['name'] == 'gpt':
+        config = transformers.GPT2Config(
+            vocab_size=count, n_positions=fields['context'], n_embd=fields['width'],
+            n_layer=fields['depth'], n_head=fields['heads'], bos_token_id=0, eos_token_id=0,
+            tie_word_embeddings=fields.get('tied', True),
+        )  # fmt: skip
+        return transformers.GPT2LMHeadModel(config)
+    if fields['name'] == 'bert':
+        config = transformers.BertConfig(
+            vocab_size=fields['vocabulary'], intermediate_size=fields['mlp'],
+            max_position_embeddings=fields['positions'], **sizes,
+        )  # fmt: skip
+        if count:
+            return transformers.BertForSequenceClassification(config)
+        return transformers.BertModel(config, add_pooling_layer=False)
+    sizes |= {'image_size': case.shape[0], 'patch_size': fields['patch'][0]}
+    if not fields.get('layer_scale'):
+        config = transformers.ViTConfig(intermediate_size=fields['mlp'], **sizes)
+        return transformers.ViTForImageClassification(config)
+    sizes |= {'mlp_ratio': fields['mlp'] // fields['width'], 'layerscale_value': 1.0}
+    if registers := fields.get('registers'):
+        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes)
+        return transformers.Dinov2WithRegistersForImageClassification(config)
+    return transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes))
+
+
+Found = tuple[np.ndarray, dict[str, list[int]]]
+
+
+def _of_state(model, case: Case) -> Found:
+    """(logits, keys and shapes) of a model whose state dict is our weights."""
+    import torch
+
+    state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    if case.naming.get('old'):
+        # torchvision renames them as it reads them.
+        state = {k.replace('mlp.0', 'mlp.linear_1'): v for k, v in state.items()}
+        state = {k.replace('mlp.3', 'mlp.linear_2'): v for k, v in state.items()}
+    state = {k: torch.from_numpy(weight(k, tuple(v.shape))) for k, v in state.items()}
+    model.load_state_dict(state)
+    return logits(model, case), {k: list(v.shape) for k, v in state.items()}
+
+
+def _of_disk(model, case: Case) -> Found:
+    """The same of transformers, which has other names in memory than in a file."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        path = os.path.join(folder, 'model.safetensors')
+        shapes = {_renamed(k, case): tuple(v.shape) for k, v in load_file(path).items()}
+        save_file({k: torch.from_numpy(weight(k, s)) for k, s in shapes.items()}, path)
+        found = logits(from_folder(type(model), folder, case), case)
+    return found, {k: list(s) for k, s in shapes.items()}
+
+
+def _renamed(key: str, case: Case) -> str:
+    if case.naming.get('prefix') == '':
+        return key.removeprefix('transformer.')
+    if case.naming.get('old'):
+        key = re.sub(r'LayerNorm\.weight$', 'LayerNorm.gamma', key)
+        return re.sub(r'LayerNorm\.bias$', 'LayerNorm.beta', key)
+    return key
+
+
+def from_folder(cls, folder: str, case: Case, without: str = '-'):
+    """A model of transformers as it reads it, with nothing missing (but for keys that end with
+    `without`), spare or of another shape.
+    """
+    import torch
+
+    options = {} if case.outputs else {'add_pooling_layer': False}
+    model, info = cls.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float64, **options
+    )
+    missing = [key for key in info['missing_keys'] if not key.endswith(without)]
+    assert not (missing or info['unexpected_keys'] or info['mismatched_keys']), info
+    return model.double().eval()
+
+
+def _of_npz(model, case: Case) -> Found:
+    """The same of an npz as timm reads AugReg's and big_vision's."""
+    shapes = npz_shapes(case)
+    load_npz(model, case, {key: weight(key, shape) for key, shape in shapes.items()})
+    return logits(model, case), {key: list(shape) for key, shape in shapes.items()}
+
+
+def load_npz(model, case: Case, arrays: dict[str, np.ndarray]) -> None:
+    """Puts the arrays of such a file into timm's model."""
+    import torch
+
+    if 'representation' in case.fields:
+        for name in ('pre_logits', 'head'):
+            layer = getattr(model.head, name)
+            layer.weight.copy_(torch.from_numpy(arrays[f'{name}/kernel'].T))
+            layer.bias.copy_(torch.from_numpy(arrays[f'{name}/bias']))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'vit.npz')
-        np.savez(path, **{key: weight(key, shape) for key, shape in keys.items()})
+        np.savez(path, **arrays)
         model.load_pretrained(path)
-    return {key: list(shape) for key, shape in keys.items()}
 
 
-def _keras(fields: dict, count: int, shape: tuple[int, ...]):
+def npz_shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of AugReg's files, or of big_vision's: those where the class token has no
+    position. They are the keys that timm reads.
+    """
+    fields, count = case.fields, case.outputs
+    width, heads, mlp = fields['width'], fields['heads'], fields['mlp']
+    grid = (case.shape[0] // 16) * (case.shape[1] // 16)
+    keys = {
+        'embedding/kernel': (16, 16, 3, width), 'embedding/bias': (width,),
+        'Transformer/encoder_norm/scale': (width,), 'Transformer/encoder_norm/bias': (width,),
+    }  # fmt: skip
+    if fields.get('class_token', True):
+        keys['cls'] = (1, 1, width)
+    big_vision = not fields.get('class_position', True)
+    if big_vision:
+        attention, norm, dense = 'MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock_0'
+        keys['pos_embedding'] = (1, grid, width)
+    else:
+        attention, norm, dense = 'MultiHeadDotProductAttention_1', 'LayerNorm_2', 'MlpBlock_3'
+        keys['Transformer/posembed_input/pos_embedding'] = (1, 1 + grid, width)
+    last = fields.get('representation') or width
+    if last != width:
+        keys |= {'pre_logits/kernel': (width, last), 'pre_logits/bias': (last,)}
+    keys |= {'head/kernel': (last, count), 'head/bias': (count,)}
+    for i in range(fields['depth']):
+        block = f'Transformer/encoderblock_{i}/'
+        for name in ('query', 'key', 'value'):
+            keys[f'{block}{attention}/{name}/kernel'] = (width, heads, width // heads)
+            keys[f'{block}{attention}/{name}/bias'] = (heads, width // heads)
+        keys |= {
+            f'{block}{attention}/out/kernel': (heads, width // heads, width),
+            f'{block}{attention}/out/bias': (width,),
+            f'{block}{dense}/Dense_0/kernel': (width, mlp),
+            f'{block}{dense}/Dense_0/bias': (mlp,),
+            f'{block}{dense}/Dense_1/kernel': (mlp, width),
+            f'{block}{dense}/Dense_1/bias': (width,),
+        }
+        for each in ('LayerNorm_0', norm):
+            keys |= {f'{block}{each}/scale': (width,), f'{block}{each}/bias': (width,)}
+    return {('params/' if big_vision else '') + key: shape for key, shape in keys.items()}
+
+
+def _of_keras(_, case: Case) -> Found:
     """(logits, layer/array -> shape) of Keras's ResNet50."""
     import jax
 
     jax.config.update('jax_enable_x64', True)
     import keras
+    from keras.src.backend.common import dtypes
 
+    # Keras would bring float64 down to float32 in BatchNorm and in means.
+    dtypes.BIT64_TO_BIT32_DTYPE['float64'] = 'float64'
     keras.backend.set_floatx('float64')
     model = keras.applications.ResNet50(
-        weights=None, input_shape=shape, classes=count, classifier_activation=None, pooling='avg'
-    )
+        weights=None, input_shape=case.shape, classes=case.outputs, classifier_activation=None,
+        pooling='avg',
+    )  # fmt: skip
     keys = {}
     for layer in model.layers:
         for variable in layer.weights:
             key = f'{layer.name}/{variable.name}'
             keys[key] = list(variable.shape)
             variable.assign(weight(key, tuple(variable.shape)))
-    return np.asarray(model(inputs(shape), training=False)), keys
+    return np.asarray(model(inputs(case.shape), training=False)), keys
+
+
+WAYS = {
+    'torchvision': _of_state, 'timm': _of_state, 'huggingface': _of_disk, 'augreg': _of_npz,
+    'keras': _of_keras,
+}  # fmt: skip
 
 
 def _keys(name: str) -> dict[str, list[int]]:
-    """Keys and shapes of a whole model; no memory is taken."""
+    """Keys and shapes of a whole model."""
     import timm
     import torch
     import torchvision
-    import transformers
 
     origin, _, rest = name.partition('_')
+    if origin == 'huggingface':
+        return _keys_on_disk(rest)
     with torch.device('meta'):
         if origin == 'torchvision':
             model = getattr(torchvision.models, rest)()
-        elif origin == 'timm':
-            model = timm.create_model(rest)
         else:
-            model = {
-                'vit': lambda: transformers.ViTForImageClassification(transformers.ViTConfig()),
-                'dinov2': lambda: transformers.Dinov2Model(transformers.Dinov2Config()),
-                'gpt2': lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()),
-                'gpt2_medium': lambda: transformers.GPT2LMHeadModel(
-                    transformers.GPT2Config(n_embd=1024, n_layer=24, n_head=16)
-                ),
-                'bert': lambda: transformers.BertForSequenceClassification(
-                    transformers.BertConfig()
-                ),
-            }[rest]()
+            model = timm.create_model(rest)
     return {k: list(v.shape) for k, v in model.state_dict().items()}
+
+
+def _keys_on_disk(name: str) -> dict[str, list[int]]:
+    import torch
+    import transformers
+    from safetensors import safe_open
+
+    medium = {'n_embd': 1024, 'n_layer': 24, 'n_head': 16}
+    kinds = {
+        'vit': ('ViTForImageClassification', transformers.ViTConfig()),
+        'dinov2': ('Dinov2Model', transformers.Dinov2Config()),
+        'gpt2': ('GPT2LMHeadModel', transformers.GPT2Config()),
+        'gpt2_medium': ('GPT2LMHeadModel', transformers.GPT2Config(**medium)),
+        'bert': ('BertForSequenceClassification', transformers.BertConfig()),
+    }
+    kind, config = kinds[name]
+    model = getattr(transformers, kind)(config).to(torch.float16)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(os.path.join(folder, 'model.safetensors'), 'pt') as file:
+            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
 if __name__ == '__main__':

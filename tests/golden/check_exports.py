@@ -1,0 +1,108 @@
+"""Checks that the reference packages load what `jaxtrain export` writes, and compute the same.
+
+Two halves, as no environment has both: ours writes a file for every case of make_weights whose map
+goes both ways (Keras's does not), with the float64 logits of our model beside it; the environment
+that make_weights names builds each reference model, loads its file strictly, and compares.
+
+    python -m tests.golden.check_exports write FOLDER   # in the project's environment
+    python -m tests.golden.check_exports read FOLDER    # in the reference environment
+
+Strictly means load_state_dict(strict=True) for torchvision and timm, and no key missing, spare or
+of another shape for transformers, which ties GPT-2's lm_head by itself; but DINOv2's mask token,
+which is of pretraining alone, may be missing. timm reads an npz by the keys that it asks for, so
+there the keys must be those of `npz_shapes` besides. A file has the origin's usual naming.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from tests.golden import make_weights
+from tests.golden.make_weights import CASES, Case, family
+
+LIMIT = 1e-12
+
+
+def written() -> dict[str, Case]:
+    """The cases, each once and in the usual naming, with a map that goes both ways."""
+    once = {family(name): (name, case) for name, case in CASES.items()}
+    return {n: case for n, case in once.values() if case.origin != 'keras' and not case.naming}
+
+
+def suffix(case: Case) -> str:
+    return '.npz' if case.origin == 'augreg' else '.safetensors'
+
+
+def write(folder: Path) -> None:
+    """Our half."""
+    import jax
+
+    jax.config.update('jax_enable_x64', True)
+    from jaxtrain.export_weights import encoded
+    from tests.weights.test_parity import apply, leaves_of, table
+
+    for name, case in written().items():
+        model, leaves, variables = leaves_of(name)
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        rows = table(name)
+        values = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+        (target / f'model{suffix(case)}').write_bytes(encoded(rows, values, suffix(case)))
+        np.save(target / 'logits.npy', apply(name, model, variables))
+        print(f'{name}: {len(rows)} arrays', flush=True)
+
+
+def read(folder: Path) -> None:
+    """The reference's half. SystemExit if a case is further off than LIMIT."""
+    import torch
+
+    make_weights.declare_operators()
+    worst = 0.0
+    print('| case | keys | max error / max |')
+    print('|---|---|---|')
+    for name, case in written().items():
+        with torch.no_grad():
+            model, count = _loaded(case, folder / name / f'model{suffix(case)}')
+            theirs = make_weights.logits(model, case)
+        ours = np.load(folder / name / 'logits.npy')
+        error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+        worst = max(worst, error)
+        print(f'| {name} | {count} | {error:.1e} |', flush=True)
+    if not worst <= LIMIT:
+        raise SystemExit(f'an error of {worst:.1e} is above {LIMIT:.0e}')
+
+
+def _loaded(case: Case, file: Path):
+    """(the reference model with the weights of a file, how many arrays the file has)."""
+    from safetensors.torch import load_file
+
+    model = make_weights.build(case)
+    if case.origin == 'augreg':
+        with np.load(file) as arrays:
+            found = {key: arrays[key] for key in arrays.files}
+        shapes = {key: array.shape for key, array in found.items()}
+        assert shapes == make_weights.npz_shapes(case), {*shapes} ^ {*make_weights.npz_shapes(case)}
+        make_weights.load_npz(model, case, found)
+        return model, len(found)
+    state = load_file(file)
+    if case.origin == 'huggingface':
+        model.config.save_pretrained(file.parent)
+        again = make_weights.from_folder(
+            type(model), str(file.parent), case, 'embeddings.mask_token'
+        )
+        return again, len(state)
+    model.load_state_dict(state, strict=True)
+    return model, len(state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('half', choices=('write', 'read'))
+    parser.add_argument('folder', type=Path)
+    found = parser.parse_args()
+    {'write': write, 'read': read}[found.half](found.folder)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,82 @@
+"""Weights that leave: the files, and what is said of them."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxtrain.errors import UserError
+from jaxtrain.export_weights import export_weights
+from jaxtrain.import_weights import import_weights
+from jaxtrain.partition import by_path
+from jaxtrain.stored import target_model
+from jaxtrain.weights import augreg
+from jaxtrain.weights.names import Match, their_shape
+from tests.weights.foreign_files import made
+
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
+
+def arrays(class_position: bool) -> dict[str, np.ndarray]:
+    """Those of a ViT-Ti/16 for 32x32 images and four classes, as AugReg or big_vision have it."""
+    fields = {**augreg.MODELS['vit_ti16'], 'class_position': class_position}
+    match = Match(fields, 4, (32, 32, 3), augreg.rows(fields, 4))
+    shapes = {p: leaf.shape for p, leaf in by_path(*target_model(match)[1]).items()}
+    return {row.theirs: made(row.theirs, their_shape(row, shapes)) for row in match.rows}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """Naming -> (its arrays, a run directory with them)."""
+    found = {}
+    for name in ('augreg', 'big_vision'):
+        folder = tmp_path_factory.mktemp(name)
+        theirs = arrays(class_position=name == 'augreg')
+        np.savez(folder / 'vit.npz', **theirs)
+        import_weights('augreg', str(folder / 'vit.npz'), 'vit_ti16', str(folder / 'run'))
+        found[name] = theirs, str(folder / 'run')
+    return found
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
+@pytest.mark.parametrize('naming', ['augreg', 'big_vision'])
+def test_names_of_augreg_come_out_as_they_went_in(runs, tmp_path, naming, suffix):
+    theirs, workdir = runs[naming]
+    target = tmp_path / f'again{suffix}'
+    said = export_weights(workdir, 'last', 'augreg', str(target))
+    assert said == f'{len(theirs)} arrays of vit in {target}, named as in augreg'
+    again = dict(np.load(target)) if suffix == '.npz' else load_file(target)
+    assert set(again) == set(theirs)
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(again[key], value, key)
+
+
+def test_what_no_key_tells_is_said(runs, tmp_path):
+    """AugReg's tanh GELU, where timm's own ViTs have the exact one."""
+    target = tmp_path / 'm.safetensors'
+    said = export_weights(runs['augreg'][1], 'last', 'timm', str(target))
+    assert said.endswith("in timm; it computes with gelu='tanh', which must be set there too")
+
+
+@pytest.mark.parametrize(
+    ('origin', 'output', 'told'),
+    [
+        ('augreg', 'vit.pth', '.safetensors or .npz'),
+        ('timm', 'vit.npz', '.safetensors;'),
+        ('timm', 'vit', '.safetensors;'),
+    ],
+)
+def test_other_files_are_refused(runs, tmp_path, origin, output, told):
+    with pytest.raises(UserError) as caught:
+        export_weights(runs['augreg'][1], 'last', origin, str(tmp_path / output))
+    text = str(caught.value)
+    assert '\n' not in text and told in text and output in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_array_without_a_name_there_is_told(runs, tmp_path):
+    """The class token has a position in all of torchvision's."""
+    with pytest.raises(UserError, match='torchvision has no place for .* choose another --origin'):
+        export_weights(
+            runs['big_vision'][1], 'last', 'torchvision', str(tmp_path / 'm.safetensors')
+        )
+    assert not list(tmp_path.iterdir())
