@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain import report
+from jaxtrain import report, restore
 from jaxtrain.config import Config
 from jaxtrain.config_file import load
 from jaxtrain.data.sources import data_name
 from jaxtrain.errors import UserError
 from jaxtrain.loop import prepare, train
-from jaxtrain.run import RunDir, read_config
+from jaxtrain.run import RunDir, read_config, read_json
 from jaxtrain.stats import interval
 from jaxtrain.terminal import Terminal
 from jaxtrain.verdict import Arm, Pair, verdict
@@ -50,21 +50,20 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         raise UserError('config.compare needs seeds of at least 1 and at least two arms')
     folder = RunDir(Path(workdir))
     folder.check_writable()
-    configs = {arm: load(f'{path}:{arm}', overrides) for arm in arms}
-    _check_arms(path, configs)
-    rows: list[Arm] = []
-    if settings.compare.pretrain and not full:
+    pretrains = bool(settings.compare.pretrain) and not full
+    if pretrains:
         full = str(folder.path / settings.compare.pretrain)
+    configs = {arm: _from(full, load(f'{path}:{arm}', overrides)) for arm in arms}
+    _check_arms(path, configs, pretrains)
+    rows: list[Arm] = []
+    if pretrains:
         _run(load(f'{path}:{settings.compare.pretrain}', overrides), full, 'full', Terminal())
     if full:
         rows.append(_arm(settings.compare.pretrain or 'checkpoint', [Path(full)]))
     # Seed by seed, so that an interrupted comparison holds whole pairs.
     for seed in range(settings.seed, settings.seed + seeds):
         for arm, cfg in configs.items():
-            cfg = cfg.replace(
-                seed=seed, init_from=full if cfg.init_from and full else cfg.init_from
-            )
-            title = f'{arm} seed {seed}'
+            title, cfg = f'{arm} seed {seed}', cfg.replace(seed=seed)
             _run(cfg, folder.path / arm / f'seed_{seed}', title, Terminal(quiet=True, title=title))
 
     runs = {
@@ -87,7 +86,12 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     return result
 
 
-def _check_arms(path: str, configs: dict[str, Config]) -> None:
+def _from(full: str, cfg: Config) -> Config:
+    """The config of an arm, which starts from the common checkpoint if it starts from any."""
+    return cfg.replace(init_from=full) if cfg.init_from and full else cfg
+
+
+def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
     """UserError for whatever would stop an arm, before the first minute is spent on another."""
     tests = {arm: (data_name(cfg.data), cfg.data.test) for arm, cfg in configs.items()}
     (first, shared), *others = tests.items()
@@ -104,7 +108,7 @@ def _check_arms(path: str, configs: dict[str, Config]) -> None:
                     f'config.data.{split} is empty in {path}:{arm}; a comparison chooses on val '
                     'and compares on test, so give it both'
                 )
-        prepare(cfg, resumes=True)  # the checkpoint to start from may not be there yet
+        prepare(cfg, resumes=pretrains)  # what to start from is not there yet
 
 
 def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
@@ -124,11 +128,10 @@ def _arm(name: str, runs: list[Path]) -> Arm:
         )
     config = read_config(runs[0])['config']
     first, scores = results[0], _scores(runs)
-    source = config['init_from']
     return Arm(
         name=name,
         data=data_name(Config.from_json(config).data),
-        init=f'{Path(source).name} ({config["init_checkpoint"]})' if source else 'random',
+        init=_began(runs[0], config),
         seeds=len(runs),
         params_total=first['params_total'],
         params_trainable=first['params_trainable'],
@@ -139,6 +142,14 @@ def _arm(name: str, runs: list[Path]) -> Arm:
         accuracy=interval(scores),
         by_seed=tuple(float(x) for x in scores.mean(1)),
     )
+
+
+def _began(workdir: Path, config: dict[str, Any]) -> str:
+    """What a run began with, in words; weights of which it took nothing do not count."""
+    plan = read_json(workdir / 'restore.json') or {'leaves': ()}
+    if not any(leaf['action'] in restore.TAKEN for leaf in plan['leaves']):
+        return 'random'
+    return f'{Path(config["init_from"]).name} ({config["init_checkpoint"]})'
 
 
 def _scores(runs: list[Path]) -> np.ndarray:

@@ -198,6 +198,134 @@ def test_a_rule_at_fault_is_named(rules, part, folder):
     assert said.startswith('config.restore.rules: ') and part in said
 
 
+# From other paths.
+
+MOVED = {
+    'backbone/stem/kernel': (3, 2),
+    'backbone/stem/scale': (2,),
+    'head/logits/kernel': (2, 5),
+}
+MOVED_STATS = {'batch_stats/backbone/stem/mean': (2,), 'batch_stats/backbone/stem/var': (2,)}
+RENAMES = (
+    ('backbone/stem/kernel', 'load backbone/conv/kernel'),
+    (r'backbone/stem/(.*)', r'load backbone/norm/\1'),
+    ('.*', 'load'),
+)
+
+
+def test_leaves_are_loaded_from_other_paths(folder):
+    """By the whole path, and by what the rule's brackets match; statistics too."""
+    params, stats = abstract(MOVED), abstract(MOVED_STATS)
+    plan = restore.make_plan(of_checkpoint(folder), params, stats, RENAMES)
+    old = by_path(tree(PARAMS), tree(STATS, 50.0))
+    found = restore.read(plan, params, stats)
+    assert_same(
+        found,
+        {
+            'backbone/stem/kernel': old['backbone/conv/kernel'],
+            'backbone/stem/scale': old['backbone/norm/scale'],
+            'backbone/stem/mean': old['backbone/norm/mean'],
+            'backbone/stem/var': old['backbone/norm/var'],
+            'head/logits/kernel': old['head/logits/kernel'],
+        },
+    )
+    lines = {leaf.path: leaf for leaf in plan.leaves}
+    assert set(lines) == set(found)  # a path that is taken from elsewhere has no line of its own
+    stem = lines['backbone/stem/scale']
+    assert (stem.action, stem.key) == ('load', 'backbone/norm/scale')
+    assert (stem.source, stem.target) == ('backbone/norm/scale 2 float32', '2 float32')
+
+
+def test_two_leaves_from_one(folder):
+    """And two that change places."""
+    wanted = {**PARAMS, 'backbone/first/scale': (2,), 'backbone/second/scale': (2,)}
+    stats = {**STATS}
+    rules = (
+        (r'backbone/(first|second)/scale', 'load backbone/norm/scale'),
+        ('backbone/norm/mean', 'load backbone/norm/var'),
+        ('backbone/norm/var', 'load backbone/norm/mean'),
+        ('.*', 'load'),
+    )
+    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(stats), rules)
+    old = by_path(tree(PARAMS), tree(STATS, 50.0))
+    found = restore.read(plan, abstract(wanted), abstract(stats))
+    scale = old['backbone/norm/scale']
+    expected = {**old, 'backbone/first/scale': scale, 'backbone/second/scale': scale}
+    swapped = {
+        'backbone/norm/mean': old['backbone/norm/var'],
+        'backbone/norm/var': old['backbone/norm/mean'],
+    }
+    assert_same(found, {**expected, **swapped})
+    assert plan.paths('load') == sorted(expected)
+
+
+def test_leaves_from_one_path_are_trained_apart(pretrained):
+    """Each has memory of its own, which a step gives up."""
+    rules = (
+        "(('backbone/norm_0/var','load backbone/norm_0/scale'),('head/.*','init'),('.*','load'))"
+    )
+    words = [f'--config.init_from={pretrained}', f'--config.restore.rules={rules}']
+    state = first_state(make_job(load(f'{TINY}:finetune', words)), seed=0)
+    leaves = by_path(state.params, state.model_state)
+    scale, var = leaves['backbone/norm_0/scale'], leaves['backbone/norm_0/var']
+    np.testing.assert_array_equal(scale, var)
+    jax.jit(lambda a, b: (a + 1, b + 2), donate_argnums=(0, 1))(scale, var)
+
+
+def test_a_source_that_is_missing_is_named_with_the_nearest(folder):
+    rules = (
+        ('backbone/stem/kernel', 'load backbone/cnov/kernel'),
+        (r'backbone/stem/(.*)', r'load backbone/norms/\1'),
+        ('.*', 'load'),
+    )
+    error = refusal(folder, MOVED, MOVED_STATS, rules)
+    assert str(error) == (
+        'config.restore.rules: backbone/stem/kernel is to be loaded from backbone/cnov/kernel, '
+        f"which {folder} does not have (did you mean 'backbone/conv/kernel'?)"
+    )
+    assert error.details.splitlines() == [
+        '  backbone/stem/kernel: no backbone/cnov/kernel',
+        '  backbone/stem/mean: no backbone/norms/mean',
+        '  backbone/stem/scale: no backbone/norms/scale',
+        '  backbone/stem/var: no backbone/norms/var',
+    ]
+
+
+def test_a_source_of_another_shape(folder):
+    wanted = {**PARAMS, 'backbone/new': (2, 3)}
+    rules = (('backbone/new', 'load backbone/conv/kernel'), *ALL)
+    error = refusal(folder, wanted, STATS, rules)
+    said = 'first backbone/new (DIFFERS: backbone/conv/kernel 3x2 float32 -> 2x3 float32)'
+    assert said in str(error)
+
+
+@pytest.mark.parametrize('action', [r'load backbone/\2', r'load backbone/\g<name>', 'load a\\q'])
+def test_an_action_that_does_not_fit_its_rule(action, folder):
+    rules = ((r'backbone/stem/(.*)', action), *ALL)
+    said = str(refusal(folder, MOVED, MOVED_STATS, rules))
+    assert said.startswith(f'config.restore.rules: {action!r} does not fit the rule ')
+    assert "'backbone/stem/(.*)' (" in said
+
+
+def test_load_from_nowhere(folder):
+    rules = (('backbone/conv/.*', 'load '), *ALL)
+    assert "rule 'backbone/conv/.*' says 'load '" in str(refusal(folder, PARAMS, STATS, rules))
+
+
+def test_what_is_not_taken_must_be_dropped(folder):
+    """Each key of the weights is used or has a rule that says that it is not."""
+    wanted = {'backbone/stem/kernel': (3, 2)}
+    rules = (('backbone/stem/kernel', 'load backbone/conv/kernel'), *ALL)
+    error = refusal(folder, wanted, {}, rules)
+    left = {'backbone/norm/mean', 'backbone/norm/scale', 'backbone/norm/var', 'head/logits/kernel'}
+    said = {line.split()[3] for line in error.details.splitlines() if 'NOT IN MODEL' in line}
+    assert said == left
+    rules = (rules[0], ('(backbone/norm|head)/.*', 'drop'), *ALL)
+    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), {}, rules)
+    assert set(plan.paths('drop')) == left
+    assert 'load 1 (backbone), drop 4 (backbone, head)' in plan.summary()
+
+
 def test_the_average_is_read_where_there_is_one(tmp_path):
     """A frozen parameter has none, and comes from the parameters."""
     average = {path: PARAMS[path] for path in ('backbone/conv/kernel', 'head/logits/kernel')}

@@ -1,4 +1,9 @@
-"""Texts for tests: tiny tokenizers, lists of texts with classes, and Python's own docstrings."""
+"""Texts for tests: tiny tokenizers, lists of texts with classes, and Python's own docstrings.
+
+    python -m tests.texts docstrings.jsonl
+
+writes the last of these as a list of texts.
+"""
 
 import ast
 import hashlib
@@ -72,3 +77,9 @@ def _of_package(package: str) -> Iterable[str]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+if __name__ == '__main__':
+    import sys
+
+    write_list(Path(sys.argv[1]), docstrings(), ('text', 'label', 'split'))

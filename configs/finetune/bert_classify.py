@@ -6,11 +6,13 @@
 
 MODEL_FOLDER holds model.safetensors, config.json and tokenizer.json, as the Hugging Face Hub has
 them of sentence-transformers/all-MiniLM-L6-v2 or bert-base-uncased (--model=bert_base). The file
-`texts.jsonl` (another by --config.data.path; .csv does too) has a text and a label on each line, and
-is dealt out 80:10:10 unless its lines say `split`. The tokenizer is the model's own.
+`texts.jsonl` (another by --config.data.path; .csv does too) has a `text` and a `label` on each
+line, and is dealt out 80:10:10 unless its lines say `split`. The tokenizer is the model's own.
 
-The variant `linear` trains the head alone, on embeddings that stay as they are; `scratch` starts from
-random parameters, for the comparison.
+The variant `linear` trains the head alone, on embeddings that stay as they are; `scratch` trains
+the same network from random parameters.
+
+    jaxtrain compare --config=configs/finetune/bert_classify.py --workdir=runs/topics_compared
 """
 
 from jaxtrain.config import base, known_variant
@@ -24,8 +26,9 @@ def get_config(variant: str = 'finetune'):
     c.data.path = 'texts.jsonl'
     c.data.length = 128
     c.batch_size = 32
-    c.epochs = 5.0
+    c.epochs = 10.0
     c.every = 'epochs'
+    c.log_every = 1
     c.eval_every = 1
 
     c.model.name = ''  # that of the weights
@@ -36,10 +39,19 @@ def get_config(variant: str = 'finetune'):
     c.optim.warmup_steps = 20
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = (('.*', 1.0),)
+    # A head that begins at random learns faster than what is under it should change.
+    c.optim.lr_mult = (('head/.*', 10.0), ('.*', 1.0))
     if variant == 'linear':
         c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
         c.optim.lr = 1e-2
+        c.optim.lr_mult = (('.*', 1.0),)
     if variant == 'scratch':
         c.regime = 'scratch'
         c.restore.rules = (('.*', 'init'),)
+        c.optim.lr = 3e-4
+        c.optim.lr_mult = (('.*', 1.0),)
+
+    c.compare.pretrain = ''
+    c.compare.arms = ('scratch', 'linear', 'finetune')
+    c.compare.seeds = 3
     return c

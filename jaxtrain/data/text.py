@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -84,8 +85,6 @@ def _source(
     rows: list[Row], labels: dict[str, int], classes: tuple[str, ...], tokenizer: Tokenizer,
     length: int,
 ) -> Source:  # fmt: skip
-    from dataclasses import replace
-
     texts, numbers = [row.content for row in rows], [labels[row.label] for row in rows]
     source = text_source(texts, numbers, classes, tokenizer, length)
     marked = digest([tokenizer.definition, *texts], ['', *(row.label for row in rows)])

@@ -7,10 +7,9 @@ and for sentence encoders 1_Pooling/config.json and sentence_bert_config.json.
 import re
 from typing import Any
 
-from jaxtrain.errors import UserError
-from jaxtrain.weights import timm, torchvision
+from jaxtrain.weights import torchvision
 from jaxtrain.weights.archive import Archive
-from jaxtrain.weights.huggingface_vit import GELUS
+from jaxtrain.weights.hub import activation, check_sizes, class_names, read_json
 from jaxtrain.weights.names import (
     DENSE,
     HEADS_BIAS,
@@ -163,16 +162,16 @@ def match(archive: Archive, model: str) -> Match:
     Raises:
       UserError: a config.json of another model.
     """
-    config = timm.read_config(archive)
-    fields = {**MODELS[model], **_checked(archive, config, MODELS[model], model)}
-    return (_match_gpt if fields['name'] == 'gpt' else _match_bert)(archive, fields, config)
+    described = read_json(archive)
+    fields = {**MODELS[model], **_checked(archive, described, MODELS[model], model)}
+    return (_match_gpt if fields['name'] == 'gpt' else _match_bert)(archive, fields, described)
 
 
-def _match_gpt(archive: Archive, fields: dict[str, Any], config: dict[str, Any]) -> Match:
+def _match_gpt(archive: Archive, fields: dict[str, Any], described: dict[str, Any]) -> Match:
     prefix = _prefix(archive, 'wte.weight')
     tokens, positions = (_length(archive, f'{prefix}{n}.weight') for n in ('wte', 'wpe'))
     fields = {**fields, 'context': positions or fields['context']}
-    if 'lm_head.weight' in archive.arrays and config.get('tie_word_embeddings') is False:
+    if 'lm_head.weight' in archive.arrays and described.get('tie_word_embeddings') is False:
         fields['tied'] = False
     return Match(
         fields=fields,
@@ -185,7 +184,7 @@ def _match_gpt(archive: Archive, fields: dict[str, Any], config: dict[str, Any])
     )
 
 
-def _match_bert(archive: Archive, fields: dict[str, Any], config: dict[str, Any]) -> Match:
+def _match_bert(archive: Archive, fields: dict[str, Any], described: dict[str, Any]) -> Match:
     prefix = _prefix(archive, 'embeddings.word_embeddings.weight')
     found = f'{prefix}embeddings.'
     fields = {
@@ -197,8 +196,7 @@ def _match_bert(archive: Archive, fields: dict[str, Any], config: dict[str, Any]
     if f'{prefix}pooler.dense.weight' not in archive.arrays:
         fields['pool'] = 'mean' if fields['pool'] == 'token' else fields['pool']
     outputs = torchvision.head_outputs(archive, 'classifier.bias')
-    labels = config.get('id2label', {})
-    said = timm.read_config(archive, 'sentence_bert_config.json')
+    said = read_json(archive, 'sentence_bert_config.json')
     old = any(re.search(r'LayerNorm\.gamma$', key) for key in archive.arrays)
     return Match(
         fields=fields,
@@ -207,45 +205,36 @@ def _match_bert(archive: Archive, fields: dict[str, Any], config: dict[str, Any]
         rows=rows(fields, outputs, prefix, old),
         ignored=BERT_IGNORED + (POOLER_IGNORED if fields['pool'] != 'token' else ()),
         preprocessing={'length': int(said.get('max_seq_length') or fields['positions'])},
-        classes=tuple(labels[str(i)] for i in range(outputs)) if len(labels) == outputs else (),
+        classes=class_names(described, outputs),
     )
 
 
 def _checked(
-    archive: Archive, config: dict[str, Any], fields: dict[str, Any], model: str
+    archive: Archive, described: dict[str, Any], fields: dict[str, Any], model: str
 ) -> dict[str, Any]:
     """Fields that JSON files tell. UserError if they tell another size than the model's."""
-    ours = {
+    sizes = {
         **dict.fromkeys(('n_embd', 'hidden_size'), fields['width']),
         **dict.fromkeys(('n_layer', 'num_hidden_layers'), fields['depth']),
         **dict.fromkeys(('n_head', 'num_attention_heads'), fields['heads']),
     }
-    for key, value in ours.items():
-        if config.get(key, value) != value:
-            raise UserError(
-                f'{archive.folder / "config.json"} says {key}={config[key]!r}, but {model} has '
-                f'{value}; give the --model of that size'
-            )
-    found = {}
+    check_sizes(archive, described, sizes, model)
+    found: dict[str, Any] = {}
     for key in ('layer_norm_eps', 'layer_norm_epsilon'):
-        if key in config:
-            found['norm_eps'] = float(config[key])
-    act = config.get('hidden_act', config.get('activation_function', 'gelu'))
-    if act not in GELUS:
-        raise UserError(
-            f'{archive.folder / "config.json"} says the activation is {act!r}, which the model has '
-            f'not; it has {", ".join(GELUS)}'
-        )
-    if 'hidden_act' in config or 'activation_function' in config:
-        found['gelu'] = GELUS[act]
+        if key in described:
+            found['norm_eps'] = float(described[key])
+    for key in ('hidden_act', 'activation_function'):
+        found |= activation(archive, described, key)
     if fields['name'] == 'bert':
-        found |= _pooling(archive, config)
+        found |= _pooling(archive, described)
     return found
 
 
-def _pooling(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
-    found = {'pad': int(config['pad_token_id'])} if config.get('pad_token_id') is not None else {}
-    said = timm.read_config(archive, '1_Pooling/config.json')
+def _pooling(archive: Archive, described: dict[str, Any]) -> dict[str, Any]:
+    found = (
+        {'pad': int(described['pad_token_id'])} if described.get('pad_token_id') is not None else {}
+    )
+    said = read_json(archive, '1_Pooling/config.json')
     if said.get('pooling_mode_mean_tokens'):
         found['pool'] = 'mean'
     elif said.get('pooling_mode_cls_token'):

@@ -7,9 +7,9 @@ preprocessing; without them those of the best known weights are assumed.
 
 from typing import Any
 
-from jaxtrain.errors import UserError
 from jaxtrain.weights import timm, torchvision
 from jaxtrain.weights.archive import Archive
+from jaxtrain.weights.hub import activation, check_sizes, class_names, read_json
 from jaxtrain.weights.names import (
     CONV,
     DENSE,
@@ -33,7 +33,6 @@ MODELS = {
     }
 }
 
-GELUS = {'gelu': 'erf', 'gelu_new': 'tanh', 'gelu_fast': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
 RESAMPLE = {0: 'nearest', 2: 'bilinear', 3: 'bicubic'}
 
 
@@ -110,8 +109,8 @@ def match(archive: Archive, model: str) -> Match:
     Raises:
       UserError: positions that are no square grid, or a config.json of another model.
     """
-    config = timm.read_config(archive)
-    fields = {**MODELS[model], **_checked(archive, config, MODELS[model], model)}
+    described = read_json(archive)
+    fields = {**MODELS[model], **_checked(archive, described, MODELS[model], model)}
     start = next((k for k in archive.arrays if k.endswith('embeddings.cls_token')), '')
     prefix = start.removesuffix('embeddings.cls_token')
     if f'{prefix}embeddings.register_tokens' in archive.arrays:
@@ -124,9 +123,7 @@ def match(archive: Archive, model: str) -> Match:
         f'{prefix}embeddings.position_embeddings',
         f'{prefix}embeddings.patch_embeddings.projection.weight',
     )
-    labels = config.get('id2label', {})
-    names = tuple(labels[str(i)] for i in range(outputs)) if len(labels) == outputs else ()
-    said = timm.read_config(archive, 'preprocessor_config.json')
+    said = read_json(archive, 'preprocessor_config.json')
     return Match(
         fields=fields,
         outputs=outputs,
@@ -134,38 +131,25 @@ def match(archive: Archive, model: str) -> Match:
         rows=rows(fields, outputs, prefix),
         ignored=IGNORED,
         preprocessing=torchvision.for_channels(_preprocessing(said, fields, size), channels),
-        classes=names,
+        classes=class_names(described, outputs),
         assumed=() if said else ('preprocessing is that of the best known weights of this kind',),
     )
 
 
 def _checked(
-    archive: Archive, config: dict[str, Any], fields: dict[str, Any], model: str
+    archive: Archive, described: dict[str, Any], fields: dict[str, Any], model: str
 ) -> dict[str, Any]:
     """Fields that config.json tells. UserError if it tells another size than the model's."""
-    ours = {
+    sizes = {
         'hidden_size': fields['width'],
         'num_hidden_layers': fields['depth'],
         'num_attention_heads': fields['heads'],
         'patch_size': fields['patch'][0],
     }
-    for key, value in ours.items():
-        if config.get(key, value) != value:
-            raise UserError(
-                f'{archive.folder / "config.json"} says {key}={config[key]!r}, but {model} has '
-                f'{value}; give the --model of that size'
-            )
-    found = {}
-    if 'layer_norm_eps' in config:
-        found['norm_eps'] = float(config['layer_norm_eps'])
-    if 'hidden_act' in config:
-        if config['hidden_act'] not in GELUS:
-            raise UserError(
-                f'{archive.folder / "config.json"} says hidden_act={config["hidden_act"]!r}, which '
-                f'the model has not; it has {", ".join(GELUS)}'
-            )
-        found['gelu'] = GELUS[config['hidden_act']]
-    return found
+    check_sizes(archive, described, sizes, model)
+    eps = described.get('layer_norm_eps')
+    found = {} if eps is None else {'norm_eps': float(eps)}
+    return {**found, **activation(archive, described, 'hidden_act')}
 
 
 def _preprocessing(

@@ -4,13 +4,13 @@ A folder as the Hugging Face Hub has it holds config.json too, whose `pretrained
 preprocessing; without it that of the family's best known weights is assumed.
 """
 
-import json
 import math
 from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.weights import torchvision
 from jaxtrain.weights.archive import Archive
+from jaxtrain.weights.hub import read_json
 from jaxtrain.weights.names import (
     CONV,
     DENSE,
@@ -121,14 +121,14 @@ def match(archive: Archive, model: str) -> Match:
     Raises:
       UserError: positions that are no square grid, or a config.json that is none.
     """
-    config = read_config(archive)
+    described = read_json(archive)
     if MODELS[model]['name'] == 'resnet':
         found = torchvision.match(archive, model)
         size = found.inputs[:2]
-        preprocessing = {**found.preprocessing, **_preprocessing(config, size, positions=False)}
+        preprocessing = {**found.preprocessing, **_preprocessing(described, size, positions=False)}
         return Match(
             found.fields, found.outputs, (*preprocessing['image_size'], found.inputs[2]),
-            found.rows, found.ignored, preprocessing, _labels(config, found.outputs),
+            found.rows, found.ignored, preprocessing, _labels(described, found.outputs),
         )  # fmt: skip
     fields = _fields(archive, MODELS[model])
     outputs = torchvision.head_outputs(archive, 'head.bias')
@@ -136,15 +136,17 @@ def match(archive: Archive, model: str) -> Match:
     dino = 'layer_scale' in MODELS[model]
     usual = {**torchvision.PREPROCESSING, 'crop': 1.0, 'interpolation': 'bicubic'} if dino else HALF
     usual = {**usual, 'channel_order': 'rgb', 'image_size': size}
-    assumed = () if config else ('preprocessing is that of the best known weights of this kind',)
+    assumed = () if described else ('preprocessing is that of the best known weights of this kind',)
     return Match(
         fields=fields,
         outputs=outputs,
         inputs=(*size, channels),
         rows=rows(fields, outputs),
         ignored=(('mask_token', 'of pretraining alone'),),
-        preprocessing=torchvision.for_channels({**usual, **_preprocessing(config, size)}, channels),
-        classes=_labels(config, outputs),
+        preprocessing=torchvision.for_channels(
+            {**usual, **_preprocessing(described, size)}, channels
+        ),
+        classes=_labels(described, outputs),
         assumed=assumed,
     )
 
@@ -195,23 +197,11 @@ def image_size(
     return (side * full['patch'][0], side * full['patch'][1]), channels
 
 
-def read_config(archive: Archive, name: str = 'config.json') -> dict[str, Any]:
-    """A JSON file beside the weights, {} where there is none. UserError if it is damaged."""
-    path = archive.folder / name
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f'{path} is no JSON ({error}); download it again') from error
-    return found if isinstance(found, dict) else {}
-
-
 def _preprocessing(
-    config: dict[str, Any], size: tuple[int, int], positions: bool = True
+    described: dict[str, Any], size: tuple[int, int], positions: bool = True
 ) -> dict[str, Any]:
     """Keys of `config.data` by `pretrained_cfg`; the size too, where no positions tell it."""
-    said = config.get('pretrained_cfg', {})
+    said = described.get('pretrained_cfg', {})
     found: dict[str, Any] = {'image_size': size}
     if 'mean' in said:
         found |= {'mean': tuple(said['mean']), 'std': tuple(said['std'])}
@@ -224,7 +214,7 @@ def _preprocessing(
     return found
 
 
-def _labels(config: dict[str, Any], outputs: int) -> tuple[str, ...]:
-    said = config.get('pretrained_cfg', {})
+def _labels(described: dict[str, Any], outputs: int) -> tuple[str, ...]:
+    said = described.get('pretrained_cfg', {})
     names = tuple(said['label_names']) if said.get('label_names') else ()
     return names if len(names) == outputs else ()

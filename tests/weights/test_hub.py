@@ -1,0 +1,131 @@
+"""What the JSON files beside weights tell: sizes, eps, GELU, class names, preprocessing."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain.errors import UserError
+from jaxtrain.weights import huggingface_text, huggingface_vit, timm
+from jaxtrain.weights.archive import Archive
+from tests.weights.foreign_files import arrays
+
+
+def archive(folder: Path, module, model: str, outputs: int, inputs=(224, 224, 3)) -> Archive:
+    """The keys of such a model in a folder, and no file of it."""
+    found = arrays(module, model, outputs, inputs)
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in found.items()}
+    return Archive(folder, (folder / 'model.safetensors',), 'safetensors', shapes, None)
+
+
+@pytest.fixture(scope='module')
+def bert(tmp_path_factory):
+    made = archive(tmp_path_factory.mktemp('none'), huggingface_text, 'minilm_l6', 3, (512,))
+
+    def at(folder: Path) -> Archive:
+        return Archive(folder, (folder / 'model.safetensors',), 'safetensors', made.arrays, None)
+
+    return at
+
+
+def write(folder: Path, name: str = 'config.json', **content) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_without_any_the_model_has_its_own(bert, tmp_path):
+    found = huggingface_text.match(bert(tmp_path), 'minilm_l6')
+    assert 'norm_eps' not in found.fields and 'gelu' not in found.fields
+    assert found.fields['pool'] == 'mean' and found.classes == ()
+    assert found.preprocessing == {'length': 512}
+
+
+def test_config_json_is_believed(bert, tmp_path):
+    labels = {'0': 'cat', '1': 'dog', '2': 'cow'}
+    write(
+        tmp_path, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        layer_norm_eps=1e-5, hidden_act='gelu_new', pad_token_id=7, id2label=labels,
+    )  # fmt: skip
+    write(tmp_path, '1_Pooling/config.json', pooling_mode_cls_token=True)
+    write(tmp_path, 'sentence_bert_config.json', max_seq_length=200)
+    found = huggingface_text.match(bert(tmp_path), 'minilm_l6')
+    own = ('norm_eps', 'gelu', 'pad', 'pool')
+    assert [found.fields[name] for name in own] == [1e-5, 'tanh', 7, 'first']
+    assert found.classes == ('cat', 'dog', 'cow') and found.preprocessing == {'length': 200}
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ({'hidden_size': 768}, 'says hidden_size=768, but minilm_l6 has 384; give the --model of'),
+        ({'num_hidden_layers': 12}, 'says num_hidden_layers=12, but minilm_l6 has 6'),
+        ({'num_attention_heads': 6}, 'says num_attention_heads=6, but minilm_l6 has 12'),
+        ({'hidden_act': 'relu'}, "says hidden_act='relu', which the model has not; it has gelu"),
+    ],
+)
+def test_another_model_is_refused(content, words, bert, tmp_path):
+    """Heads show in no shape: 6 for 12 would load without a word and compute something else."""
+    write(tmp_path, **content)
+    with pytest.raises(UserError) as caught:
+        huggingface_text.match(bert(tmp_path), 'minilm_l6')
+    assert f'{tmp_path}/config.json {words}' in str(caught.value)
+
+
+def test_a_damaged_one(bert, tmp_path):
+    (tmp_path / 'config.json').write_text('{"hidden_size": 3')
+    with pytest.raises(UserError, match='config.json is no JSON'):
+        huggingface_text.match(bert(tmp_path), 'minilm_l6')
+
+
+def test_names_of_other_classes_than_the_head_has_are_not_taken(bert, tmp_path):
+    write(tmp_path, id2label={'0': 'LABEL_0', '1': 'LABEL_1'})
+    assert huggingface_text.match(bert(tmp_path), 'minilm_l6').classes == ()
+
+
+def test_preprocessing_of_hugging_face(tmp_path):
+    found = archive(tmp_path, huggingface_vit, 'dinov2_s14', 0, (224, 224, 3))
+    before = huggingface_vit.match(found, 'dinov2_s14')
+    assert before.preprocessing['mean'] == (0.485, 0.456, 0.406) and before.assumed
+    write(
+        tmp_path, 'preprocessor_config.json', image_mean=[0.1, 0.2, 0.3], image_std=[0.4] * 3,
+        rescale_factor=1 / 127.5, resample=2, do_center_crop=True,
+        crop_size={'height': 224, 'width': 224}, size={'shortest_edge': 280},
+    )  # fmt: skip
+    after = huggingface_vit.match(found, 'dinov2_s14')
+    assert after.preprocessing == {
+        'image_size': (224, 224), 'scale': 127.5, 'channel_order': 'rgb', 'mean': (0.1, 0.2, 0.3),
+        'std': (0.4, 0.4, 0.4), 'crop': 0.8, 'interpolation': 'bilinear',
+    }  # fmt: skip
+    assert not after.assumed
+
+
+def test_preprocessing_and_classes_of_timm(tmp_path):
+    found = archive(tmp_path, timm, 'vit_ti16', 2, (32, 32, 3))
+    assert timm.match(found, 'vit_ti16').preprocessing['mean'] == (0.5,)
+    said = {
+        'mean': [0.1, 0.2, 0.3], 'std': [0.4] * 3, 'crop_pct': 0.95, 'interpolation': 'bilinear',
+        'input_size': [3, 64, 64], 'label_names': ['cat', 'dog'],
+    }  # fmt: skip
+    write(tmp_path, pretrained_cfg=said)
+    after = timm.match(found, 'vit_ti16')
+    own = ('mean', 'std', 'crop', 'interpolation')
+    assert [after.preprocessing[name] for name in own] == [
+        (0.1, 0.2, 0.3), (0.4, 0.4, 0.4), 0.95, 'bilinear',
+    ]  # fmt: skip
+    # The positions tell what size they are for.
+    assert after.preprocessing['image_size'] == (32, 32) and after.classes == ('cat', 'dog')
+
+
+def test_the_size_of_a_resnet_is_told_by_timm(tmp_path):
+    found = archive(tmp_path, timm, 'resnet18', 2)
+    write(tmp_path, pretrained_cfg={'input_size': [3, 288, 288]})
+    assert timm.match(found, 'resnet18').preprocessing['image_size'] == (288, 288)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_images_of_other_channels_have_one_mean(channels, tmp_path):
+    found = archive(tmp_path, timm, 'resnet18', 2, (224, 224, channels))
+    mean = timm.match(found, 'resnet18').preprocessing['mean']
+    assert mean == pytest.approx((np.mean([0.485, 0.456, 0.406]),))
