@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxtrain import checkpoint, restore, run
 from jaxtrain.data import images
-from jaxtrain.data.corpus import read_text, text_files
-from jaxtrain.data.listing import SUFFIXES, read_list
+from jaxtrain.data.corpus import text_files
+from jaxtrain.data.listing import SUFFIXES, read_list, read_text
 from jaxtrain.data.sources import Source
 from jaxtrain.data.text import text_source
 from jaxtrain.data.tokenizer import open_tokenizer

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtrain.config import nearest
 from jaxtrain.data.deal import bounds, deal
 from jaxtrain.data.examples import Source, digest
+from jaxtrain.data.listing import read_text
 from jaxtrain.data.text import check_length
 from jaxtrain.data.tokenizer import Tokenizer, open_tokenizer
 from jaxtrain.errors import UserError
@@ -115,21 +116,6 @@ def _line_start(text: str, share: float) -> int:
     if at in (0, len(text)):
         return at
     return text.find('\n', at - 1) + 1 or len(text)
-
-
-def read_text(path: str, key: str = 'config.data.path') -> str:
-    """The content of a file in UTF-8. UserError if it is none; `key` is what names it."""
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as opened:
-            return opened.read()
-    except OSError as error:
-        raise UserError(
-            f'{key}: {path} cannot be read ({error.strerror}); name a file of text'
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f'{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8, or take it away'
-        ) from error
 
 
 @lru_cache(maxsize=8)

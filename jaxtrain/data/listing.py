@@ -7,10 +7,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from jaxtrain.config import nearest
+from jaxtrain.data.deal import deal
+from jaxtrain.data.examples import check_classes, relabel, require_all
 from jaxtrain.errors import UserError
 
 SUFFIXES = ('.csv', '.jsonl')
@@ -33,6 +35,58 @@ class Row:
     split: str | None
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The examples of a split: the file that lists them, and of each its line and its label."""
+
+    file: str
+    rows: tuple[Row, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+def open_list(
+    cfg,
+    split: str,
+    key: str,
+    column: str,
+    classes: tuple[str, ...],
+    clean: Callable[[str, list[Row]], list[Row]],
+    name: Callable[[Row], str],
+) -> Listed:
+    """A split of the list `config.data.path`, or of the folder that holds a list per split.
+
+    Args:
+      cfg: `config.data`.
+      split: the split to open.
+      key: the config key or flag that names it, for messages.
+      column: as of `read_list`.
+      classes: class names by label; () takes those of the data, sorted.
+      clean: (file, its rows) -> the rows as they are to be used.
+      name: what an example is called, by which it is dealt to a split where no line has one.
+
+    Raises:
+      UserError: see the messages.
+    """
+    path = os.path.expanduser(cfg.path)
+    whole = not os.path.isdir(path)
+    file = path if whole else file_of_split(path, split, key)
+    rows = clean(file, read_list(file, column))
+    dealt = whole and rows[0].split is None
+    if not dealt:
+        rows = _of_split(rows, split, key, file, whole)
+    if not classes:
+        classes = _in_order({row.label for row in rows})
+        check_classes(classes, file)
+    numbers = relabel(sorted({row.label for row in rows}), classes, file)
+    if dealt:
+        rows = [rows[i] for i in deal(cfg, [name(row) for row in rows], split, key)]
+    labels = tuple(numbers[row.label] for row in rows)
+    if dealt and split == cfg.train:
+        require_all(labels, classes, key, split)
+    return Listed(file, tuple(rows), labels, classes)
+
+
 def read_list(
     file: str, column: str, labelled: bool = True, key: str = 'config.data.path'
 ) -> list[Row]:
@@ -47,8 +101,13 @@ def read_list(
     Raises:
       UserError: not a readable CSV or JSONL file in UTF-8, no lines, or one that is malformed.
     """
-    text = _text(file, key)
     kind = os.path.splitext(file)[1].lower()
+    if kind not in SUFFIXES:
+        raise UserError(
+            f'{key}: {file} is not a list of examples; name a file that ends in '
+            f'{" or ".join(SUFFIXES)}, or a folder with one for each split'
+        )
+    text = read_text(file, key)
     wanted = (column, 'label') if labelled else (column,)
     rows: list[Row] = []
     for line, fields in (_csv if kind == '.csv' else _jsonl)(file, text, wanted):
@@ -61,6 +120,21 @@ def read_list(
             f'{file} is empty; give a line with {" and ".join(wanted)} for each example'
         )
     return rows
+
+
+def read_text(path: str, key: str = 'config.data.path') -> str:
+    """The content of a file in UTF-8. UserError if it is none; `key` is what names it."""
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as opened:
+            return opened.read()
+    except OSError as error:
+        raise UserError(
+            f'{key}: {path} cannot be read ({error.strerror}); name a file that can'
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f'{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8'
+        ) from error
 
 
 def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
@@ -79,7 +153,7 @@ def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] =
     return os.path.join(folder, fit[0])
 
 
-def of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> list[Row]:
+def _of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> list[Row]:
     """The rows of a split; in a file for one split alone (not `whole`) there must be no others."""
     found = [row for row in rows if row.split in (split, None)]
     others = sorted({row.split for row in rows} - {split, None})
@@ -93,29 +167,12 @@ def of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> l
     return found
 
 
-def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Class names in the order of labels: as numbers if all of them are."""
     try:
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     except ValueError:
         return tuple(sorted(labels))
-
-
-def _text(file: str, key: str) -> str:
-    if os.path.splitext(file)[1].lower() not in SUFFIXES:
-        raise UserError(
-            f'{key}: {file} is not a list of examples; name a file that ends in '
-            f'{" or ".join(SUFFIXES)}, or a folder with one for each split'
-        )
-    try:
-        with open(file, encoding='utf-8-sig', newline='') as opened:
-            return opened.read()
-    except OSError as error:
-        raise UserError(
-            f'{key}: {file} cannot be read ({error.strerror}); name a list of examples'
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'{file} is not UTF-8 (byte {error.start}); save it as UTF-8') from error
 
 
 def _csv(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:

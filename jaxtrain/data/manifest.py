@@ -4,10 +4,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from jaxtrain.data.deal import deal
-from jaxtrain.data.examples import Source, check_classes, relabel, require_all
+from jaxtrain.data.examples import Source
 from jaxtrain.data.files import Files, file_source
-from jaxtrain.data.listing import Row, file_of_split, in_order, of_split, read_list
+from jaxtrain.data.listing import Row, open_list
 from jaxtrain.errors import UserError
 
 
@@ -23,33 +22,31 @@ def open_manifest(
 
     Args, raises: as `folder.open_folder`.
     """
-    path = os.path.expanduser(cfg.path)
-    whole = not os.path.isdir(path)
-    file = path if whole else file_of_split(path, split, key)
-    folder = os.path.dirname(file)
-    rows = [replace(row, content=_path(row.content, folder)) for row in read_list(file, 'path')]
-    _check_once(file, rows)
-    dealt = whole and rows[0].split is None
-    if not dealt:
-        rows = of_split(rows, split, key, file, whole)
-    if not classes:
-        classes = in_order({row.label for row in rows})
-        check_classes(classes, file)
-    labels = relabel(sorted({row.label for row in rows}), classes, file)
-    if dealt:
-        stems = [os.path.splitext(row.content)[0] for row in rows]
-        rows = [rows[i] for i in deal(cfg, stems, split, key)]
+    found = open_list(cfg, split, key, 'path', classes, _clean, _stem)
+    folder = os.path.dirname(found.file)
     files = Files(
-        tuple(row.content for row in rows),
-        tuple(os.path.join(folder, row.content) for row in rows),
-        tuple(labels[row.label] for row in rows),
-        classes,
+        tuple(row.content for row in found.rows),
+        tuple(os.path.join(folder, row.content) for row in found.rows),
+        found.labels,
+        found.classes,
     )
-    if dealt and split == cfg.train:
-        require_all(files.labels, classes, key, split)
     if cfg.on_bad_image != 'skip':
-        _require_files(file, rows, files.paths)
+        _require_files(found.file, found.rows, files.paths)
     return file_source(cfg, files, size)
+
+
+def _clean(file: str, rows: list[Row]) -> list[Row]:
+    """The rows with paths as `_path` gives them. UserError if two name the same image."""
+    folder, lines = os.path.dirname(file), {}
+    rows = [replace(row, content=_path(row.content, folder)) for row in rows]
+    for row in rows:
+        if row.content in lines:
+            raise UserError(
+                f'{file}, line {row.line}: {row.content} is in line {lines[row.content]} already; '
+                'remove one'
+            )
+        lines[row.content] = row.line
+    return rows
 
 
 def _path(path: str, folder: str) -> str:
@@ -60,19 +57,11 @@ def _path(path: str, folder: str) -> str:
     return os.path.normpath(path)
 
 
-def _check_once(file: str, rows: list[Row]) -> None:
-    """UserError if two lines name the same image."""
-    lines: dict[str, int] = {}
-    for row in rows:
-        if row.content in lines:
-            raise UserError(
-                f'{file}, line {row.line}: {row.content} is in line {lines[row.content]} already; '
-                'remove one'
-            )
-        lines[row.content] = row.line
+def _stem(row: Row) -> str:
+    return os.path.splitext(row.content)[0]
 
 
-def _require_files(file: str, rows: list[Row], paths: Iterable[str]) -> None:
+def _require_files(file: str, rows: Iterable[Row], paths: Iterable[str]) -> None:
     for row, path in zip(rows, paths, strict=True):
         if not os.path.isfile(path):
             raise UserError(

@@ -1,15 +1,13 @@
 """Texts with labels as a data set: one list of them (listing.py), or a list per split."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.data.deal import deal
-from jaxtrain.data.examples import Source, check_classes, digest, relabel, require_all
-from jaxtrain.data.listing import Row, file_of_split, in_order, of_split, read_list
+from jaxtrain.data.examples import Source, digest
+from jaxtrain.data.listing import Row, open_list
 from jaxtrain.data.tokenizer import Tokenizer, open_tokenizer
 from jaxtrain.errors import UserError
 
@@ -32,22 +30,11 @@ def open_text(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     """
     tokenizer = open_tokenizer(cfg.tokenizer)
     check_length(cfg.length)
-    path = os.path.expanduser(cfg.path)
-    whole = not os.path.isdir(path)
-    file = path if whole else file_of_split(path, split, key)
-    rows = read_list(file, 'text')
-    dealt = whole and rows[0].split is None
-    if not dealt:
-        rows = of_split(rows, split, key, file, whole)
-    if not classes:
-        classes = in_order({row.label for row in rows})
-        check_classes(classes, file)
-    labels = relabel(sorted({row.label for row in rows}), classes, file)
-    if dealt:
-        rows = [rows[i] for i in deal(cfg, [row.content for row in rows], split, key)]
-        if split == cfg.train:
-            require_all((labels[row.label] for row in rows), classes, key, split)
-    return _source(rows, labels, classes, tokenizer, cfg.length)
+    found = open_list(cfg, split, key, 'text', classes, lambda file, rows: rows, _content)
+    texts = [row.content for row in found.rows]
+    source = text_source(texts, found.labels, found.classes, tokenizer, cfg.length)
+    labels = [found.classes[label] for label in found.labels]
+    return replace(source, digest=digest([tokenizer.definition, *texts], ['', *labels]))
 
 
 def text_source(
@@ -81,14 +68,8 @@ def check_length(length: int) -> None:
         raise UserError(f'config.data.length={length} must be at least 1, the tokens of an example')
 
 
-def _source(
-    rows: list[Row], labels: dict[str, int], classes: tuple[str, ...], tokenizer: Tokenizer,
-    length: int,
-) -> Source:  # fmt: skip
-    texts, numbers = [row.content for row in rows], [labels[row.label] for row in rows]
-    source = text_source(texts, numbers, classes, tokenizer, length)
-    marked = digest([tokenizer.definition, *texts], ['', *(row.label for row in rows)])
-    return replace(source, digest=marked)
+def _content(row: Row) -> str:
+    return row.content
 
 
 @lru_cache(maxsize=8)
