@@ -1,6 +1,7 @@
 """The command predict, against the run's own evaluation and the model applied by hand."""
 
 import json
+import shutil
 
 import cv2
 import jax
@@ -158,3 +159,22 @@ def test_the_devices_may_be_many(photos, pretrained, tmp_path):
     one, eight = ([line['probabilities'] for line in lines] for lines in said)
     assert len(one) == len(eight) == 40
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
+
+
+def test_images_get_their_size_as_in_training(pretrained, jaxtrain, tmp_path):
+    """A run whose images are cut to half their sides sees of 16x16 the middle as it is."""
+    work = tmp_path / 'run'
+    shutil.copytree(pretrained, work)
+    config = json.loads((work / 'config.json').read_text())
+    config['config']['data']['crop'] = 0.5
+    (work / 'config.json').write_text(json.dumps(config))
+    image = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    cv2.imwrite(str(tmp_path / 'whole.png'), image)
+    cv2.imwrite(str(tmp_path / 'middle.png'), image[4:12, 4:12])
+    said = []
+    for run, name in ((work, 'whole'), (pretrained, 'middle')):
+        output = tmp_path / f'{name}.jsonl'
+        words = ('predict', f'--workdir={run}', tmp_path / f'{name}.png', f'--output={output}')
+        assert jaxtrain(*words).code == 0
+        said.append(read(output)[0]['probabilities'])
+    assert said[0] == said[1]

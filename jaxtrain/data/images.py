@@ -130,6 +130,8 @@ def decode(
 
 def resize(image: np.ndarray, size: tuple[int, int], fit: Fit = PLAIN) -> np.ndarray:
     """uint8 [h, w] or [h, w, c] -> the same at `size`."""
+    if image.shape[2:] == (1,):  # which PIL does not know
+        return resize(image[..., 0], size, fit)[..., None]
     if not fit.crop:
         return _stretch(image, size, fit.interpolation)
     (height, width), (rows, columns) = image.shape[:2], size

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxtrain.data.images import Fit, resize
 from jaxtrain.data.sources import open_source
 from jaxtrain.errors import UserError
 from tests.data.test_folder import config, unread
@@ -228,3 +229,13 @@ def test_keys_that_do_nothing_are_not_read(tmp_path):
     assert unread(cfg) == always | {'shares', 'split_seed'}
     cfg = config(tmp_path / 'train.npz', source='npz', image_size=())
     assert unread(cfg) == always
+
+
+def test_images_get_their_size_as_the_config_says(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 12, 3), np.uint8)
+    np.savez(tmp_path / 'train.npz', image=images, label=np.array([0, 1, 0, 1]))
+    for crop, interpolation in ((0.0, 'auto'), (0.5, 'bicubic')):
+        opened = source(tmp_path, image_size=(8, 8), crop=crop, interpolation=interpolation)
+        fit = Fit(crop, interpolation)
+        expected = np.stack([resize(image, (8, 8), fit) for image in images])
+        np.testing.assert_array_equal(opened.fetch(np.arange(4))['image'], expected)

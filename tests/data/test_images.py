@@ -385,3 +385,11 @@ def test_link_to_a_folder_elsewhere(tmp_path):
     (tmp_path / 'b' / '1.png').touch()
     (tmp_path / 'a' / 'other').symlink_to(tmp_path / 'b')
     assert find([str(tmp_path / 'a')]) == [str(tmp_path / 'a' / 'other' / '1.png')]
+
+
+@pytest.mark.parametrize('interpolation', ['auto', 'bilinear', 'bicubic', 'nearest'])
+def test_one_channel_is_resized_as_none(interpolation):
+    fit = images.Fit(0.5, interpolation)
+    image = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
+    found = images.resize(image[..., None], (4, 6), fit)
+    np.testing.assert_array_equal(found, images.resize(image, (4, 6), fit)[..., None])

@@ -200,3 +200,14 @@ def test_largest_limit_that_fits():
 def test_wrong_setting(changes, words):
     limit = changes.pop('limit', 0)
     assert words in fault(limit=limit, **changes)
+
+
+@pytest.mark.parametrize('memory_mib', [0, 2048])
+def test_images_get_their_size_as_the_config_says(memory_mib):
+    plain = everything(source())['image'][:5]
+    for crop, interpolation in ((0.0, 'auto'), (0.5, 'bicubic')):
+        changes = {'image_size': (6, 6), 'crop': crop, 'interpolation': interpolation}
+        opened = source(memory_mib=memory_mib, **changes)
+        fit = images.Fit(crop, interpolation)
+        expected = [images.resize(image, (6, 6), fit).reshape(6, 6, 1) for image in plain]
+        np.testing.assert_array_equal(opened.fetch(np.arange(5))['image'], expected)
