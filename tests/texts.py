@@ -24,7 +24,7 @@ def word_tokenizer(path: Path, special=SPECIAL, words=WORDS) -> Path:
     them.
     """
     vocabulary = {word: number for number, word in enumerate((*special, *words))}
-    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
+    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.add_special_tokens(list(special))
     if '[CLS]' in special:

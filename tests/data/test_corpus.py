@@ -131,3 +131,9 @@ def test_limit_has_no_classes_to_count(tmp_path):
     (tmp_path / 'all.txt').write_text('a\n' * 100)
     said = fault(tmp_path / 'all.txt', limit=5)
     assert 'config.data.limit=5 counts the examples of each class' in said
+
+
+def test_a_part_may_begin_just_where_a_line_does(tmp_path):
+    (tmp_path / 'all.txt').write_text('123456789\n' * 10)
+    parts = [counted(source(tmp_path / 'all.txt', part)) for part in ('train', 'val', 'test')]
+    assert [len(part) for part in parts] == [80, 10, 10]  # an end for the first byte

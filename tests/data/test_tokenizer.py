@@ -99,3 +99,10 @@ def test_no_such_file(tmp_path):
 def test_no_tokenizer_json(content, tmp_path):
     (tmp_path / 't.json').write_bytes(content)
     assert f"config.data.tokenizer='{tmp_path}/t.json'" in fault(tmp_path / 't.json')
+
+
+def test_what_fills_up_is_the_pad_of_the_tokenizer(tmp_path):
+    file = word_tokenizer(tmp_path / 't.json', special=('[UNK]', '[PAD]'))
+    found = open_tokenizer(str(file))
+    assert found.pad == 1
+    assert found.encode(['a cat'], 4)[0].tolist() == [[2, 3, 1, 1]]
