@@ -20,12 +20,13 @@ from jaxtrain import rules
 from jaxtrain.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.partition import array_text, by_path
-from jaxtrain.stored import Stored
+from jaxtrain.stored import Stored, few
 from jaxtrain.weights import resize
 
 LOAD, INIT, DROP, RESIZE, CLASSES = 'load', 'init', 'drop', 'resize', 'classes'
 TAKEN = (LOAD, RESIZE, CLASSES)  # of a leaf that the weights have a value for
 ACTIONS = (*TAKEN, INIT, DROP)
+DIFFERS = 'DIFFERS'  # in shape or dtype, and no rule makes it fit
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Leaf:
       action: one of ACTIONS; or, in a plan that fails, what is wrong.
       source, target: 'shape dtype' in the weights and in the model, '-' where it is absent; of a
         file from elsewhere with its key there.
-      key: the path in the weights that it is taken from, '' if it is not.
+      key: the path in the weights that it is taken from, or that does not fit; '' if none is.
     """
 
     path: str
@@ -80,8 +81,7 @@ class Plan:
         text = f'restore from {self.checkpoint}: {", ".join(said)}'
         if self.classes:
             names = [name for name, _, _ in self.classes]
-            text += f'; {len(names)} classes by name ({", ".join(names[:3])}'
-            text += ' ...)' if len(names) > 3 else ')'
+            text += f'; {len(names)} classes by name ({few(names)})'
         return text
 
 
@@ -110,7 +110,8 @@ def make_plan(
             )
     target = by_path(params, model_state)
     assigned = rules.assign(rule_list, sorted({*stored.leaves, *target}), where)
-    actions = {path: _expanded(path, action, rule_list) for path, action in assigned.items()}
+    actions = {path: _expanded(path, action, rule_list, where) for path, action in assigned.items()}
+    _check_sources(stored, {p: a for p, a in actions.items() if p in target}, where)
     elsewhere = {a.split()[1] for path, a in actions.items() if ' ' in a and path in target}
     names = _same_classes(stored, classes) if CLASSES in actions.values() else ()
     leaves = tuple(
@@ -167,12 +168,31 @@ def to_text(leaves: tuple[Leaf, ...]) -> str:
     )
 
 
-def _expanded(path: str, action: str, rule_list: rules.Rules) -> str:
+def _expanded(path: str, action: str, rule_list: rules.Rules, where: str) -> str:
     """The action with groups of the rule that wins put in: 'load old/\\1' -> 'load old/kernel'."""
     if ' ' not in action:
         return action
     match = next(m for pattern, _ in rule_list if (m := re.fullmatch(pattern, path)))
-    return match.expand(action)
+    try:
+        return match.expand(action)
+    except (re.error, IndexError) as error:
+        raise UserError(
+            f'{where}: {action!r} does not fit the rule {match.re.pattern!r} ({error}); \\1 is '
+            'what its first brackets match'
+        ) from error
+
+
+def _check_sources(stored: Stored, actions: Mapping[str, str], where: str) -> None:
+    """UserError if a leaf is to be loaded from a path that the weights do not have."""
+    keys = {path: action.split()[1] for path, action in actions.items() if ' ' in action}
+    missing = {path: key for path, key in keys.items() if key not in stored.leaves}
+    if missing:
+        path, key = next(iter(missing.items()))
+        raise UserError(
+            f'{where}: {path} is to be loaded from {key}, which {stored.where} does not have'
+            f'{nearest(key, stored.leaves)}',
+            details='\n'.join(f'  {p}: no {k}' for p, k in missing.items()),
+        )
 
 
 def _leaf(
@@ -193,11 +213,14 @@ def _leaf(
     source = stored.keys.get(key) or _text(have)
     if key != path and have is not None:
         source = f'{key} {source}'
-    return Leaf(path, outcome, source, _text(want), key if outcome in TAKEN else '')
+    taken = outcome in (*TAKEN, DIFFERS)
+    return Leaf(path, outcome, source, _text(want), key if taken else '')
 
 
 def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[str, ...]) -> str:
     """What becomes of a leaf that both have, by a rule that takes it."""
+    if have.dtype != want.dtype:
+        return DIFFERS
     if action == CLASSES:
         known = len(stored.bundle.classes)
         fits = have.shape[-1:] == (known,) and want.shape[-1:] == (len(classes),)
@@ -206,7 +229,7 @@ def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[
         return LOAD
     if action == RESIZE:
         return RESIZE if resize.can(path, have.shape, want.shape) else 'CANNOT BE RESIZED'
-    return 'DIFFERS'
+    return DIFFERS
 
 
 def _same_classes(stored: Stored, classes: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
@@ -216,8 +239,8 @@ def _same_classes(stored: Stored, classes: tuple[str, ...]) -> tuple[tuple[str, 
     if not found:
         raise UserError(
             f"config.restore.rules: 'classes' finds none of the {len(classes)} classes of the data "
-            f'({", ".join(classes[:3])}, ...) among the {len(known)} of {stored.where} '
-            f"({', '.join([*known][:3]) or 'none'}); write 'init' for a new head"
+            f'({few(classes)}) among the {len(known)} of {stored.where} '
+            f"({few(known) or 'none'}); write 'init' for a new head"
         )
     return found
 
@@ -242,9 +265,7 @@ def _advice(stored: Stored, faults: list[Leaf], target: Mapping) -> str:
             f'{start}: its head differs ({leaf.path}: {leaf.source} -> {leaf.target}); for a new '
             f"head add the rule ('head/.*', 'init') in front of config.restore.rules"
         )
-    resizable = [
-        leaf for leaf in faults if leaf.action == 'DIFFERS' and _resizes(leaf, stored, target)
-    ]
+    resizable = [leaf for leaf in faults if _resizes(leaf, stored, target)]
     leaf = (resizable or faults)[0]
     said = (
         f'{start}: {len(faults)} of {len({*stored.leaves, *target})} leaves, first {leaf.path} '
@@ -261,7 +282,11 @@ def _advice(stored: Stored, faults: list[Leaf], target: Mapping) -> str:
 
 
 def _resizes(leaf: Leaf, stored: Stored, target: Mapping) -> bool:
-    return resize.can(leaf.path, stored.leaves[leaf.path].shape, target[leaf.path].shape)
+    """Whether the rule 'resize' mends a fault; not where a rule takes it from another path."""
+    if leaf.action != DIFFERS or leaf.key != leaf.path:
+        return False
+    have, want = stored.leaves[leaf.path], target[leaf.path]
+    return have.dtype == want.dtype and resize.can(leaf.path, have.shape, want.shape)
 
 
 def _text(leaf: Any) -> str:

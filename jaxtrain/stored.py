@@ -3,7 +3,8 @@ file from elsewhere seen through the map of its origin.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jaxtrain.weights.names import Match, Part, Row, their_shape
 from jaxtrain.weights.origins import ORIGINS
 
 Leaves = Mapping[str, jax.ShapeDtypeStruct]
+THREADS = 2  # one reads from the file while another converts, checks and copies
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def of_checkpoint(folder: Path, bundle: Bundle | None = None) -> Stored:
     statistics = {without_collection(key): key for key in flatten(tree.get('model_state', {}))}
 
     def read(wanted: Leaves) -> dict[str, jax.Array]:
+        if not wanted:
+            return {}
         request: dict[str, dict] = {'params': {}, 'ema': {}, 'model_state': {}}
         for path, leaf in wanted.items():
             if path in statistics:
@@ -140,16 +144,24 @@ def open_foreign(
     def read(wanted: Leaves) -> dict[str, jax.Array]:
         out: dict[str, jax.Array] = {}
         # A key that the map does not know may be asked for under its own name.
-        sources = {path: rows.get(path, path) for path in wanted}
-        with open_archive(path) as archive:
-            for source in dict.fromkeys(sources.values()):
-                arrays = {p: _aligned(wanted[p]) for p, s in sources.items() if s == source}
+        sources: dict[Row | str, list[str]] = {}
+        for part in wanted:
+            sources.setdefault(rows.get(part, part), []).append(part)
+        with open_archive(path) as archive, ThreadPoolExecutor(THREADS) as pool:
+
+            def load(source: Row | str) -> dict[str, jax.Array]:
+                arrays = {part: _aligned(wanted[part]) for part in sources[source]}
                 if isinstance(source, Row):
-                    _fill(archive, source, shapes, arrays)
+                    fill(archive, source, shapes, arrays)
                 else:
                     _fill_alike(archive, source, arrays[source])
-                for part, array in arrays.items():
-                    out[part] = jax.device_put(array, wanted[part].sharding, may_alias=True)
+                return {
+                    part: jax.device_put(array, wanted[part].sharding, may_alias=True)
+                    for part, array in arrays.items()
+                }
+
+            for loaded in pool.map(load, sources):
+                out |= loaded
         return out
 
     return Stored(str(path), leaves, keys, read, bundle, ignored), match, files
@@ -214,9 +226,7 @@ def _misfit(
         )
     fault, total = faults[0], len(match.rows)
     if len(faults) == total and all(f.found == '-' for f in faults):
-        reason = (
-            f'none of its {len(archive.arrays)} keys is one of {model} ({_few(archive.arrays)})'
-        )
+        reason = f'none of its {len(archive.arrays)} keys is one of {model} ({few(archive.arrays)})'
     elif fault.found == '-':
         spare = [key for key in archive.arrays if key not in {r.theirs for r in match.rows}]
         reason = f'{len(faults)} of {total} arrays, first {fault.key} {fault.wanted}, are missing'
@@ -235,6 +245,9 @@ def _misfit(
 def _fits(archive: Archive, module, model: str) -> bool:
     try:
         match = module.match(archive, model)
+        # Keys first: the shapes of a large model take a second.
+        if any(found.theirs not in archive.arrays for found in match.rows):
+            return False
         return not _faults(archive, match, _shapes(match))
     except UserError:
         return False
@@ -274,7 +287,7 @@ def _and_others(names: list[str]) -> str:
     return names[0] + (f' and {len(names) - 1} more' if len(names) > 1 else '')
 
 
-def _fill(archive: Archive, found: Row, shapes: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
+def fill(archive: Archive, found: Row, shapes: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
     """Reads an array of theirs, piece by piece, into those of ours by path that lie in it."""
     places, high = [], 0
     for part in found.parts:
@@ -337,5 +350,7 @@ def _aligned(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     return memory[start : start + nbytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
 
 
-def _few(names: Mapping) -> str:
-    return ', '.join(list(names)[:3]) + (' ...' if len(names) > 3 else '')
+def few(names: Iterable[str]) -> str:
+    """The first three of some names, and whether there are more: 'a, b, c ...'."""
+    names = list(names)
+    return ', '.join(names[:3]) + (' ...' if len(names) > 3 else '')

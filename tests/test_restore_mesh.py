@@ -1,18 +1,20 @@
 """Weights on other devices than those that they were saved on: 1 to 8, 8 to 1, a file to 8."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain import checkpoint
+from jaxtrain import checkpoint, restore
 from jaxtrain.config_file import load
 from jaxtrain.job import first_state, make_job
-from jaxtrain.partition import by_path, flatten
+from jaxtrain.partition import by_path
 from jaxtrain.weights import timm
 from tests.conftest import ROOT, TINY, start
 from tests.weights.foreign_files import arrays, write
@@ -44,9 +46,12 @@ def get_config():
 
 def dump(out: str, config: str, *words: str) -> None:
     """Writes a job's first state, each leaf as it is on every device: [devices, ...]."""
-    import jax
-
-    state = first_state(make_job(load(config, list(words))), seed=3)
+    job = make_job(load(config, list(words)))
+    abstract = job.abstract.params, job.abstract.model_state
+    for path, leaf in restore.read(job.plan, *abstract).items():
+        # Straight onto the devices, and not by way of the first one.
+        assert leaf.sharding == by_path(*abstract)[path].sharding, path
+    state = first_state(job, seed=3)
     found = {}
     for path, leaf in by_path(state.params, state.model_state).items():
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -70,8 +75,12 @@ def on_8_devices(out: Path, config: str, *words: str) -> dict[str, np.ndarray]:
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
     """What Orbax finds in the checkpoint that a run starts from, by parameter path."""
-    state = ocp.PyTreeCheckpointer().restore(checkpoint.find(workdir, 'best', '') / 'state')
-    return {**flatten(state['params']), **flatten(state['model_state']['batch_stats'])}
+    folder = checkpoint.find(workdir, 'best', '')
+    plain = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoint.read_metadata(folder)
+    )
+    state = ocp.PyTreeCheckpointer().restore(folder / 'state', restore_args=plain)
+    return by_path(state['params'], state['model_state'])
 
 
 def assert_on_all(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -112,12 +121,15 @@ def test_a_file_to_8(tmp_path):
     """Loaded, resized, from another path and by class name: all as on one device."""
     found = arrays(timm, 'vit_ti16', 4, (32, 32, 3))
     file = write(tmp_path / 'model.safetensors', found)
+    names = {'pretrained_cfg': {'label_names': ['3', '1', 'x', '0']}}
+    (tmp_path / 'config.json').write_text(json.dumps(names))
     config = tmp_path / 'config.py'
     config.write_text(CONFIG)
     words = (str(config), f'--config.init_from={file}')
     there = on_8_devices(tmp_path / 'found.npz', *words)
     job = make_job(load(words[0], [words[1]]))
     assert job.plan.paths('resize') == ['backbone/patch/kernel', 'backbone/position']
+    assert job.plan.paths('classes') == ['head/logits/bias', 'head/logits/kernel']
     state = first_state(job, seed=3)
     assert_on_all(there, by_path(state.params, state.model_state))
     up = found['blocks.3.mlp.fc1.weight'].T

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.weights import h5, npz_file, pth_file, safetensors_file
+from jaxtrain.weights import blocks, h5, npz_file, pth_file, safetensors_file
 
 SUFFIXES = ('.safetensors', '.npz', '.h5', '.hdf5', '.keras', '.pth', '.pt', '.bin')
 INDEX = '.index.json'  # of a file in several shards
@@ -27,14 +27,15 @@ class Archive:
       files: the files that hold the arrays, whose sha256 tells the weights.
       format: how they are stored: 'safetensors', 'npz', 'pth', or a layout of Keras's HDF5 files.
       arrays: shape and dtype of every array by key, in the order of the file.
-      read: key -> the array as it is stored. Raises UserError where the file is damaged.
+      read: key -> the array as it is stored, in pieces along its first axis, each valid until the
+        next is asked for. Raises UserError where the file is damaged.
     """
 
     path: Path
     files: tuple[Path, ...]
     format: str
     arrays: Mapping[str, jax.ShapeDtypeStruct]
-    read: Callable[[str], np.ndarray]
+    read: Callable[[str], Iterator[np.ndarray]]
 
     @property
     def folder(self) -> Path:
@@ -83,22 +84,39 @@ def _choose(folder: Path) -> Path:
 
 
 def _format(file: Path) -> str:
-    """'h5', 'safetensors', 'npz' or 'pth', by what is in the file."""
-    with file.open('rb') as opened:
-        start = opened.read(16)
-    if start[:8] == b'\x89HDF\r\n\x1a\n':
-        return 'h5'
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+    """'h5', 'safetensors', 'npz' or 'pth', by what is in the file; by its suffix where that is too
+    damaged to tell.
+    """
+    try:
+        with file.open('rb') as opened:
+            start = opened.read(16)
+        names = _members(file) if start[:4] == b'PK\x03\x04' else []
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+        raise UserError(f'{file} cannot be read ({reason}); save or download it again') from error
+    if names:
         if any(name.rpartition('/')[2] == 'data.pkl' for name in names):
             return 'pth'
-        return 'npz' if names and all(name.endswith('.npy') for name in names) else 'h5'
-    if start[8:9] == b'{' or file.suffix == '.safetensors':
+        return 'npz' if all(name.endswith('.npy') for name in names) else 'h5'
+    if start[:8] == b'\x89HDF\r\n\x1a\n':
+        return 'h5'
+    if start[8:9] == b'{':
         return 'safetensors'
-    if start[:1] == b'\x80' or file.suffix in ('.pth', '.pt', '.bin'):
+    if start[:1] == b'\x80':
         return 'pth'
-    return {'.npz': 'npz', '.h5': 'h5', '.hdf5': 'h5', '.keras': 'h5'}.get(file.suffix, 'pth')
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(
+            f'{file} is of no format that is read ({", ".join(SUFFIXES)}); give a file of weights'
+        )
+    return {'.safetensors': 'safetensors', '.npz': 'npz'}.get(
+        suffix, 'h5' if suffix in ('.h5', '.hdf5', '.keras') else 'pth'
+    )
+
+
+def _members(file: Path) -> list[str]:
+    with zipfile.ZipFile(file) as archive:
+        return archive.namelist()
 
 
 def _single(path: Path, file: Path) -> Archive:
@@ -106,19 +124,18 @@ def _single(path: Path, file: Path) -> Archive:
     if kind == 'safetensors':
         found = safetensors_file.read_header(file)
         arrays = {key: leaf for key, (leaf, _) in found.items()}
-        return Archive(
-            path, (file,), kind, arrays, lambda key: safetensors_file.read(file, *found[key])
-        )
+        return Archive(path, (file,), kind, arrays, lambda key: blocks.read(file, *found[key]))
     if kind == 'npz':
         arrays = npz_file.read_header(file)
         return Archive(path, (file,), kind, arrays, lambda key: npz_file.read(file, key))
     tensors, storages = pth_file.read_header(file)
-    arrays = {key: jax.ShapeDtypeStruct(t.shape, t.dtype) for key, t in tensors.items()}
-
-    def read(key: str) -> np.ndarray:
-        return pth_file.read(file, tensors[key], storages[tensors[key].storage])
-
-    return Archive(path, (file,), kind, arrays, read)
+    return Archive(
+        path,
+        (file,),
+        kind,
+        {key: tensor.leaf for key, tensor in tensors.items()},
+        lambda key: pth_file.read(file, tensors[key], storages[tensors[key].storage]),
+    )
 
 
 def _sharded(path: Path, index: Path) -> Archive:
@@ -151,9 +168,18 @@ def _of_h5(path: Path, file: Path, opened) -> Archive:
         key: jax.ShapeDtypeStruct(shape, layout.dtypes[key]) for key, shape in layout.shapes.items()
     }
 
-    def read(key: str) -> np.ndarray:
-        out = np.empty(arrays[key].shape, arrays[key].dtype)
-        h5.read(opened, file, key, out)
-        return out
+    def read(key: str) -> Iterator[np.ndarray]:
+        leaf = arrays[key]
+        if not leaf.shape:
+            out = np.empty((), leaf.dtype)
+            h5.read(opened, file, key, out)
+            yield out
+            return
+        count, step = leaf.shape[0], blocks.rows_at_once(leaf)
+        buffer = np.empty((min(step, count), *leaf.shape[1:]), leaf.dtype)
+        for first in range(0, count, step):
+            out = buffer[: count - first]
+            h5.read(opened, file, key, out, first)
+            yield out
 
     return Archive(path, (file,), layout.name, arrays, read)

@@ -81,7 +81,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 source = stack.enter_context(archive.open(_ARCHIVED))
             file = stack.enter_context(h5py.File(source, 'r'))
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive raises anything
             raise UserError(
                 f'{path} is not a whole HDF5 or .keras file ({_short(error)}); save or download it '
                 'again'
@@ -93,7 +93,8 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
     """The layers and arrays of an open file.
 
     Raises:
-      UserError: none of the layouts, or one whose attributes and arrays disagree.
+      UserError: none of the layouts, one whose attributes and arrays disagree, or a dataset that
+        holds no numbers.
     """
     found: dict[str, h5py.Dataset] = {}
 
@@ -114,10 +115,19 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
                 f'{path} holds no weights as Keras saves them (its keys: {_few(list(file))}); '
                 'give the file that model.save or model.save_weights has written'
             )
-    except (OSError, KeyError, RuntimeError) as error:
+        shapes = {address: item.shape for address, item in found.items()}
+        dtypes = {address: item.dtype for address, item in found.items()}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises anything
         raise UserError(
             f'{path} is damaged ({_short(error)}); save or download it again'
         ) from error
+    for address, dtype in dtypes.items():
+        if dtype.kind not in 'fiub' or shapes[address] is None:
+            raise UserError(
+                f'{path}: {address} is of dtype {dtype}, which is no number; save the weights alone'
+            )
     for layer in layers:
         for address in layer.arrays:
             if address not in found:
@@ -125,23 +135,22 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
                     f'{path}: layer {layer.name!r} lists {address}, which is not in the file; '
                     'save or download it again'
                 )
-    return Layout(
-        name,
-        layers,
-        {address: item.shape for address, item in found.items()},
-        {address: item.dtype for address, item in found.items()},
-    )
+    return Layout(name, layers, shapes, dtypes)
 
 
-def read(file: h5py.File, path: Path, address: str, out: np.ndarray) -> None:
-    """Fills `out` with an array of the file; HDF5 converts to its dtype piece by piece.
+def read(file: h5py.File, path: Path, address: str, out: np.ndarray, first: int = 0) -> None:
+    """Fills `out` with an array of the file, or with as many rows of it as `out` has, from row
+    `first` on; HDF5 converts to its dtype piece by piece.
 
     Raises:
       UserError: the array is damaged, or holds a value that is not finite.
     """
+    if not out.size:
+        return
     try:
-        file[address].read_direct(out)
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        rows = np.s_[first : first + len(out)] if out.ndim else ()
+        file[address].read_direct(out, rows)
+    except Exception as error:
         raise UserError(
             f'{path}: {address} is damaged ({_short(error)}); save or download it again'
         ) from error
@@ -204,7 +213,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _short(error: Exception) -> str:
-    return str(error).strip('\'"').split('\n')[0]
+    return str(error).strip('\'"').split('\n')[0] or type(error).__name__
 
 
 def _few(names: list[str]) -> str:

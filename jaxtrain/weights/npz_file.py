@@ -1,7 +1,8 @@
 """npz: NumPy's archive of arrays, read one at a time and without pickles."""
 
+import math
 import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -9,48 +10,67 @@ import numpy as np
 from numpy.lib import format as npy
 
 from jaxtrain.errors import UserError
+from jaxtrain.weights import blocks
 
 
 def read_header(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Key -> shape and dtype.
 
     Raises:
-      UserError: not a whole npz file, or one with objects in it, which only a pickle could restore.
+      UserError: not a whole npz file, or one with objects or texts in it; objects only a pickle
+        could restore.
     """
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                key = name.removesuffix('.npy')
+            for info in archive.infolist():
+                key = info.filename.removesuffix('.npy')
                 if key in found:
                     raise UserError(f'{path} holds {key} twice; save it again')
-                found[key] = _header(archive, name)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                with archive.open(info) as file:
+                    found[key] = shape, _, dtype = _header(file)
+                    size = info.file_size - file.tell()
+                whole = min(shape, default=0) >= 0 and math.prod(shape) * dtype.itemsize == size
+                if not whole and not dtype.hasobject:
+                    raise ValueError(f'{key} is not as long as its header says')
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive raises anything
         raise _damaged(path, error) from error
-    for key, (_, dtype) in found.items():
+    for key, (_, _, dtype) in found.items():
         if dtype.hasobject:
             raise UserError(
                 f'{path}: {key} holds Python objects, which take a pickle to read, and that may '
                 'run code; save plain arrays with numpy.savez'
             )
-    return {key: jax.ShapeDtypeStruct(*header) for key, header in found.items()}
+        if dtype.kind not in 'fiub':
+            raise UserError(
+                f'{path}: {key} is of dtype {dtype}, which is no number; save it without that'
+            )
+    return {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, _, dtype) in found.items()}
 
 
-def read(path: Path, key: str) -> np.ndarray:
-    """One array. UserError if it is damaged."""
+def read(path: Path, key: str) -> Iterator[np.ndarray]:
+    """The pieces of an array, as `blocks.stream` yields them. UserError if it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[key]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            with archive.open(key if key in names else f'{key}.npy') as file:
+                shape, columns_first, dtype = _header(file)
+                if columns_first and len(shape) > 1:
+                    whole = np.frombuffer(file.read(), dtype, math.prod(shape))
+                    yield whole.reshape(shape[::-1]).T
+                else:
+                    yield from blocks.stream(file, jax.ShapeDtypeStruct(shape, dtype))
+    except Exception as error:
         raise _damaged(path, error) from error
 
 
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    with archive.open(name) as file:
-        version = npy.read_magic(file)
-        read_rest = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_rest(file)
-    return shape, dtype
+def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether columns lie one after the other, dtype); what follows is the array."""
+    version = npy.read_magic(file)
+    read_rest = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return read_rest(file)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

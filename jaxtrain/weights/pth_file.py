@@ -11,15 +11,17 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError
+from jaxtrain.weights import blocks
 
 STORAGES = {
     'DoubleStorage': np.dtype('f8'),
@@ -54,14 +56,25 @@ class Tensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def view(self, data: bytes | bytearray) -> np.ndarray:
-        """The tensor in the bytes of its storage."""
-        flat = np.frombuffer(data, self.dtype)[self.offset :]
-        steps = [step * self.dtype.itemsize for step in self.stride]
-        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
+    @property
+    def leaf(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the numbers lie one after the other, as C has them."""
+        size = 1
+        for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if n != 1 and step != size:
+                return False
+            size *= n
+        return True
 
     def end(self) -> int:
-        """Elements that the storage must have at least."""
+        """Elements that the storage must have at least. ValueError if this is no tensor."""
+        numbers = [self.offset, *self.shape, *self.stride]
+        if any(type(n) is not int or n < 0 for n in numbers) or len(self.shape) != len(self.stride):
+            raise ValueError(f'a tensor of shape {self.shape} and strides {self.stride}')
         if 0 in self.shape:
             return 0
         reach = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
@@ -75,10 +88,15 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int
       UserError: not a whole file of PyTorch, one that wants to run code, or one without weights.
     """
     try:
-        if zipfile.is_zipfile(path):
-            found, storages = _read_zip(path)
-        else:
-            found, storages = _read_stream(path)
+        found, storages = (_read_zip if zipfile.is_zipfile(path) else _read_stream)(path)
+        tensors = _tensors(found, path)
+        for key, tensor in tensors.items():
+            size = storages.get(tensor.storage, (0, -1))[1]
+            if tensor.end() * tensor.dtype.itemsize > size:
+                raise UserError(
+                    f'{path}: {key} reaches beyond its storage, so the file is damaged; save or '
+                    'download it again'
+                )
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises anything
@@ -86,26 +104,32 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int
         raise UserError(
             f'{path} is not a whole file of torch.save ({reason}); save or download it again'
         ) from error
-    tensors = _tensors(found, path)
-    for key, tensor in tensors.items():
-        size = storages.get(tensor.storage, (0, -1))[1]
-        if tensor.end() * tensor.dtype.itemsize > size:
-            raise UserError(
-                f'{path}: {key} reaches beyond its storage, so the file is damaged; save or '
-                'download it again'
-            )
     return tensors, storages
 
 
-def read(path: Path, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:
-    """An array; `place` is the first byte of its storage, and how many it has."""
-    start, size = place
-    with path.open('rb') as file:
-        file.seek(start)
-        data = file.read(size)
-    if len(data) != size:
-        raise UserError(f'{path} has become shorter while it was read; save or download it again')
-    return tensor.view(data)
+def read(path: Path, tensor: Tensor, place: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The pieces of a tensor, as `blocks.stream` yields them.
+
+    One whose numbers lie in another order, as a transposed one's do, is a single piece.
+
+    Args:
+      path: the file.
+      tensor: one that `read_header` has found.
+      place: the first byte of its storage, and how many it has.
+
+    Raises:
+      UserError: the file ends before the tensor does.
+    """
+    start = place[0] + tensor.offset * tensor.dtype.itemsize
+    if tensor.in_order:
+        yield from blocks.read(path, tensor.leaf, start)
+    elif 0 not in tensor.shape:
+        flat, at = np.empty(tensor.end() - tensor.offset, tensor.dtype), 0
+        for piece in blocks.read(path, jax.ShapeDtypeStruct(flat.shape, flat.dtype), start):
+            flat[at : at + len(piece)] = piece
+            at += len(piece)
+        steps = [step * tensor.dtype.itemsize for step in tensor.stride]
+        yield np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
 
 
 def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
@@ -139,7 +163,7 @@ def _read_stream(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
             raise UserError(f'{path} is no file of torch.save; give the one that holds the weights')
         _Unpickler(file, path).load()  # the protocol's version
         system = _Unpickler(file, path).load()
-        if not system.get('little_endian', True):
+        if not system['little_endian']:
             raise UserError(f'{path} was written on a big-endian machine; save it as safetensors')
         unpickler = _Unpickler(file, path)
         found = unpickler.load()
@@ -149,8 +173,8 @@ def _read_stream(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
             size = count * unpickler.dtypes[str(key)].itemsize
             storages[str(key)] = file.tell(), size
             file.seek(size, io.SEEK_CUR)
-        if file.tell() > path.stat().st_size:
-            raise UserError(f'{path} is truncated; save or download it again')
+            if file.tell() > path.stat().st_size:
+                raise UserError(f'{path} is truncated; save or download it again')
     return found, storages
 
 
@@ -163,8 +187,13 @@ class _Unpickler(pickle.Unpickler):
         self.dtypes: dict[str, np.dtype] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == 'torch' and name in STORAGES:
-            return STORAGES[name]
+        if module == 'torch' and name.endswith('Storage'):
+            if name not in STORAGES:
+                raise UserError(
+                    f'{self._path} holds a {name}, which is not read; save it as one of '
+                    f'{", ".join(STORAGES)}'
+                )
+            return name
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         raise UserError(
@@ -173,8 +202,15 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, found: tuple) -> tuple[str, np.dtype]:
-        _, dtype, key, *_ = found
-        self.dtypes[str(key)] = dtype
+        _, name, key, _, _, *view = found
+        if any(view):
+            raise UserError(
+                f'{self._path} holds views as PyTorch wrote them before 0.4; load and save it again'
+            )
+        # Two dtypes for one storage would be two lengths for it.
+        dtype = self.dtypes.setdefault(str(key), STORAGES[name])
+        if dtype != STORAGES[name]:
+            raise ValueError(f'storage {key} of two kinds')
         return str(key), dtype
 
 

@@ -44,12 +44,15 @@ def positions(grid: jax.Array, size: tuple[int, int]) -> jax.Array:
 def patches(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
     """A patch kernel [rows, columns, channels, width] for patches of another size, such that a
     patch and the same patch resized give the same embedding, as near as can be (FlexiViT,
-    arXiv:2212.08013, equation 5: by the pseudo-inverse of a bilinear resize).
+    arXiv:2212.08013, equation 5): by the pseudo-inverse of a resize, bicubic with antialiasing as
+    in timm's resample_patch_embed.
     """
     old = kernel.shape[:2]
     units = jnp.eye(old[0] * old[1], dtype=kernel.dtype).reshape(-1, *old)
     resized = jax.image.resize(units, (len(units), *size), 'bicubic', antialias=True)
-    inverse = np.linalg.pinv(np.asarray(resized.reshape(len(units), -1), np.float64))
+    matrix = np.asarray(resized.reshape(len(units), -1), np.float64)
+    # Finer on one axis and coarser on the other, it has no full rank, but for rounding of float32.
+    inverse = np.linalg.pinv(matrix, rcond=max(matrix.shape) * np.finfo(np.float32).eps)
     flat = np.asarray(kernel, np.float64).reshape(old[0] * old[1], -1)
     out = (inverse @ flat).reshape(*size, *kernel.shape[2:])
     return jnp.asarray(out, kernel.dtype)

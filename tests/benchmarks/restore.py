@@ -1,0 +1,151 @@
+"""Half a gigabyte of weights from elsewhere: peak memory, and time beside that of mere reading.
+
+    python -m tests.benchmarks.restore
+    python -m tests.benchmarks.restore --formats safetensors --rounds 9
+
+Each format is measured in a process of its own. GPT-2 of 124 million parameters stands for
+safetensors, PyTorch's file and npz, VGG16 with its top for Keras's HDF5. Memory is the most that
+was held beyond what there was when JAX had started, per byte of the file. Times are paired by
+round, with the file in the page cache: `plan` is opening the file and planning, `read` is arrays
+onto the device, and both are divided by the time in which NumPy reads the bare bytes of the file
+into memory.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FORMATS = {
+    'safetensors': ('weights.safetensors', 'huggingface', 'gpt2'),
+    'pth': ('weights.pth', 'huggingface', 'gpt2'),
+    'npz': ('weights.npz', 'huggingface', 'gpt2'),
+    'h5': ('weights.h5', 'keras', 'vgg16'),
+}
+
+
+def make(kind: str, folder: str) -> None:
+    """Writes a format's file."""
+    import numpy as np
+
+    from jaxtrain.weights import huggingface_text
+    from tests.weights import foreign_files, keras_files, pth_files
+
+    path = Path(folder) / FORMATS[kind][0]
+    if kind == 'h5':
+        keras_files.write(path, 'keras1', units=keras_files.FULL_TOP)
+        return
+    found = foreign_files.arrays(huggingface_text, 'gpt2', 50257, (1024,))
+    if kind == 'safetensors':
+        foreign_files.write(path, found)
+    elif kind == 'pth':
+        pth_files.write_zip(path, {key: pth_files.tensor(a) for key, a in found.items()})
+    else:
+        np.savez(path, **found)
+
+
+def restored(kind: str, folder: str) -> tuple[float, float]:
+    """Restores a format's file as a job does. Returns the seconds of planning and of reading."""
+    import jax
+
+    from jaxtrain import restore, stored
+    from jaxtrain.mesh import make_mesh, on_mesh
+
+    name, origin, model = FORMATS[kind]
+    start = time.perf_counter()
+    found, match, _ = stored.open_foreign(origin, Path(folder) / name, model)
+    target = on_mesh(stored.target_model(match)[1], make_mesh())
+    plan = restore.make_plan(found, *target, (('.*', 'load'),))
+    planned = time.perf_counter()
+    jax.block_until_ready(restore.read(plan, *target))
+    return planned - start, time.perf_counter() - planned
+
+
+def memory(kind: str, folder: str) -> float:
+    """Peak host memory of restoring a format's file, per byte of it; in a fresh process."""
+    import jax
+
+    from jaxtrain import restore, stored  # noqa: F401
+
+    jax.numpy.zeros(1).block_until_ready()
+    before = _status('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    restored(kind, folder)
+    return (_status('VmHWM') - before) / (Path(folder) / FORMATS[kind][0]).stat().st_size
+
+
+def measure(kind: str, folder: str, rounds: int) -> dict:
+    """Ratios of memory, and of time by round."""
+    import numpy as np
+
+    found = {'memory': memory(kind, folder), 'plan': [], 'read': [], 'bare': []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        np.fromfile(Path(folder) / FORMATS[kind][0], np.uint8)
+        bare = time.perf_counter() - start
+        for name, seconds in zip(('plan', 'read'), restored(kind, folder), strict=True):
+            found[name].append(seconds / bare)
+        found['bare'].append(bare)
+    return found
+
+
+def in_fresh_process(*words: str) -> str:
+    """What this module says on stdout to these words. RuntimeError with its output if it fails."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.benchmarks.restore', *words],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        text=True,
+        capture_output=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f'{" ".join(words)} failed:\n{done.stdout}{done.stderr}')
+    return done.stdout.splitlines()[-1] if done.stdout else ''
+
+
+def main() -> None:
+    from tests.benchmarks.table import spread
+
+    parser = argparse.ArgumentParser(
+        prog='python -m tests.benchmarks.restore',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--formats', nargs='+', choices=FORMATS, default=list(FORMATS))
+    parser.add_argument('--rounds', type=int, default=7)
+    args = parser.parse_args()
+    print(
+        '| format | peak memory / file | plan / bare | read / bare | bare, s |\n'
+        '|---|---|---|---|---|'
+    )
+    for kind in args.formats:
+        with tempfile.TemporaryDirectory() as folder:
+            in_fresh_process('make', kind, folder)
+            found = json.loads(in_fresh_process('measure', kind, folder, str(args.rounds)))
+        cells = [f'{found["memory"]:.2f}']
+        for name in ('plan', 'read', 'bare'):
+            s = spread(found[name])
+            cells.append(f'{s.median:.2f} [{s.least:.2f}, {s.greatest:.2f}]')
+        print(f'| {kind} | {" | ".join(cells)} |', flush=True)
+
+
+def _status(field: str) -> int:
+    """Bytes, by the kernel's account of this process."""
+    text = Path('/proc/self/status').read_text()
+    return int(text.split(f'{field}:')[1].split()[0]) * 1024
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['make']:
+        make(*sys.argv[2:])
+    elif sys.argv[1:2] == ['memory']:
+        print(memory(*sys.argv[2:]))
+    elif sys.argv[1:2] == ['measure']:
+        print(json.dumps(measure(sys.argv[2], sys.argv[3], int(sys.argv[4]))))
+    else:
+        main()
