@@ -186,11 +186,14 @@ def first_state(job: Job, seed: int) -> TrainState:
     params, model_state = partition.from_paths(
         leaves, job.abstract.params, job.abstract.model_state
     )
-    start = jax.jit(
-        lambda p, m, s: init_state(p, m, s, job.optimizer.tx, job.part, job.ema),
-        out_shardings=whole,
-    )
-    return start(params, model_state, np.uint32(seed))
+
+    # What there is already stays out of the program, which would copy it.
+    def others(params: Any, model_state: Any, seed: jax.Array) -> TrainState:
+        state = init_state(params, model_state, seed, job.optimizer.tx, job.part, job.ema)
+        return state.replace(params={}, model_state={})
+
+    begin = jax.jit(others, out_shardings=whole)(params, model_state, np.uint32(seed))
+    return begin.replace(params=params, model_state=model_state)
 
 
 def _steps(cfg: Config, examples: int) -> int:

@@ -51,12 +51,13 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal) -> dict[str, Any
     with clock.phase('init'):
         folder.check_writable()
         job, plan = prepare(cfg, bool(checkpoint.saved_steps(workdir)), workdir)
-        folder.claim(job.config, data=job.data())
+        folder.check(job.config, job.data())
         if finished := folder.result():
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
         manager = checkpoint.open_manager(folder.path, plan.keep, plan.best_metric)
         state, host = _start(job, manager, plan.seed)
+        folder.claim(job.config, job.data())  # not before the weights proved to be sound
         clock.add(host['seconds'])
         step = int(state.step)
         _describe(job, folder, terminal, step)

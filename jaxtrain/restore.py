@@ -131,9 +131,12 @@ def read(plan: Plan, params: Any, model_state: Any) -> dict[str, jax.Array]:
     taken = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action in (LOAD, RESIZE)}
     stored = _stored_leaves(plan, {path: target[path] for path in taken}, taken)
     values = plan.stored.read(stored)
-    found = {}
+    found, given = {}, set()
     for path, key in taken.items():
         value, leaf = values[key], target[path]
+        if key in given:  # the step gives its buffers away, each of them once
+            value = jnp.copy(value)
+        given.add(key)
         if value.shape != leaf.shape:
             value = jax.device_put(resize.resize(path, value, leaf.shape), leaf.sharding)
         found[path] = value

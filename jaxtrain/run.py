@@ -83,12 +83,14 @@ class RunDir:
         Raises:
           UserError: the folder belongs to a run with another config, or the data has changed since.
         """
-        existing = read_json(self.path / 'config.json')
-        ours = {'config': config, **({'data': data} if data else {})}
-        ours = json.loads(json.dumps(ours))  # tuples become lists, as they are in the file
+        if not self.check(config, data):
+            self.write_json('config.json', {**_entries(config, data), **_provenance()})
+
+    def check(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> bool:
+        """Whether there is a config.json that says the same. Args, raises: as `claim`."""
+        existing, ours = read_json(self.path / 'config.json'), _entries(config, data)
         if existing is None:
-            self.write_json('config.json', {**ours, **_provenance()})
-            return
+            return False
         if differing := _differing(existing['config'], ours['config'], but=RESUMABLE):
             raise UserError(
                 f'--workdir={self.path} belongs to a run with another config: {differing}; '
@@ -99,6 +101,7 @@ class RunDir:
                 f'--workdir={self.path}: the training data has changed since that run began: '
                 f'{differing}; give another folder, or the same data to resume it'
             )
+        return True
 
     def result(self) -> dict[str, Any] | None:
         """The content of result.json; None while the run is not finished."""
@@ -193,6 +196,11 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     lines = path.read_text().split('\n')
     # A whole line ends with a newline, so what follows the last newline is a torn line or nothing.
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _entries(config: dict[str, Any], data: dict[str, Any] | None) -> dict[str, Any]:
+    """What config.json holds of a run, as it is read from there: tuples become lists."""
+    return json.loads(json.dumps({'config': config, **({'data': data} if data else {})}))
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, ...] = ()) -> str:

@@ -177,7 +177,6 @@ CASES = {
     'shard missing': (sharded(without='2.safetensors'), ['names 2.safetensors', 'download it']),
     'key missing from its shard': (sharded(lost=KEY), [f'holds {KEY}, but it does not']),
 }
-READ = ('NaN', 'Inf at the end')  # what names, shapes and dtypes do not tell
 # Where all that is wrong is listed before the line.
 LISTED = ('missing key', 'misspelt key', 'unknown key', 'integers', 'shape')
 
@@ -212,9 +211,8 @@ def test_weights_that_are_no_good(command, case, found, jaxtrain, tmp_path):
     if command == 'import':
         assert not out.exists()
     else:
-        # A run has begun by the time that numbers are read, but it has no state.
-        begun = {'config.json'} if case in READ else set()
-        assert {p.name for p in out.rglob('*') if p.is_file()} <= begun
+        # So that the folder is free for the same run from better weights.
+        assert not [path for path in out.rglob('*') if path.is_file()]
 
 
 def test_bfloat16_is_fine(found, jaxtrain, tmp_path):
