@@ -50,16 +50,16 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         raise UserError('config.compare needs seeds of at least 1 and at least two arms')
     folder = RunDir(Path(workdir))
     folder.check_writable()
+    name = settings.compare.pretrain or 'checkpoint'
+    rows = [_arm(name, [Path(full)])] if full else []
     pretrains = bool(settings.compare.pretrain) and not full
     if pretrains:
         full = str(folder.path / settings.compare.pretrain)
     configs = {arm: _from(full, load(f'{path}:{arm}', overrides)) for arm in arms}
     _check_arms(path, configs, pretrains)
-    rows: list[Arm] = []
     if pretrains:
         _run(load(f'{path}:{settings.compare.pretrain}', overrides), full, 'full', Terminal())
-    if full:
-        rows.append(_arm(settings.compare.pretrain or 'checkpoint', [Path(full)]))
+        rows.append(_arm(name, [Path(full)]))
     # Seed by seed, so that an interrupted comparison holds whole pairs.
     for seed in range(settings.seed, settings.seed + seeds):
         for arm, cfg in configs.items():

@@ -98,7 +98,10 @@ def resnet(tmp_path_factory):
     return write(tmp_path_factory.mktemp('resnet') / 'resnet18.safetensors', found)
 
 
-@pytest.mark.parametrize('variant', ['finetune', 'linear'])
+slow = pytest.mark.slow  # the rest of the variants, which takes as long again
+
+
+@pytest.mark.parametrize('variant', [pytest.param('finetune', marks=slow), 'linear'])
 def test_resnet50_folder(variant, resnet, pets, jaxtrain, train, tmp_path):
     start = imported(jaxtrain, 'torchvision', resnet, 'resnet18', tmp_path / 'weights')
     small = {'data__image_size': '(64,64)', 'batch_size': 8, 'epochs': 1.0}
@@ -130,7 +133,9 @@ def cifar(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize('origin, module', [('augreg', augreg), ('timm', timm)])
+@pytest.mark.parametrize(
+    'origin, module', [('augreg', augreg), pytest.param('timm', timm, marks=slow)]
+)
 def test_vit_b16_transfer(origin, module, cifar, jaxtrain, train, tmp_path):
     """At another size than the weights are of, so that positions are resized."""
     found = arrays(module, 'vit_ti16', 21, (32, 32, 3))
@@ -199,7 +204,7 @@ GPT = """
 """
 
 
-@pytest.mark.parametrize('variant, depth', [('all', 2), ('top', 12)])
+@pytest.mark.parametrize('variant, depth', [('all', 2), pytest.param('top', 12, marks=slow)])
 def test_gpt2_text(variant, depth, texts, first, train):
     start = first(GPT.format(root=texts, depth=depth))
     small = {'data__length': 24, 'epochs': 0.1, 'optim__warmup_steps': 1, 'optim__lr': 1e-2}
@@ -230,7 +235,7 @@ BERT = """
 """
 
 
-@pytest.mark.parametrize('variant', ['finetune', 'linear', 'scratch'])
+@pytest.mark.parametrize('variant', ['finetune', 'linear', pytest.param('scratch', marks=slow)])
 def test_bert_classify(variant, texts, first, train):
     start = first(BERT.format(root=texts))
     small = {'data__length': 8, 'data__path': texts / 'texts.jsonl', 'optim__lr': 1e-2}
