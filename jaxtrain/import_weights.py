@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import checkpoint, restore, run
-from jaxtrain.bundle import TOKENIZER, resolve
+from jaxtrain.bundle import TOKENIZER, beside, resolve
 from jaxtrain.config import Config, base, nearest
 from jaxtrain.errors import UserError
 from jaxtrain.mesh import make_mesh, on_mesh
@@ -26,8 +26,6 @@ from jaxtrain.partition import count, from_paths
 from jaxtrain.state import TrainState
 from jaxtrain.stored import Stored, open_foreign, target_model
 from jaxtrain.weights.names import Match
-
-BESIDE = (TOKENIZER,)  # what a run directory keeps of the files beside the weights
 
 
 def import_weights(
@@ -68,9 +66,8 @@ def import_weights(
         leaves = restore.read(plan, params, model_state)
         state = from_paths(leaves, params, model_state)
         _write(folder, config, entry, plan, state, _data(match))
-        for name in BESIDE:
-            if (files[0].parent / name).exists():
-                shutil.copyfile(files[0].parent / name, folder / name)
+        if tokenizer := beside(files[0].parent):
+            shutil.copyfile(tokenizer, folder / TOKENIZER)
     return _summary(out, entry, plan, match, params)
 
 

@@ -15,7 +15,7 @@ def inspect(cfg: Config) -> str:
     """
     job, _ = prepare(cfg)
     sizes = job.sizes()
-    unit, size = ('images', 'x'.join(map(str, job.train.shape)))
+    unit, size = 'images', 'x'.join(map(str, job.train.shape))
     if job.train.tokenizer:
         unit, size = 'tokens', f'{job.train.shape[0]} of {job.train.tokenizer.size:,}'
     classes = f' of {len(job.train.classes)} classes' if job.train.classes else ''
