@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxtrain.config import Config, base, flatten, is_open, nearest
-from jaxtrain.errors import UserError
+from jaxtrain.config import Config, base, flatten, is_open
+from jaxtrain.errors import UserError, nearest
 
 
 def load(spec: str, overrides: list[str]) -> Config:

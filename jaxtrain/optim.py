@@ -6,6 +6,7 @@ parameters ever reach this module, so frozen ones hold no state and take part in
 """
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from jaxtrain import partition, rules
+from jaxtrain.duration import Run, steps_of
 from jaxtrain.errors import UserError
 
 
@@ -36,16 +39,73 @@ def keras_adam(
     return inject(learning_rate=learning_rate, b1=b1, b2=b2, eps=corrected)
 
 
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    nesterov: bool = True,
+    consistent_rms: float = 0.0,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.95,
+) -> optax.GradientTransformation:
+    """optax's Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the kernels of hidden
+    layers, and its Adam for everything else: embeddings, positions, patches, norms, biases, heads.
+
+    Its rate is that of both; `config.optim.lr_mult` tells them apart where they should differ.
+
+    Args:
+      learning_rate: of both.
+      weight_decay: decoupled, of both.
+      beta, ns_steps, nesterov: momentum, steps of Newton-Schulz, and whether momentum looks ahead.
+      consistent_rms: 0.2 makes updates as large as Adam's, so that its rates and decay fit (Liu et
+        al. 2025, arXiv:2502.16982); 0 scales by the kernel's shape, as Jordan does.
+      adam_b1, adam_b2: of Adam's moments.
+    """
+    return optax.contrib.muon(
+        learning_rate,
+        beta=beta,
+        ns_steps=ns_steps,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        consistent_rms=consistent_rms or None,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each kernel are summed over, and which it makes; None where Adam is used."""
+
+    def axes(keys: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        path = '/'.join(key.key for key in keys)
+        if leaf.ndim < 2 or not re.fullmatch(HIDDEN_KERNELS, path):
+            return None
+        summed = leaf.ndim - 1  # of a dense layer 1, of a convolution 3
+        if re.fullmatch('.*/(query|key|value)/kernel', path):
+            summed = 1  # then heads and their size
+        every = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(every[:summed], every[summed:])
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+HIDDEN_KERNELS = r'backbone/(?!patch/).*/kernel'
+
 # The public optimizers of optax, functions of a learning rate that return a transformation, and the
-# one above.
+# two above.
 OPTIMIZERS = {
     name: getattr(optax, name)
     for name in dir(optax)
     if inspect.isfunction(getattr(optax, name))
     and next(iter(inspect.signature(getattr(optax, name)).parameters), '') == 'learning_rate'
-} | {'keras_adam': keras_adam}
+} | {'keras_adam': keras_adam, 'muon': muon}
+# Arguments that config.optim has keys for, or that the rules replace.
+OWN_KEYS = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
 
-SCHEDULES = ('constant', 'cosine', 'linear')
+SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt', 'wsd')
 
 
 @dataclass(frozen=True)
@@ -64,7 +124,7 @@ class Optimizer:
     decay: Mapping[str, float]
 
 
-def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> Optimizer:
+def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Optimizer:
     """The optimizer that `config.optim` describes.
 
     Args:
@@ -72,7 +132,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
       paths: all parameter paths; rules are held against these, so that freezing a group does not
         turn a rule about it into an error.
       trainable: the paths that are trained.
-      steps: length of the run, over which schedules fall.
+      run: over which schedules fall.
 
     Raises:
       UserError: unknown optimizer, schedule or argument, or a rule at fault.
@@ -94,7 +154,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
         decay = {path: weight_decay * f for path, f in by_rule('decay_mult', number).items()}
 
     _not_negative('config.optim.lr', cfg.lr)
-    curves = {name: make_schedule(cfg, name, steps) for name in sorted(set(schedule.values()))}
+    curves = {name: make_schedule(cfg, name, run) for name in sorted(set(schedule.values()))}
     setting = {path: (schedule[path], lr_mult[path], decay[path]) for path in trainable}
     optimizers = {
         _label(s, m, d): _optax(cfg, _scaled(curves[s], m), d) for s, m, d in set(setting.values())
@@ -104,7 +164,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
     if any(clip.values()):
         tx = optax.chain(_clip_by_rule(clip), tx)
 
-    pairs = {(s, m) for s, m, _ in setting.values()}
+    steps, pairs = run.steps, {(s, m) for s, m, _ in setting.values()}
     # On the host ahead of time: asked for later, it would queue behind the steps on the device.
     rates = [m * np.broadcast_to(jax.vmap(curves[s])(np.arange(steps)), steps) for s, m in pairs]
     return Optimizer(
@@ -115,43 +175,74 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], steps: int) -> O
     )
 
 
-def make_schedule(cfg, name: str, steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_steps`, then 'constant', 'cosine' or 'linear' to the last step.
+def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
+    """The learning rate at a step: linear warm-up, then one of `SCHEDULES` to the last step.
+
+    Sources: rsqrt from Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with a cool-down as Zhai
+    et al. 2021, arXiv:2106.04560, have it in section 3.5; wsd from Hu et al. 2024,
+    arXiv:2404.06395, section 4.
 
     Raises:
-      UserError: an unknown name, or a warm-up as long as the run.
+      UserError: an unknown name, a warm-up and cool-down as long as the run, or none where there
+        must be one.
     """
     if name not in SCHEDULES:
         raise UserError(
             f'config.optim.schedule: {name!r} is not known{rules.nearest(name, SCHEDULES)}; '
             f'choose from {", ".join(SCHEDULES)}'
         )
-    warmup, rest = cfg.warmup_steps, steps - cfg.warmup_steps
-    if warmup < 0 or rest <= 0:
+    warmup = steps_of(cfg.warmup, 'config.optim.warmup', run)
+    cooldown = 0
+    if name in ('rsqrt', 'wsd'):
+        cooldown = steps_of(cfg.cooldown, 'config.optim.cooldown', run)
+    _check_lengths(cfg, name, warmup, cooldown, run)
+    rest, last = run.steps - warmup, 0.0
+    if cooldown or name in ('cosine', 'linear'):
+        last = cfg.lr * _not_negative('config.optim.lr_end', cfg.lr_end)
+    after = {
+        'constant': lambda: optax.constant_schedule(cfg.lr),
+        'cosine': lambda: optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.lr_end),
+        'linear': lambda: optax.linear_schedule(cfg.lr, last, rest),
+        'rsqrt': lambda: lambda step: cfg.lr * jnp.sqrt(warmup / (warmup + jnp.maximum(step, 0))),
+        'wsd': lambda: optax.constant_schedule(cfg.lr),
+    }[name]()
+    pieces, bounds = [after], []
+    if warmup:
+        pieces, bounds = [optax.linear_schedule(0.0, cfg.lr, warmup), after], [warmup]
+    if cooldown:
+        pieces.append(optax.linear_schedule(float(after(rest - cooldown)), last, cooldown))
+        bounds.append(run.steps - cooldown)
+    return optax.join_schedules(pieces, bounds) if bounds else after
+
+
+def _check_lengths(cfg, name: str, warmup: int, cooldown: int, run: Run) -> None:
+    if warmup + cooldown >= run.steps:
+        said = f' and config.optim.cooldown={cfg.cooldown!r}' if cooldown else ''
         raise UserError(
-            f'config.optim.warmup_steps={warmup} must be at least 0 and less than the {steps} '
-            'steps of the run'
+            f'config.optim.warmup={cfg.warmup!r}{said} must be less than the {run.steps} steps of '
+            'the run; shorten it'
         )
-    if name != 'constant':
-        _not_negative('config.optim.lr_end', cfg.lr_end)
-    if name == 'constant':
-        after = optax.constant_schedule(cfg.lr)
-    elif name == 'cosine':
-        after = optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.lr_end)
-    else:
-        after = optax.linear_schedule(cfg.lr, cfg.lr * cfg.lr_end, rest)
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, cfg.lr, warmup), after], [warmup])
+    if name == 'rsqrt' and not warmup:
+        raise UserError(
+            "config.optim.schedule: 'rsqrt' falls from the end of the warm-up; set "
+            "config.optim.warmup, as in '1000 steps'"
+        )
+    if name == 'wsd' and not cooldown:
+        raise UserError(
+            "config.optim.schedule: 'wsd' falls in the cool-down; set config.optim.cooldown, as in "
+            "'20%'"
+        )
 
 
 def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    """One optax optimizer; weight decay goes in by its own argument, or as L2 for sgd."""
+    """One optax optimizer; weight decay goes in by its own argument, as L2 for sgd, and for
+    adafactor as AdamW has it.
+    """
     make = OPTIMIZERS[cfg.choose('name', OPTIMIZERS)]
     known = inspect.signature(make).parameters
     args = dict(cfg.args.items())
     for name in args:
-        if name not in known or name in ('learning_rate', 'weight_decay', 'mask'):
+        if name not in known or name in OWN_KEYS:
             raise UserError(
                 f'config.optim.args.{name}: {cfg.name} takes no such argument'
                 f'{rules.nearest(name, known)}, or it has a key of its own in config.optim'
@@ -162,6 +253,10 @@ def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTr
         return make(learning_rate, **args)
     if cfg.name == 'sgd':
         return optax.chain(optax.add_decayed_weights(decay), make(learning_rate, **args))
+    if cfg.name == 'adafactor':
+        # Its own argument takes a share of the parameter whatever the learning rate.
+        decayed = optax.add_decayed_weights(lambda step: -decay * learning_rate(step))
+        return optax.chain(make(learning_rate, **args), decayed)
     raise UserError(
         f'config.optim.weight_decay: {cfg.name} has no weight decay; '
         'set it to 0, or choose an optimizer that has one, such as adamw'

@@ -1,5 +1,6 @@
 """TrainState: all that a run carries from step to step, and how it begins."""
 
+import functools
 from typing import Any
 
 import jax
@@ -38,6 +39,8 @@ class TrainState:
         return merge(self.ema, part.split(self.params)[1]) if self.ema else self.params
 
 
+# Compiled, and traced once for each model: a start asks for the shapes of one several times.
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
     """Fresh (params, model_state) of a model, a pure function of the seed."""
     key = jax.random.key(seed)
@@ -64,7 +67,7 @@ def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """
     inputs = abstract_inputs(shape)
     try:
-        return jax.eval_shape(lambda: init_variables(model, np.uint32(0), inputs))
+        return init_variables.eval_shape(model, np.uint32(0), inputs)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

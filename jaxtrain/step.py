@@ -12,14 +12,25 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.partition import Partition, merge
+from jaxtrain.precision import FLOAT32, Precision
+from jaxtrain.replicas import WHOLE, Replicas
 from jaxtrain.state import TrainState
-from jaxtrain.tasks import Task, average
+from jaxtrain.tasks import WEIGHT, Task, totals
 
 Batch = dict[str, jax.Array]
+# (model inputs, the batch, float32 [batch] that is 0 for rows that count for nothing, or None)
+MicroBatch = tuple[jax.Array, Batch, jax.Array | None]
 
 
 def make_train_step(
-    model, task: Task, tx: optax.GradientTransformation, part: Partition, ema: float = 0.0
+    model,
+    task: Task,
+    tx: optax.GradientTransformation,
+    part: Partition,
+    ema: float = 0.0,
+    accumulate: int = 1,
+    precision: Precision = FLOAT32,
+    replicas: Replicas = WHOLE,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step `(state, batch) -> (state, metrics)`.
 
@@ -29,6 +40,9 @@ def make_train_step(
       tx: optimizer over the trainable parameters.
       part: which parameters are trained.
       ema: decay of the moving average; 0 keeps none.
+      accumulate: parts that the batch is taken in.
+      precision: what the model computes in.
+      replicas: what to do about the devices that it is shared out to.
 
     Returns:
       A function of a TrainState and a batch, arrays by name as `Source.features` tells; its metrics
@@ -39,23 +53,33 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        inputs = task.train_inputs(batch, augment_key)
+        batch = replicas.own(task.train_inputs(replicas.gather(batch), augment_key))
         trainable, frozen = part.split(state.params)
 
-        def loss(trainable: Any):
-            variables = {'params': merge(trainable, frozen), **state.model_state}
-            with part.freeze_norms():
+        def loss(trainable: Any, model_state: Any, micro: MicroBatch, key: jax.Array):
+            inputs, batch, counted = micro
+            params = precision.params(merge(trainable, frozen))
+            with (
+                part.freeze_norms(),
+                precision.norms_in_float32(),
+                replicas.layers(len(inputs)),
+            ):
                 outputs, model_state = model.apply(
-                    variables,
-                    inputs,
+                    {'params': params, **model_state},
+                    precision.inputs(inputs),
                     train=True,
-                    rngs={'dropout': dropout_key},
-                    mutable=list(state.model_state),
+                    rngs={'dropout': key},
+                    mutable=list(model_state),
                 )
-            metrics = average(task.metrics(outputs, batch, train=True))
-            return metrics['loss'], (metrics, model_state)
+            sums = totals(task.metrics(outputs, batch, train=True), counted)
+            return sums['loss'], (sums, model_state)
 
-        grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(trainable)
+        grads, sums, model_state = _gradients(
+            loss, trainable, state.model_state, batch, dropout_key, accumulate
+        )
+        grads, sums = replicas.sum((grads, sums))
+        weight = sums.pop(WEIGHT)
+        grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
         metrics['grad_norm'] = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
@@ -72,6 +96,54 @@ def make_train_step(
     return train_step
 
 
+def _gradients(
+    loss: Callable,
+    trainable: Any,
+    model_state: Any,
+    batch: tuple[jax.Array, Batch],
+    key: jax.Array,
+    accumulate: int,
+) -> tuple[Any, dict[str, jax.Array], Any]:
+    """(gradients, sums of metrics, model_state) of a whole batch, taken in so many parts."""
+    gradient = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        grads, (sums, model_state) = gradient(trainable, model_state, (*batch, None), key)
+        return grads, sums, model_state
+
+    def add(carry: tuple[Any, Any], part: tuple[MicroBatch, jax.Array]):
+        total, model_state = carry
+        micro, number = part
+        # Without it each part would drop the same units.
+        own_key = jax.random.fold_in(key, number)
+        grads, (sums, model_state) = gradient(trainable, model_state, micro, own_key)
+        return (jax.tree.map(jnp.add, total, grads), model_state), sums
+
+    zero = jax.tree.map(jnp.zeros_like, trainable)
+    parts = _micro_batches(batch, accumulate)
+    (grads, model_state), sums = jax.lax.scan(
+        add, (zero, model_state), (parts, jnp.arange(accumulate))
+    )
+    return grads, jax.tree.map(lambda x: x.sum(0), sums), model_state
+
+
+def _micro_batches(batch: tuple[jax.Array, Batch], count: int) -> MicroBatch:
+    """(inputs, batch, which rows count), each with an axis of parts in front.
+
+    Part `i` has rows `i`, `i + count`, ...: so each device keeps the rows that it has. Where they
+    do not come out even, rows that count for nothing fill up.
+    """
+    rows = len(batch[0])
+    spare = -rows % count
+
+    def deal(x: jax.Array) -> jax.Array:
+        # The last row again, since a row of zeros may be something that no model has to take.
+        x = jnp.concatenate([x, jnp.repeat(x[-1:], spare, 0)]) if spare else x
+        return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+    counted = (jnp.arange(rows + spare) < rows).astype(jnp.float32)
+    return (*jax.tree.map(deal, batch), counted.reshape(-1, count).swapaxes(0, 1))
+
+
 def several_steps(
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -83,30 +155,37 @@ def several_steps(
 
 
 def make_eval_step(
-    model, task: Task, part: Partition
+    model,
+    task: Task,
+    part: Partition,
+    precision: Precision = FLOAT32,
+    replicas: Replicas = WHOLE,
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """The step `(state, batch) -> metrics`, one float32 value per example (shape [batch])."""
-
-    def eval_step(state: TrainState, batch: Batch):
-        return task.metrics(_outputs(model, task, part, state, batch), batch, train=False)
-
-    return eval_step
+    outputs = _make_outputs(model, task, part, precision, replicas)
+    return lambda state, batch: task.metrics(outputs(state, batch), batch, train=False)
 
 
 def make_predict_step(
-    model, task: Task, part: Partition
+    model, task: Task, part: Partition, precision: Precision = FLOAT32
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """The step `(state, batch) -> {'probabilities': float32 [batch, classes]}`."""
-
-    def predict_step(state: TrainState, batch: Batch):
-        return {'probabilities': task.probabilities(_outputs(model, task, part, state, batch))}
-
-    return predict_step
+    outputs = _make_outputs(model, task, part, precision, WHOLE)
+    return lambda state, batch: {'probabilities': task.probabilities(outputs(state, batch))}
 
 
-def _outputs(model, task: Task, part: Partition, state: TrainState, batch: Batch) -> jax.Array:
-    variables = {'params': state.averaged_params(part), **state.model_state}
-    return model.apply(variables, task.eval_inputs(batch), train=False)
+def _make_outputs(
+    model, task: Task, part: Partition, precision: Precision, replicas: Replicas
+) -> Callable[[TrainState, Batch], jax.Array]:
+    """`(state, batch) -> outputs` of the averaged parameters, where there are any."""
+
+    def outputs(state: TrainState, batch: Batch) -> jax.Array:
+        inputs = precision.inputs(task.eval_inputs(batch))
+        variables = {'params': precision.params(state.averaged_params(part)), **state.model_state}
+        with precision.norms_in_float32(), replicas.layers(len(inputs)):
+            return model.apply(variables, inputs, train=False)
+
+    return outputs
 
 
 def _average(state: TrainState, trainable: Any, decay: float) -> Any:

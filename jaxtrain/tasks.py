@@ -15,6 +15,7 @@ import optax
 
 from jaxtrain.data.augment import make_augment, make_normalise
 from jaxtrain.data.examples import Source
+from jaxtrain.data.mixing import OTHER, SHARE, make_mix
 from jaxtrain.errors import UserError
 
 Batch = dict[str, jax.Array]
@@ -26,14 +27,15 @@ class Task:
     """Plain functions, all pure.
 
     Attributes:
-      train_inputs: (batch, key) -> model inputs, augmented.
+      train_inputs: (batch, key) -> (model inputs, augmented; the batch with what augmentation makes
+        of its labels).
       eval_inputs: batch -> model inputs.
       metrics: (outputs, batch, train) -> {'loss': float32 [batch], ...}.
       probabilities: outputs -> float32 [batch, classes], or of every next token.
       outputs: width of the model's output.
     """
 
-    train_inputs: Callable[[Batch, jax.Array], jax.Array]
+    train_inputs: Callable[[Batch, jax.Array], tuple[jax.Array, Batch]]
     eval_inputs: Callable[[Batch], jax.Array]
     metrics: Callable[..., dict[str, jax.Array]]
     probabilities: Callable[[jax.Array], jax.Array]
@@ -62,31 +64,45 @@ def make_task(cfg, source: Source) -> Task:
     return Task(train_inputs, eval_inputs, metrics, probabilities, outputs)
 
 
-def average(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Means over the examples of a batch, each counting as its weight if there is one.
+def totals(metrics: Mapping[str, jax.Array], counted: jax.Array | None = None) -> dict:
+    """Sums over the examples of a batch, each counting as its weight, and the sum of the weights.
 
     Args:
-      metrics: float32 [batch] by name, as `Task.metrics` returns them.
+      metrics: float32 [batch] by name, as `Task.metrics` returns them; without `WEIGHT` among them
+        each example counts as 1.
+      counted: float32 [batch], 0 for rows that fill up the batch and count for nothing; None counts
+        all.
+
+    Returns:
+      float32 scalars by the same names and `WEIGHT`.
     """
-    if WEIGHT not in metrics:
-        return {name: jnp.mean(values) for name, values in metrics.items()}
-    weight = metrics[WEIGHT]
-    return {
-        name: jnp.sum(values * weight) / jnp.sum(weight)
-        for name, values in metrics.items()
-        if name != WEIGHT
-    }
+    weight = metrics.get(WEIGHT, jnp.ones_like(metrics['loss']))
+    weight = weight if counted is None else weight * counted
+    sums = {name: jnp.sum(v * weight) for name, v in metrics.items() if name != WEIGHT}
+    return {**sums, WEIGHT: jnp.sum(weight)}
 
 
 def _inputs(data, source: Source):
     """(for training, for evaluation): what the model is given of a batch."""
     if source.tokenizer:
-        return lambda batch, key: batch['tokens'], lambda batch: batch['tokens']
+        return lambda batch, key: (batch['tokens'], batch), lambda batch: batch['tokens']
     normalise, augment = make_normalise(data, source.shape[2]), make_augment(data)
-    return (
-        lambda batch, key: normalise(augment(key, batch['image'])),
-        lambda batch: normalise(batch['image']),
-    )
+    mix = make_mix(data)
+
+    def train_inputs(batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
+        images, batch = mix(key, augment(key, batch['image']), batch)
+        return normalise(images), batch
+
+    return train_inputs, lambda batch: normalise(batch['image'])
+
+
+def _mixed(of: Callable[[jax.Array], jax.Array], batch: Batch, train: bool) -> jax.Array:
+    """What `of` makes of the labels, [batch, ...]; of both labels by their shares if mixed."""
+    own = of(batch['label'])
+    if not train or SHARE not in batch:
+        return own
+    share = batch[SHARE].reshape(-1, *[1] * (own.ndim - 1))
+    return share * own + (1 - share) * of(batch[OTHER])
 
 
 def _classify(source: Source, smoothing: float):
@@ -94,13 +110,13 @@ def _classify(source: Source, smoothing: float):
     classes = source.classes
 
     def metrics(logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
-        labels = batch['label']
-        targets = jax.nn.one_hot(labels, len(classes))
+        targets = _mixed(lambda labels: jax.nn.one_hot(labels, len(classes)), batch, train)
+        right = _mixed(lambda labels: logits.argmax(-1) == labels, batch, train)
         if train and smoothing:
             targets = optax.smooth_labels(targets, smoothing)
         return {
             'loss': optax.softmax_cross_entropy(logits.astype(jnp.float32), targets),
-            'accuracy': (logits.argmax(-1) == labels).astype(jnp.float32),
+            'accuracy': right.astype(jnp.float32),
         }
 
     def probabilities(logits: jax.Array) -> jax.Array:
@@ -119,13 +135,14 @@ def _binary(source: Source, smoothing: float):
         )
 
     def metrics(logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
-        logits, labels = logits[:, 0].astype(jnp.float32), batch['label']
-        targets = labels.astype(jnp.float32)
+        logits = logits[:, 0].astype(jnp.float32)
+        targets = _mixed(lambda labels: labels.astype(jnp.float32), batch, train)
+        right = _mixed(lambda labels: (logits > 0) == (labels == 1), batch, train)
         if train and smoothing:
             targets = targets * (1 - smoothing) + smoothing / 2
         return {
             'loss': optax.sigmoid_binary_cross_entropy(logits, targets),
-            'accuracy': ((logits > 0) == (labels == 1)).astype(jnp.float32),
+            'accuracy': right.astype(jnp.float32),
         }
 
     def probabilities(logits: jax.Array) -> jax.Array:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import jaxtrain
-from jaxtrain import config
-from jaxtrain.config import Config, base, flatten, nearest, unflatten
+from jaxtrain import keys
+from jaxtrain.config import Config, base, flatten, unflatten
 from jaxtrain.config_file import load
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 from tests.conftest import TINY
 
 PACKAGE = Path(jaxtrain.__file__).parent
@@ -243,21 +243,21 @@ def test_nearest():
 
 
 def test_resumable_keys_exist():
-    assert set(config.RESUMABLE) <= set(dict(flatten(base().to_dict())))
+    assert set(keys.RESUMABLE) <= set(dict(flatten(base().to_dict())))
 
 
 # The sources
 
 
 def test_every_key_is_documented_by_a_comment_above_it():
-    lines = Path(config.__file__).read_text().splitlines()
-    keys = [i for i, line in enumerate(lines) if re.match(r'    c\.[\w.]+ = (?!ConfigDict)', line)]
-    assert len(keys) == len(dict(flatten(base().to_dict())))
-    for number in keys:
+    lines = Path(keys.__file__).read_text().splitlines()
+    found = [i for i, line in enumerate(lines) if re.match(r'    c\.[\w.]+ = (?!ConfigDict)', line)]
+    assert len(found) == len(dict(flatten(base().to_dict())))
+    for number in found:
         key, above = lines[number].split()[0], number - 1
         # Neighbouring keys share a comment, and a section shares it with its first key.
         section = f'    {key.rpartition(".")[0]} = ConfigDict()'
-        while above in keys or lines[above] == section:
+        while above in found or lines[above] == section:
             above -= 1
         assert lines[above].startswith('    # '), f'no comment above {key}'
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxtrain.config import Config, base
+from jaxtrain.duration import Run
 from jaxtrain.errors import UserError
 from jaxtrain.optim import OPTIMIZERS, make_optimizer, make_schedule
 from jaxtrain.partition import flatten, unflatten
@@ -38,7 +39,11 @@ def settings(args=None, **changes):
 
 
 def make(args=None, steps=STEPS, trainable=PATHS, **changes):
-    return make_optimizer(settings(args, **changes), PATHS, list(trainable), steps)
+    return make_optimizer(settings(args, **changes), PATHS, list(trainable), lasts(steps))
+
+
+def lasts(steps: int) -> Run:
+    return Run(steps, batch_size=4, examples=8)
 
 
 def run(tx, params=None, steps=STEPS) -> dict[str, np.ndarray]:
@@ -89,8 +94,8 @@ def test_lr_mult_scales_the_learning_rate_of_each_leaf():
 
 
 def test_lr_mult_scales_a_schedule():
-    ours = make(lr=0.1, schedule=('cosine',), warmup_steps=3, lr_mult=(0.5,), name='sgd')
-    curve = make_schedule(settings(lr=0.1, warmup_steps=3), 'cosine', STEPS)
+    ours = make(lr=0.1, schedule=('cosine',), warmup='3 steps', lr_mult=(0.5,), name='sgd')
+    curve = make_schedule(settings(lr=0.1, warmup='3 steps'), 'cosine', lasts(STEPS))
     agree(run(ours.tx), run(optax.sgd(lambda step: 0.5 * curve(step))))
 
 
@@ -117,16 +122,19 @@ def test_decay_mult_is_a_factor():
     agree(run(ours.tx), expected)
 
 
-def test_decay_of_sgd_is_an_l2_penalty():
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_decay_of_sgd_is_an_l2_penalty(nesterov):
     """Its gradient joins the loss's before momentum, as in `g + weight_decay * p`."""
-    ours = make({'momentum': 0.9}, name='sgd', lr=0.05, weight_decay=0.2, decay_mult=(1.0,))
+    args = {'momentum': 0.9, 'nesterov': nesterov}
+    ours = make(args, name='sgd', lr=0.05, weight_decay=0.2, decay_mult=(1.0,))
     params, velocity = flatten(draw(0)), dict.fromkeys(PATHS, 0.0)
     for step in range(STEPS):
         noise = flatten(draw(step + 1))
         for path in PATHS:
             grad = params[path] + noise[path] + 0.2 * params[path]
             velocity[path] = 0.9 * velocity[path] + grad
-            params[path] = params[path] - 0.05 * velocity[path]
+            ahead = grad + 0.9 * velocity[path]
+            params[path] = params[path] - 0.05 * (ahead if nesterov else velocity[path])
     agree(run(ours.tx), params)
 
 
@@ -175,8 +183,8 @@ def test_frozen_leaves_hold_no_state():
 @pytest.mark.parametrize('name', ['constant', 'cosine', 'linear'])
 @pytest.mark.parametrize('warmup', [0, 4])
 def test_schedule_against_its_formula(name, warmup):
-    cfg = settings(lr=0.5, warmup_steps=warmup, lr_end=0.1)
-    curve = make_schedule(cfg, name, 20)
+    cfg = settings(lr=0.5, warmup=f'{warmup} steps', lr_end=0.1)
+    curve = make_schedule(cfg, name, lasts(20))
     for step in range(21):
         if step < warmup:
             expected = 0.5 * step / warmup
@@ -189,6 +197,29 @@ def test_schedule_against_its_formula(name, warmup):
             }[name]
             expected = 0.5 * share
         assert float(curve(step)) == pytest.approx(expected, abs=1e-6), step
+
+
+@pytest.mark.parametrize('cooldown', [0, 5])
+def test_rsqrt_against_its_formula(cooldown):
+    """lr * sqrt(w / step) after w steps of warm-up; then a line down to lr * lr_end."""
+    cfg = settings(lr=0.5, warmup='4 steps', cooldown=f'{cooldown} steps', lr_end=0.1)
+    curve = make_schedule(cfg, 'rsqrt', lasts(20))
+    for step in range(21):
+        expected = 0.5 * step / 4
+        if step >= 4:
+            expected = 0.5 * (4 / step) ** 0.5
+        if cooldown and step > 15:
+            start = 0.5 * (4 / 15) ** 0.5
+            expected = start + (0.05 - start) * (step - 15) / 5
+        assert float(curve(step)) == pytest.approx(expected, abs=1e-6), step
+
+
+def test_wsd_against_its_formula():
+    """Durations of three kinds: 4 steps, and a quarter of the run."""
+    cfg = settings(lr=0.5, warmup='2 epochs', cooldown='25%', lr_end=0.2)
+    curve = make_schedule(cfg, 'wsd', lasts(20))
+    expected = [0, 0.125, 0.25, 0.375, *[0.5] * 12, *(0.5 - 0.08 * n for n in range(1, 6))]
+    np.testing.assert_allclose([float(curve(step)) for step in range(21)], expected, atol=1e-6)
 
 
 def test_learning_rate_is_the_largest_of_any_parameter():
@@ -228,8 +259,15 @@ def test_known_optimizers():
         ({'args': {'learning_rate': 1.0}}, ['optim.args.learning_rate', 'a key of its own']),
         ({'args': {'mask': None}}, ['optim.args.mask', 'a key of its own']),
         ({'name': 'adam', 'weight_decay': 0.1}, ['adam has no weight decay', 'adamw']),
-        ({'warmup_steps': STEPS}, [f'warmup_steps={STEPS} must be', f'less than the {STEPS} ste']),
-        ({'warmup_steps': -1}, ['warmup_steps=-1 must be at least 0']),
+        ({'warmup': '100%'}, ["warmup='100%' must be", f'less than the {STEPS} steps']),
+        ({'warmup': '-1 steps'}, ["config.optim.warmup='-1 steps' is not a duration"]),
+        ({'schedule': ('rsqrt',)}, ["'rsqrt' falls from the end of the warm-up"]),
+        ({'schedule': ('wsd',)}, ["'wsd' falls in the cool-down"]),
+        (
+            {'schedule': ('wsd',), 'warmup': '50%', 'cooldown': '50%'},
+            ["warmup='50%' and config.optim.cooldown='50%' must be less than"],
+        ),
+        ({'name': 'adafactor', 'args': {'weight_decay_rate': 0.1}}, ['a key of its own']),
         ({'lr': -1.0}, ['config.optim.lr=-1.0 is negative']),
         ({'lr': float('nan')}, ['config.optim.lr=nan']),
         ({'weight_decay': -0.1}, ['config.optim.weight_decay=-0.1 is negative']),
@@ -252,6 +290,79 @@ def test_adam_with_decay_on_no_trained_parameter_is_not_refused():
     agree(run(ours.tx), run(optax.adam(0.1)))
 
 
+def test_lamb_decays_by_rule():
+    ours = make(name='lamb', lr=0.1, weight_decay=0.3)
+    mask = unflatten({path: path.endswith('kernel') for path in PATHS})
+    agree(run(ours.tx), run(optax.lamb(0.1, weight_decay=0.3, mask=mask)))
+
+
+def test_decay_of_adafactor_follows_the_learning_rate():
+    """As AdamW's does: p - lr * (update + decay * p); its own argument takes no rate."""
+    ours = make(name='adafactor', lr=0.1, weight_decay=0.3, schedule=('linear',), decay_mult=(1.0,))
+    curve = optax.linear_schedule(0.1, 0.0, STEPS)
+    tx, params = optax.adafactor(curve), draw(0)
+    state = tx.init(params)
+    for step in range(STEPS):
+        grads = jax.tree.map(lambda p, g: p + g, params, draw(step + 1))
+        updates, state = tx.update(grads, state, params)
+        rate = float(curve(step))
+        params = jax.tree.map(lambda p, u: p + u - rate * 0.3 * p, params, updates)  # noqa: B023
+    agree(run(ours.tx), flatten(params))
+
+
+MATRICES = {
+    'backbone/tokens/embedding': (9, 6),
+    'backbone/patch/kernel': (2, 2, 3, 6),
+    'backbone/block_0/attention/query/kernel': (6, 2, 3),
+    'backbone/block_0/attention/query/bias': (2, 3),
+    'backbone/block_0/attention/out/kernel': (2, 3, 6),
+    'backbone/block_0/mlp/up/kernel': (6, 8),
+    'backbone/conv_1/kernel': (3, 3, 4, 5),
+    'head/logits/kernel': (6, 9),
+}
+HIDDEN = {  # (rows, columns) of the matrix that each is
+    'backbone/block_0/attention/query/kernel': (6, 6),
+    'backbone/block_0/attention/out/kernel': (6, 6),
+    'backbone/block_0/mlp/up/kernel': (6, 8),
+    'backbone/conv_1/kernel': (36, 5),
+}
+
+
+def muon_updates(**changes) -> tuple[dict, dict]:
+    """(gradients, updates of a first step with rate 1), by path."""
+    rng = np.random.default_rng(0)
+    grads = {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in MATRICES.items()}
+    cfg = settings(name='muon', lr=1.0, **changes)
+    tx = make_optimizer(cfg, list(MATRICES), list(MATRICES), lasts(STEPS)).tx
+    params = unflatten({p: jnp.ones(s) for p, s in MATRICES.items()})
+    updates, _ = tx.update(unflatten(grads), tx.init(params), params)
+    return grads, flatten(updates)
+
+
+def test_muon_makes_hidden_kernels_orthogonal_and_leaves_the_rest_to_adam():
+    grads, updates = muon_updates(args={'ns_steps': 12, 'nesterov': False})
+    for path, (rows, columns) in HIDDEN.items():
+        update = np.asarray(updates[path]).reshape(rows, columns)
+        left, _, right = np.linalg.svd(np.asarray(grads[path]).reshape(rows, columns), False)
+        # The nearest orthogonal matrix, scaled by shape: the iteration meets it to a few percent.
+        nearest = -(left @ right) * max(1, columns / rows) ** 0.5
+        cosine = (update * nearest).sum() / np.linalg.norm(update) / np.linalg.norm(nearest)
+        assert cosine > 0.97, path
+        assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(nearest), rel=0.2), path
+    for path in set(MATRICES) - set(HIDDEN):
+        # Adam's first step is the sign of the gradient.
+        np.testing.assert_allclose(updates[path], -np.sign(grads[path]), atol=1e-3, err_msg=path)
+
+
+def test_muon_decays_both_of_its_parts_by_rule():
+    _, plain = muon_updates()
+    _, decayed = muon_updates(weight_decay=0.25)  # on kernels
+    for path in MATRICES:
+        change = np.asarray(decayed[path] - plain[path])
+        expected = -0.25 if path.endswith('kernel') else 0.0
+        np.testing.assert_allclose(change, expected, atol=1e-5, err_msg=path)
+
+
 @pytest.mark.parametrize('key', ['lr_mult', 'clip_norm'])
 def test_negative_factors_are_refused(key):
     assert key in fault(**{key: (-1.0,)})
@@ -263,7 +374,7 @@ def test_settings_that_differ_by_little_stay_apart():
         optim__decay_mult=(('.*', 1),),
     )
     paths = ['a/kernel', 'b/kernel']
-    made = make_optimizer(cfg.optim, paths, paths, 10)
+    made = make_optimizer(cfg.optim, paths, paths, lasts(10))
     params = {'a': {'kernel': jnp.ones(3)}, 'b': {'kernel': jnp.ones(3)}}
     assert len(made.tx.init(params).inner_states) == 2
 
@@ -273,7 +384,7 @@ def test_adam_of_keras_against_its_formula():
     rng = np.random.default_rng(0)
     gradients = rng.normal(0, 10.0 ** rng.integers(-9, 1, (12, 40)))
     tx = make_optimizer(
-        settings(name='keras_adam', lr=0.01, args={'eps': 1e-4}), ['w'], ['w'], 12
+        settings(name='keras_adam', lr=0.01, args={'eps': 1e-4}), ['w'], ['w'], lasts(12)
     ).tx
     params = {'w': jnp.zeros(40)}
     state, update = tx.init(params), jax.jit(tx.update)

@@ -11,6 +11,7 @@ import pytest
 from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
 from jaxtrain.data.examples import Source
+from jaxtrain.duration import Run
 from jaxtrain.models import make_model
 from jaxtrain.optim import make_optimizer
 from jaxtrain.partition import flatten, make_partition, nbytes
@@ -43,7 +44,7 @@ def build(model=None, shape=(6, 6, 1), steps=200, **changes):
     net = make_model(cfg.model, task.outputs)
     shapes, norms = abstract_variables(net, shape)
     part = make_partition(cfg, shapes, norms)
-    tx = make_optimizer(cfg.optim, list(part.groups), part.trainable, steps).tx
+    tx = make_optimizer(cfg.optim, list(part.groups), part.trainable, Run(steps, 8, 8)).tx
     begin = jax.jit(lambda params, stats, seed: init_state(params, stats, seed, tx, part, cfg.ema))
 
     def start(seed=0):

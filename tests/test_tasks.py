@@ -11,7 +11,7 @@ from jaxtrain.data.examples import Source
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError
 from jaxtrain.evaluate import means
-from jaxtrain.tasks import WEIGHT, average, make_task
+from jaxtrain.tasks import WEIGHT, make_task, totals
 
 CLASSES = ('a', 'b', 'c')
 LOGITS = np.random.default_rng(0).normal(0, 3, (6, 3)).astype(np.float32)
@@ -62,7 +62,9 @@ def test_loss_of_half_precision_logits_is_taken_in_float32():
 def test_inputs_are_normalised_per_channel():
     made = task(data__mean=(0.25, 0.5), data__std=(0.5, 2.0))
     expected = (BATCH['image'] / 255 - np.array([0.25, 0.5])) / np.array([0.5, 2.0])
-    for inputs in (made.eval_inputs(BATCH), made.train_inputs(BATCH, jax.random.key(0))):
+    trained, batch = made.train_inputs(BATCH, jax.random.key(0))
+    assert batch is BATCH
+    for inputs in (made.eval_inputs(BATCH), trained):
         np.testing.assert_allclose(inputs, expected, atol=1e-6)
 
 
@@ -70,7 +72,7 @@ def test_augmentation_is_for_training_alone_and_comes_before_normalisation():
     made = task(data__augment=(('noise', 10.0),), data__std=(0.01,))
     plain = task(data__std=(0.01,)).eval_inputs(BATCH)
     np.testing.assert_array_equal(made.eval_inputs(BATCH), plain)
-    noise = (made.train_inputs(BATCH, jax.random.key(0)) - plain) * 0.01 * 255
+    noise = (made.train_inputs(BATCH, jax.random.key(0))[0] - plain) * 0.01 * 255
     assert 5 < float(noise.std()) < 15
 
 
@@ -86,12 +88,46 @@ def test_outputs_are_the_classes():
         ({'task__name': 'classfy'}, "config.task.name='classfy' is not known (did you mean 'cl"),
         ({'data__mean': (0.1, 0.2, 0.3)}, 'config.data.mean=(0.1, 0.2, 0.3) must have one value'),
         ({'data__augment': (('flop',),)}, "config.data.augment: 'flop' is not known"),
+        ({'data__mixup': -0.1}, 'config.data.mixup=-0.1 must be 0 (off) or more'),
+        ({'data__cutmix': -1.0}, 'config.data.cutmix=-1.0 must be 0 (off) or more'),
     ],
 )
 def test_what_is_refused(changes, words):
     with pytest.raises(UserError) as caught:
         task(**changes)
     assert words in str(caught.value)
+
+
+OTHERS = np.roll(LABELS, 1)
+SHARES = np.array([1.0, 0.0, 0.25, 0.5, 0.9, 0.6], np.float32)
+MIXED = {**BATCH, 'mix_label': OTHERS, 'mix': SHARES}
+
+
+def test_mixed_labels_count_by_their_shares_in_training():
+    made = task(task__label_smoothing=0.3)
+    values = made.metrics(jnp.asarray(LOGITS), MIXED, train=True)
+    own, other = np.eye(3)[LABELS], np.eye(3)[OTHERS]
+    shares = SHARES[:, None].astype(float)
+    targets = 0.7 * (shares * own + (1 - shares) * other) + 0.3 / 3
+    np.testing.assert_allclose(values['loss'], -(targets * log_softmax(LOGITS)).sum(1), rtol=1e-5)
+    guess = LOGITS.argmax(1)
+    right = SHARES * (guess == LABELS) + (1 - SHARES) * (guess == OTHERS)
+    np.testing.assert_allclose(values['accuracy'], right, rtol=1e-6)
+    assert len(set(right)) > 2  # so that shares are told apart
+    for name, value in made.metrics(jnp.asarray(LOGITS), MIXED, train=False).items():
+        plain = made.metrics(jnp.asarray(LOGITS), BATCH, train=False)[name]
+        np.testing.assert_array_equal(value, plain)
+
+
+def test_images_are_mixed_after_augmentation_and_before_normalisation():
+    settings = {'data__augment': (('noise', 10.0),), 'data__mean': (0.1,), 'data__std': (0.5,)}
+    key = jax.random.key(3)
+    plain, _ = task(**settings).train_inputs(BATCH, key)
+    mixed, batch = task(**settings, data__mixup=0.8).train_inputs(BATCH, key)
+    share = np.asarray(batch['mix'])[:, None, None, None]
+    np.testing.assert_allclose(mixed, share * plain + (1 - share) * np.roll(plain, 1, 0), atol=1e-5)
+    np.testing.assert_array_equal(batch['mix_label'], OTHERS)
+    assert 'mix' not in BATCH and np.abs(mixed - plain).max() > 0.1
 
 
 PAIR = ('cat', 'dog')
@@ -124,6 +160,17 @@ def test_binary_label_smoothing_in_training():
     np.testing.assert_allclose(trained, sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
     evaluated = made.metrics(jnp.asarray(ONE), TWO, train=False)['loss']
     np.testing.assert_allclose(evaluated, sigmoid_loss(ONE[:, 0], TWO['label']), rtol=1e-5)
+
+
+def test_binary_mixed_labels_count_by_their_shares_in_training():
+    made = binary(task__label_smoothing=0.2)
+    other = np.roll(TWO['label'], 1)
+    values = made.metrics(jnp.asarray(ONE), {**TWO, 'mix_label': other, 'mix': SHARES}, train=True)
+    targets = (SHARES * TWO['label'] + (1 - SHARES) * other) * 0.8 + 0.1
+    np.testing.assert_allclose(values['loss'], sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
+    guess = ONE[:, 0] > 0
+    right = SHARES * (guess == TWO['label']) + (1 - SHARES) * (guess == other)
+    np.testing.assert_allclose(values['accuracy'], right, rtol=1e-6)
 
 
 def test_binary_is_softmax_over_a_logit_and_zero():
@@ -191,12 +238,20 @@ def test_lm_accuracy_is_of_what_counts():
 def test_every_token_counts_once_in_a_batch_and_in_an_evaluation():
     values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=True)
     expected = np.mean(sum(next_token(), []))
-    batch = average(values)
-    assert set(batch) == {'loss', 'accuracy'}
-    assert float(batch['loss']) == pytest.approx(expected, rel=1e-5)
+    sums = totals(values)
+    assert set(sums) == {'loss', 'accuracy', WEIGHT} and float(sums[WEIGHT]) == 7
+    assert float(sums['loss'] / sums[WEIGHT]) == pytest.approx(expected, rel=1e-5)
     whole = means({name: np.asarray(v) for name, v in values.items()})
     assert set(whole) == {'loss', 'accuracy'}
     assert whole['loss'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_that_fill_up_a_batch_count_for_nothing():
+    values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=True)
+    sums = totals(values, jnp.array([1.0, 0.0, 1.0]))
+    whole, _, last = next_token()
+    assert float(sums[WEIGHT]) == 5
+    assert float(sums['loss']) == pytest.approx(sum(whole + last), rel=1e-5)
 
 
 def test_a_task_must_fit_the_data():
