@@ -4,12 +4,13 @@ A model's keys in the config are the fields of its class; `make_model` checks th
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
-from jaxtrain.config import nearest
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import bert, gpt, resnet, vit
 from jaxtrain.models.bert import BERT
 from jaxtrain.models.cnn import CNN
@@ -99,6 +100,24 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {'name': _name(model), **{k: v for k, v in fields.items() if k not in _OWN}}
 
 
+def split_scan(model: nn.Module, trained: Mapping[str, bool]) -> nn.Module:
+    """A model whose blocks are run by loops, with a loop of its own for each stretch of blocks that
+    are trained alike; any other model as it is.
+
+    Args:
+      model: a Linen module.
+      trained: whether a parameter is trained, by its path.
+    """
+    if not getattr(model, 'scan', False):
+        return model
+    blocks: dict[int, dict[str, bool]] = {}
+    for path, is_trained in trained.items():
+        if found := re.fullmatch(r'backbone/block_(\d+)/(.*)', path):
+            blocks.setdefault(int(found[1]), {})[found[2]] = is_trained
+    ends = tuple(i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1])
+    return model.clone(scan_ends=ends)
+
+
 def fixed_fields(name: str) -> dict[str, Any]:
     """The fields of a model, with their defaults, that change what restored weights compute but
     show in no shape; {} for a model that does not exist.
@@ -112,4 +131,5 @@ def _name(model: nn.Module) -> str:
     return next(name for name, cls in MODELS.items() if type(model) is cls)
 
 
-_OWN = ('parent', 'name', 'outputs')
+# Fields that a job sets and no config: scan_ends by `split_scan`, axis for pmap.
+_OWN = ('parent', 'name', 'outputs', 'scan_ends', 'axis')

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxtrain.models.blocks import REMAT, Stack, run_blocks
 from jaxtrain.models.layers import Head, check_choices
 from jaxtrain.models.transformer import GELU, MLP, Attention
 
@@ -42,6 +43,7 @@ class BERT(nn.Module):
         BERT's classifiers; 'first' is the first one's as it is.
       dropout: share of the embeddings, of the attention weights, of each layer's result and of the
         pooled features that is zeroed in training (0.1 in the paper).
+      remat, scan: as of `ViT`.
     """
 
     outputs: int
@@ -57,12 +59,16 @@ class BERT(nn.Module):
     pad: int = 0
     pool: str = 'token'
     dropout: float = 0.0
+    remat: str = 'none'
+    scan: bool = False
+    scan_ends: tuple[int, ...] = ()
 
     def setup(self):
-        check_choices(self, {'gelu': tuple(GELU), 'pool': POOLS})
+        check_choices(self, {'gelu': tuple(GELU), 'pool': POOLS, 'remat': tuple(REMAT)})
         self.backbone = _Backbone(
             self.vocabulary, self.width, self.depth, self.heads, self.mlp or 4 * self.width,
             self.positions, self.types, self.gelu, self.norm_eps, self.pad, self.pool, self.dropout,
+            Stack(self.remat, self.scan, self.scan_ends),
         )  # fmt: skip
         self.drop = nn.Dropout(self.dropout)
         self.head = Head(self.outputs)
@@ -109,6 +115,7 @@ class _Backbone(nn.Module):
     pad: int
     pool: str
     dropout: float
+    stack: Stack
 
     @nn.compact
     def __call__(self, tokens, types, *, train):
@@ -122,11 +129,12 @@ class _Backbone(nn.Module):
         x = x + self._embedding(self.types, 'types')(types)
         x = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm')(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for i in range(self.depth):
-            block = _Block(
-                self.heads, self.mlp, self.gelu, self.norm_eps, self.dropout, name=f'block_{i}'
-            )
-            x = block(x, real[:, None, None, :], train=train)
+        blocks = [
+            _Block(self.heads, self.mlp, self.gelu, self.norm_eps, self.dropout, name=f'block_{i}')
+            for i in range(self.depth)
+        ]
+        seen = real[:, None, None, :]
+        x = run_blocks(self, blocks, x, lambda block, x, _: block(x, seen, train=train), self.stack)
         return self._pooled(x, real)
 
     def _embedding(self, count: int, name: str) -> nn.Embed:

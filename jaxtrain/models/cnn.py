@@ -26,10 +26,13 @@ class CNN(nn.Module):
     features: str = 'mean'
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
+    axis: str = ''
 
     def setup(self):
         check_choices(self, _CHOICES)
-        self.backbone = _Convolutions(self.widths, self.norm, self.padding, self.features)
+        self.backbone = _Convolutions(
+            self.widths, self.norm, self.padding, self.features, self.axis
+        )
         self.head = Head(self.outputs, self.hidden, self.dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -48,6 +51,7 @@ class _Convolutions(nn.Module):
     norm: str
     padding: str
     features: str
+    axis: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -57,7 +61,9 @@ class _Convolutions(nn.Module):
             bias = self.norm == 'none'
             x = conv(width, 3, self.padding, use_bias=bias, name=f'conv_{number}')(x)
             if self.norm == 'batch':
-                norm = nn.BatchNorm(momentum=0.9, name=f'norm_{number}')
+                norm = nn.BatchNorm(
+                    momentum=0.9, axis_name=self.axis or None, name=f'norm_{number}'
+                )
                 x = norm(x, use_running_average=not train)
             x = nn.relu(x)
             if 0 in x.shape:

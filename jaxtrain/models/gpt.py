@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxtrain.models.blocks import REMAT, Stack, run_blocks
 from jaxtrain.models.layers import check_choices
 from jaxtrain.models.transformer import GELU, MLP, Attention
 
@@ -32,6 +33,7 @@ class GPT(nn.Module):
       dropout: share of the embeddings, of the attention weights and of each layer's result that is
         zeroed in training (0.1 in the original code).
       tied: the embedding of the tokens is the output layer too; else head/logits/kernel is.
+      remat, scan: as of `ViT`.
     """
 
     outputs: int
@@ -44,12 +46,16 @@ class GPT(nn.Module):
     norm_eps: float = 1e-5
     dropout: float = 0.0
     tied: bool = True
+    remat: str = 'none'
+    scan: bool = False
+    scan_ends: tuple[int, ...] = ()
 
     def setup(self):
-        check_choices(self, {'gelu': tuple(GELU)})
+        check_choices(self, {'gelu': tuple(GELU), 'remat': tuple(REMAT)})
         self.backbone = _Backbone(
             self.outputs, self.width, self.depth, self.heads, self.context,
             self.mlp or 4 * self.width, self.gelu, self.norm_eps, self.dropout,
+            Stack(self.remat, self.scan, self.scan_ends),
         )  # fmt: skip
         if not self.tied:
             self.head = _Head(self.outputs)
@@ -96,6 +102,7 @@ class _Backbone(nn.Module):
     gelu: str
     norm_eps: float
     dropout: float
+    stack: Stack
 
     def setup(self):
         normal = nn.initializers.normal(_STD)
@@ -117,12 +124,14 @@ class _Backbone(nn.Module):
             )
         start = jnp.zeros(tokens.shape[0], jnp.int32) if start is None else start
         positions = start[:, None] + jnp.arange(length)
-        seen = jnp.arange(cache or length) <= positions[:, None, :, None]
+        seen = jnp.arange(cache) <= positions[:, None, :, None] if cache else None
         x = self.tokens(tokens) + self.positions(positions)
         x = self.drop(x, deterministic=not train)
-        for block in self.block:
-            x = block(x, seen, train=train, cache=cache, start=start)
-        return self.norm(x)
+
+        def call(block, x, _):
+            return block(x, seen, train=train, cache=cache, start=start)
+
+        return self.norm(run_blocks(self, self.block, x, call, self.stack, loop=not cache))
 
 
 class _Block(nn.Module):
@@ -143,7 +152,9 @@ class _Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
         attention = Attention(self.heads, self.dropout, **inits, name='attention')
-        x = x + drop(attention(y, seen, train=train, cache=cache, start=start))
+        causal = seen is None
+        y = attention(y, seen, train=train, causal=causal, cache=cache, start=start)
+        x = x + drop(y)
         y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_2')(x)
         return x + drop(MLP(self.mlp, self.gelu, **inits, name='mlp')(y, train=train))
 

@@ -25,6 +25,15 @@ def check_choices(model: nn.Module, choices: Mapping[str, tuple]) -> None:
             )
 
 
+def check_widths(model: nn.Module, count: int) -> None:
+    """UserError if a model's `widths` are not so many."""
+    if len(model.widths) != count:
+        raise UserError(
+            f'config.model.widths={model.widths!r} holds {len(model.widths)} numbers; '
+            f'give {count}, one for each group of layers of {type(model).__name__}'
+        )
+
+
 def conv(width: int, window: int, padding: str = 'SAME', **options) -> nn.Conv:
     """A convolution of stride 1, [batch, h, w, c] -> [batch, h', w', width]: `nn.Conv`, but for how
     it is computed on CPU.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.layers import Head, check_choices
+from jaxtrain.models.blocks import checkpointed
+from jaxtrain.models.layers import Head, check_choices, check_widths
 
 # Depth -> (blocks per stage, whether they are bottlenecks).
 STAGES = {
@@ -19,7 +20,6 @@ STAGES = {
     101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
 }
-WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4  # of a bottleneck's last convolution
 FIXED = ('stride', 'norm_eps', 'padding')
 
@@ -41,6 +41,11 @@ class ResNet(nn.Module):
         starts as the identity (Goyal et al. 2017, arXiv:1706.02677).
       hidden: widths of dense layers in the head, before its outputs.
       dropout: share of each hidden layer's activations in the head that is zeroed in training.
+      widths: channels of the stages, a quarter of what a bottleneck returns.
+      stem: 'conv7' begins with a 7x7 convolution of stride 2 and a max-pool, 'conv3' for small
+        images with a 3x3 convolution alone (the paper's section 4.2).
+      remat: whether a block's inside is computed anew in the backward pass, 'full', or kept,
+        'none'.
     """
 
     outputs: int
@@ -53,11 +58,18 @@ class ResNet(nn.Module):
     zero_init: bool = True
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: str = 'conv7'
+    remat: str = 'none'
+    axis: str = ''
 
     def setup(self):
         check_choices(self, _CHOICES)
-        layers = _Layers(self.conv_bias, self.norm_eps, self.norm_momentum, self.padding)
-        self.backbone = _Stages(self.depth, self.stride, layers, self.zero_init)
+        check_widths(self, len(STAGES[self.depth][0]))
+        layers = _Layers(self.conv_bias, self.norm_eps, self.norm_momentum, self.padding, self.axis)
+        self.backbone = _Stages(
+            self.depth, self.stride, layers, self.zero_init, self.widths, self.stem, self.remat
+        )
         self.head = Head(self.outputs, self.hidden, self.dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -68,6 +80,8 @@ _CHOICES = {
     'depth': tuple(STAGES),
     'stride': ('3x3', '1x1'),
     'padding': ('explicit', 'SAME'),
+    'stem': ('conv7', 'conv3'),
+    'remat': ('none', 'full'),
 }
 
 
@@ -79,6 +93,7 @@ class _Layers:
     eps: float
     momentum: float
     padding: str
+    axis: str
 
     def conv(self, width: int, window: int, stride: int, name: str) -> nn.Conv:
         padding = window // 2 if self.padding == 'explicit' else 'SAME'
@@ -91,7 +106,7 @@ class _Layers:
         scale = nn.initializers.zeros if zero else nn.initializers.ones
         return nn.BatchNorm(
             momentum=self.momentum, epsilon=self.eps, scale_init=scale, name=name,
-            use_fast_variance=False,
+            use_fast_variance=False, axis_name=self.axis or None,
         )  # fmt: skip
 
 
@@ -100,22 +115,33 @@ class _Stages(nn.Module):
     stride: str
     layers: _Layers
     zero_init: bool
+    widths: tuple[int, ...]
+    stem: str
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.layers.conv(64, 7, 2, 'conv_0')(x)
+        counts, bottleneck = STAGES[self.depth]
+        call = checkpointed(lambda block, x: block(x, train=train), self.remat)
+        x = self._stem(x, train)
+        for stage, (count, width) in enumerate(zip(counts, self.widths, strict=True), start=1):
+            for number in range(count):
+                block = _Block(
+                    width, 2 if stage > 1 and number == 0 else 1, bottleneck, self.stride,
+                    self.layers, self.zero_init, name=f'stage{stage}_block{number}',
+                )  # fmt: skip
+                x = call(block, x)
+        return x.mean((1, 2))
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        window, step = (7, 2) if self.stem == 'conv7' else (3, 1)
+        x = self.layers.conv(self.widths[0], window, step, 'conv_0')(x)
         x = nn.relu(self.layers.norm('norm_0')(x, use_running_average=not train))
+        if self.stem == 'conv3':
+            return x
         # Values are not negative here, so zeros are as good as nothing around the edge.
         padding = ((1, 1), (1, 1)) if self.layers.padding == 'explicit' else 'SAME'
-        x = nn.max_pool(x, (3, 3), (2, 2), padding)
-        counts, bottleneck = STAGES[self.depth]
-        for stage, (count, width) in enumerate(zip(counts, WIDTHS, strict=True), start=1):
-            for block in range(count):
-                x = _Block(
-                    width, 2 if stage > 1 and block == 0 else 1, bottleneck, self.stride,
-                    self.layers, self.zero_init, name=f'stage{stage}_block{block}',
-                )(x, train=train)  # fmt: skip
-        return x.mean((1, 2))
+        return nn.max_pool(x, (3, 3), (2, 2), padding)
 
 
 class _Block(nn.Module):

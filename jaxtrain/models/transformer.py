@@ -39,6 +39,7 @@ class Attention(nn.Module):
         mask: jax.Array | None,
         *,
         train: bool,
+        causal: bool = False,
         cache: int = 0,
         start: jax.Array | None = None,
     ) -> jax.Array:
@@ -48,6 +49,7 @@ class Attention(nn.Module):
           x: float [batch, length, width].
           mask: bool, broadcast to [batch, heads, queries, keys]: True where a key is seen.
           train: whether weights are dropped.
+          causal: whether none sees a position behind its own; instead of a mask.
           cache: positions of which keys and values are kept in the collection 'cache' (which must
             be mutable); 0 keeps none. With one, keys are those of the whole cache.
           start: int32 [batch], the position in the cache of the first of x in each row.
@@ -67,10 +69,7 @@ class Attention(nn.Module):
             key = self._keep('keys', key, cache, start)
             value = self._keep('values', value, cache, start)
         rng = self.make_rng('dropout') if train and self.dropout else None
-        x = nn.dot_product_attention(
-            query, key, value, mask=mask, dropout_rng=rng, dropout_rate=self.dropout,
-            deterministic=not train,
-        )  # fmt: skip
+        x = _attend(query, key, value, mask, causal, self.dropout, rng)
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.out_init, name='out')(x)
 
     def _keep(self, name: str, new: jax.Array, length: int, start: jax.Array) -> jax.Array:
@@ -80,6 +79,77 @@ class Attention(nn.Module):
         write = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
         kept.value = jax.vmap(write)(kept.value, new, start)
         return kept.value
+
+
+def _attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    causal: bool,
+    dropout: float,
+    rng: jax.Array | None,
+) -> jax.Array:
+    """What the values say to each query, [batch, queries, heads, size]; softmax is in float32.
+
+    Args:
+      query, key, value: float [batch, queries or keys, heads, size].
+      mask, causal: as of `Attention`.
+      dropout, rng: share of weights that is zeroed, where there is a key for it.
+    """
+    # Fused attention drops no weights, and takes its softmax in float32 where all is float64. It
+    # takes a mask too, but cuDNN's kernel would want that as an array of all queries and keys.
+    if rng is None and query.dtype != jnp.float64:
+        fused = 'cudnn' if mask is None and _fits_cudnn(query) else None
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, is_causal=causal, implementation=fused
+        )
+    if causal:
+        mask = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))[None, None]
+    weights = nn.dot_product_attention_weights(
+        query, key, mask=mask, dropout_rng=rng, dropout_rate=dropout, deterministic=rng is None,
+        force_fp32_for_softmax=query.dtype in _HALF,
+    )  # fmt: skip
+    # They are left in float32 then, which all layers that follow would take over.
+    return jnp.einsum('bhqk,bkhs->bqhs', weights.astype(query.dtype), value)
+
+
+def _fits_cudnn(query: jax.Array) -> bool:
+    """Whether cuDNN's kernel takes these, on the devices at hand."""
+    size = query.shape[-1]
+    if query.dtype not in _HALF or size % 8 or size > 128 or jax.default_backend() != 'gpu':
+        return False
+    device = jax.devices()[0]
+    # Other makers' devices are called gpu too, and those before Ampere have no such kernel.
+    if 'cuda' not in device.client.platform_version:
+        return False
+    return int(device.compute_capability.split('.')[0]) >= 8
+
+
+_HALF = (jnp.bfloat16, jnp.float16)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: zeroes all of a row, or scales it up (Huang et al. 2016, arXiv:1603.09382).
+
+    Its random numbers go by the position in the batch.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: jax.Array | float, *, train: bool) -> jax.Array:
+        """The rows that are left, so scaled that their expectation is x.
+
+        Args:
+          x: float [batch, ...].
+          rate: share of the rows that is zeroed, below 1; it may be an array, so that it can differ
+            from layer to layer of a loop.
+          train: whether any is.
+        """
+        if not train:
+            return x
+        shape = (x.shape[0], *[1] * (x.ndim - 1))
+        kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, shape)
+        return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
 class MLP(nn.Module):

@@ -4,10 +4,21 @@ arXiv:1409.1556, table 1).
 Layers are named as Keras names them: `block1_conv1` to `block5_conv3`.
 """
 
+import functools
+
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.layers import Head, average_to, check_choices, conv, flat, max_pool
+from jaxtrain.models.blocks import checkpointed
+from jaxtrain.models.layers import (
+    Head,
+    average_to,
+    check_choices,
+    check_widths,
+    conv,
+    flat,
+    max_pool,
+)
 
 # Depth (layers with weights, the three dense ones of the paper included) -> convolutions per block:
 # the paper's configurations A, B, D and E.
@@ -32,6 +43,9 @@ class VGG(nn.Module):
       pool: rows and columns that the features are averaged to first, 0 for as they are. PyTorch's
         VGG has 7, which matters at other sizes than 224.
       features: 'flatten' keeps the positions (height, width, channels), 'mean' averages over them.
+      widths: channels of the blocks.
+      remat: whether a block's inside is computed anew in the backward pass, 'full', or kept,
+        'none'.
     """
 
     outputs: int
@@ -40,17 +54,26 @@ class VGG(nn.Module):
     dropout: float = 0.0
     pool: int = 0
     features: str = 'flatten'
+    widths: tuple[int, ...] = WIDTHS
+    remat: str = 'none'
 
     def setup(self):
         check_choices(self, _CHOICES)
-        self.backbone = _Blocks(CONVOLUTIONS[self.depth], self.pool, self.features)
+        check_widths(self, len(WIDTHS))
+        self.backbone = _Blocks(
+            CONVOLUTIONS[self.depth], self.widths, self.pool, self.features, self.remat
+        )
         self.head = Head(self.outputs, self.hidden, self.dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         return self.head(self.backbone(x), train=train)
 
 
-_CHOICES = {'depth': tuple(CONVOLUTIONS), 'features': ('flatten', 'mean')}
+_CHOICES = {
+    'depth': tuple(CONVOLUTIONS),
+    'features': ('flatten', 'mean'),
+    'remat': ('none', 'full'),
+}
 
 
 def convolutions(depth: int) -> list[str]:
@@ -61,17 +84,23 @@ def convolutions(depth: int) -> list[str]:
 
 class _Blocks(nn.Module):
     counts: tuple[int, ...]
+    widths: tuple[int, ...]
     pool: int
     features: str
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for block, (count, width) in enumerate(zip(self.counts, WIDTHS, strict=True), start=1):
-            for i in range(count):
-                x = nn.relu(conv(width, 3, name=f'block{block}_conv{i + 1}')(x))
-            x = max_pool(x, 2)
+        for number in range(1, len(self.counts) + 1):
+            x = checkpointed(functools.partial(_Blocks._block, number=number), self.remat)(self, x)
             if 0 in x.shape:
-                raise ValueError(f'nothing is left of them after block {block}')
+                raise ValueError(f'nothing is left of them after block {number}')
         if self.pool:
             x = average_to(x, self.pool)
         return x.mean((1, 2)) if self.features == 'mean' else flat(x)
+
+    def _block(self, x: jax.Array, number: int) -> jax.Array:
+        width = self.widths[number - 1]
+        for i in range(self.counts[number - 1]):
+            x = nn.relu(conv(width, 3, name=f'block{number}_conv{i + 1}')(x))
+        return max_pool(x, 2)

@@ -7,10 +7,13 @@ where positions are added.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from jaxtrain.errors import UserError
+from jaxtrain.models.blocks import REMAT, Stack, run_blocks
 from jaxtrain.models.layers import check_choices
-from jaxtrain.models.transformer import GELU, MLP, Attention
+from jaxtrain.models.transformer import GELU, MLP, Attention, DropPath
 
 FIXED = ('gelu', 'norm_eps', 'norm_after_pool')
 
@@ -38,6 +41,13 @@ class ViT(nn.Module):
       layer_scale: what factors on each layer's result start at, 0 for none (Touvron et al. 2021,
         arXiv:2103.17239).
       dropout: share of embeddings and hidden activations that is zeroed in training.
+      drop_path: share of the rows that skip the last block in training; it grows linearly up to
+        that from the first, which none skips.
+      position: 'learned', or 'sincos2d', sines and cosines of rows and columns that are no
+        parameters (Chen et al. 2021, arXiv:2104.02057; Beyer et al. 2022, arXiv:2205.01580).
+      remat: what is computed anew in the backward pass instead of being kept: 'none', 'dots' (all
+        but products of matrices) or 'full' (all but what goes into each block).
+      scan: whether a loop runs the blocks, which compiles faster and may run slower.
     """
 
     outputs: int
@@ -56,18 +66,36 @@ class ViT(nn.Module):
     norm_eps: float = 1e-6
     layer_scale: float = 0.0
     dropout: float = 0.0
+    drop_path: float = 0.0
+    position: str = 'learned'
+    remat: str = 'none'
+    scan: bool = False
+    scan_ends: tuple[int, ...] = ()
 
     def setup(self):
-        check_choices(self, {'gelu': tuple(GELU), 'pool': ('token', 'mean', 'both')})
+        check_choices(self, _CHOICES)
+        if not 0 <= self.drop_path < 1:
+            raise UserError(
+                f'config.model.drop_path={self.drop_path} must be at least 0 and less than 1'
+            )
         self.backbone = _Backbone(
             self.patch, self.width, self.depth, self.heads, self.mlp, self.class_token,
             self.class_position, self.registers, self.pool, self.norm_after_pool, self.gelu,
-            self.norm_eps, self.layer_scale, self.dropout,
+            self.norm_eps, self.layer_scale, self.dropout, self.drop_path, self.position,
+            Stack(self.remat, self.scan, self.scan_ends),
         )  # fmt: skip
         self.head = _Head(self.outputs, self.representation)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         return self.head(self.backbone(x, train=train))
+
+
+_CHOICES = {
+    'gelu': tuple(GELU),
+    'pool': ('token', 'mean', 'both'),
+    'position': ('learned', 'sincos2d'),
+    'remat': tuple(REMAT),
+}
 
 
 class _Backbone(nn.Module):
@@ -85,16 +113,25 @@ class _Backbone(nn.Module):
     norm_eps: float
     layer_scale: float
     dropout: float
+    drop_path: float
+    position: str
+    stack: Stack
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = self._tokens(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for i in range(self.depth):
-            x = _Block(
+        blocks = [
+            _Block(
                 self.heads, self.mlp, self.gelu, self.norm_eps, self.layer_scale, self.dropout,
                 name=f'block_{i}',
-            )(x, train=train)  # fmt: skip
+            )
+            for i in range(self.depth)
+        ]  # fmt: skip
+        rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
+        x = run_blocks(
+            self, blocks, x, lambda block, x, rate: block(x, rate, train=train), self.stack, rates
+        )
         # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
         norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm')
         return norm(self._pooled(x)) if self.norm_after_pool else self._pooled(norm(x))
@@ -113,7 +150,10 @@ class _Backbone(nn.Module):
             self.width, self.patch, self.patch, 'VALID', kernel_init=init, name='patch'
         )(x)  # fmt: skip
         small = nn.initializers.truncated_normal(0.02)
-        x = x + self.param('position', small, (rows, columns, self.width))
+        if self.position == 'learned':
+            x = x + self.param('position', small, (rows, columns, self.width))
+        else:
+            x = x + jnp.asarray(sincos2d(rows, columns, self.width), x.dtype)
         x = x.reshape(batch, rows * columns, self.width)
         front = []
         if self.class_token:
@@ -146,15 +186,18 @@ class _Block(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, rate: jax.Array | None, *, train: bool) -> jax.Array:
         inits = {'kernel_init': _XAVIER, 'out_init': _XAVIER}
         drop = nn.Dropout(self.dropout, deterministic=not train)
         y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
         y = Attention(self.heads, **inits, name='attention')(y, None, train=train)
-        x = x + drop(self._scaled('scale_1', y))
+        x = x + self._skipped(drop(self._scaled('scale_1', y)), rate, train)
         y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_2')(x)
         y = MLP(self.mlp, self.gelu, self.dropout, **inits, name='mlp')(y, train=train)
-        return x + drop(self._scaled('scale_2', y))
+        return x + self._skipped(drop(self._scaled('scale_2', y)), rate, train)
+
+    def _skipped(self, x: jax.Array, rate: jax.Array | None, train: bool) -> jax.Array:
+        return x if rate is None else DropPath()(x, rate, train=train)
 
     def _scaled(self, name: str, x: jax.Array) -> jax.Array:
         if not self.layer_scale:
@@ -173,6 +216,24 @@ class _Head(nn.Module):
             x = jnp.tanh(nn.Dense(self.representation, name='representation')(x))
         # All classes are alike likely at first, as in the paper.
         return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros, name='logits')(x)
+
+
+def sincos2d(rows: int, columns: int, width: int) -> np.ndarray:
+    """float32 [rows, columns, width]: sine and cosine of the column, then of the row, at width / 4
+    frequencies from 1 to 1/10,000.
+
+    Raises:
+      ValueError: a width that 4 does not divide.
+    """
+    if width % 4:
+        raise ValueError(f"position='sincos2d' needs a width that 4 divides, not {width}")
+    frequencies = 10000.0 ** (-np.arange(width // 4) / max(width // 4 - 1, 1))
+    row, column = (
+        place[..., None] * frequencies
+        for place in np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij')
+    )
+    waves = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
+    return np.concatenate(waves, -1).astype(np.float32)
 
 
 _XAVIER = nn.initializers.xavier_uniform()

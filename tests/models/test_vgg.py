@@ -1,5 +1,7 @@
 """VGG against Keras's own: golden/make_keras_vgg.py made the numbers, and says how."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,9 +148,44 @@ def test_features(features, width):
     assert params['head']['logits']['kernel'].shape == (width, 5)
 
 
+def test_widths():
+    params, _ = abstract_variables(VGG(5, 11, (), widths=(2, 3, 4, 5, 6)), (32, 32, 1))
+    kernels = {path: x.shape for path, x in flatten(params).items() if path.endswith('kernel')}
+    assert kernels['backbone/block1_conv1/kernel'] == (3, 3, 1, 2)
+    assert kernels['backbone/block3_conv2/kernel'] == (3, 3, 4, 4)
+    assert kernels['backbone/block5_conv1/kernel'] == (3, 3, 5, 6)
+    assert kernels['head/logits/kernel'] == (6, 5)
+
+
+@pytest.mark.slow
+def test_remat_changes_no_number_and_no_name():
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype('f4')
+    plain = VGG(5, 11, (), widths=(2, 3, 4, 5, 6))
+    remat = plain.clone(remat='full')
+    init = jax.jit(lambda made: made.init(jax.random.key(0), x, train=False), static_argnums=0)
+    jax.tree.map(np.testing.assert_array_equal, init(plain), init(remat))
+    variables = init(plain)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def found(made, variables):
+        return jax.value_and_grad(lambda v: (made.apply(v, x, train=True) ** 2).sum())(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        found(remat, variables),
+        found(plain, variables),
+    )
+    text = str(jax.make_jaxpr(lambda v: remat.apply(v, x, train=True))(variables))
+    assert text.count('checkpoint[') + text.count('remat2[') == 5
+
+
 @pytest.mark.parametrize(
     ('fields', 'words'),
     [
+        (
+            {'widths': (2,)},
+            'config.model.widths=(2,) holds 1 numbers; give 5, one for each group of layers of VGG',
+        ),
         ({'depth': 17}, 'config.model.depth=17 is not known; choose from 11, 13, 16, 19'),
         (
             {'features': 'max'},

@@ -1,0 +1,138 @@
+"""ResNet's variants for small images, what it computes anew, and statistics over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtrain.errors import UserError
+from jaxtrain.models import resnet
+from jaxtrain.models.cnn import CNN
+from jaxtrain.models.resnet import ResNet
+from jaxtrain.partition import Partition, flatten
+from jaxtrain.state import abstract_variables
+
+SIZES = {'depth': 18, 'widths': (2, 3, 4, 5), 'stem': 'conv3', 'zero_init': False}
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    """Few layers, of programs that run for less time than it takes to optimise them."""
+    monkeypatch.setitem(resnet.STAGES, 18, ((1, 1, 1, 1), False))
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def filled(made, size=(8, 8, 2)) -> dict:
+    rng = np.random.default_rng(0)
+    params, stats = abstract_variables(made, size)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype('f4'), params)
+    stats = jax.tree.map(lambda x: rng.uniform(0.5, 2, x.shape).astype('f4'), stats)
+    return {'params': params, **stats}
+
+
+def images(rows=4) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(rows, 8, 8, 2)).astype('f4')
+
+
+@pytest.mark.parametrize(
+    ('stem', 'kernel', 'sides'),
+    [('conv7', (7, 7, 2, 2), (8, 4, 2, 1)), ('conv3', (3, 3, 2, 2), (32, 16, 8, 4))],
+)
+def test_stem_and_widths(stem, kernel, sides):
+    made = ResNet(5, **{**SIZES, 'stem': stem})
+    params, _ = abstract_variables(made, (32, 32, 2))
+    assert params['backbone']['conv_0']['kernel'].shape == kernel
+    assert params['head']['logits']['kernel'].shape == (5, 5)
+
+    def blocks():
+        variables = made.init(jax.random.key(0), jnp.zeros((1, 32, 32, 2)), train=False)
+        return made.apply(variables, jnp.zeros((1, 32, 32, 2)), train=False,
+                          capture_intermediates=True)[1]['intermediates']['backbone']  # fmt: skip
+
+    found = jax.eval_shape(blocks)
+    assert [found[f'stage{i}_block0']['__call__'][0].shape for i in (1, 2, 3, 4)] == [
+        (1, side, side, width) for side, width in zip(sides, SIZES['widths'], strict=True)
+    ]
+
+
+def test_bottlenecks_return_four_times_their_width():
+    params, _ = abstract_variables(ResNet(5, 50, widths=(2, 3, 4, 6)), (32, 32, 2))
+    assert params['head']['logits']['kernel'].shape == (24, 5)
+
+
+def test_remat_changes_no_number():
+    """Nor does it lose sight of a norm that is frozen by its path."""
+    plain, frozen = ResNet(5, **SIZES), 'backbone/stage2_block0/norm_1'
+    part = Partition({}, frozenset([frozen]))
+    variables = filled(plain)
+
+    def found(made):
+        @jax.jit
+        def run(params):
+            def loss(params):
+                with part.freeze_norms():
+                    out, state = made.apply(
+                        {**variables, 'params': params}, images(), train=True,
+                        mutable=['batch_stats'],
+                    )  # fmt: skip
+                return (jnp.sin(out) ** 2).sum(), state
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        return run(variables['params'])
+
+    (loss, state), grads = found(plain)
+    (again, state_again), grads_again = found(plain.clone(remat='full'))
+    assert list(flatten(abstract_variables(plain.clone(remat='full'), (8, 8, 2))[0])) == list(
+        flatten(variables['params'])
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        (again, state_again, grads_again),
+        (loss, state, grads),
+    )
+    kept = flatten(variables['batch_stats'])
+    same = {p for p, x in flatten(state['batch_stats']).items() if np.array_equal(x, kept[p])}
+    assert same == {f'{frozen}/mean', f'{frozen}/var'}
+
+
+@pytest.mark.parametrize('made', [ResNet(5, **SIZES), CNN(5, (3, 4))], ids=['resnet', 'cnn'])
+def test_statistics_are_those_of_all_devices(made):
+    variables = filled(made)
+
+    def run(made):
+        return lambda x: made.apply(variables, x, train=True, mutable=['batch_stats'])
+
+    out, state = jax.jit(run(made))(images())
+    halves = images().reshape(2, 2, 8, 8, 2)
+    found, states = jax.jit(jax.vmap(run(made.clone(axis='devices')), axis_name='devices'))(halves)
+    np.testing.assert_allclose(found.reshape(4, 5), out, rtol=1e-3, atol=1e-3)
+    jax.tree.map(
+        lambda each, whole: np.testing.assert_allclose(
+            each, np.stack([whole, whole]), rtol=1e-4, atol=1e-4
+        ),
+        states,
+        state,
+    )
+    alone, _ = jax.jit(jax.vmap(run(made)))(halves)
+    assert np.abs(alone.reshape(4, 5) - out).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        ({'stem': '7x7'}, "config.model.stem='7x7' is not known; choose from conv7, conv3"),
+        ({'remat': 'dots'}, "config.model.remat='dots' is not known; choose from none, full"),
+        (
+            {'widths': (2, 3)},
+            'config.model.widths=(2, 3) holds 2 numbers; give 4, one for each group of layers of '
+            'ResNet',
+        ),
+    ],
+)
+def test_wrong_fields(fields, words):
+    with pytest.raises(UserError) as caught:
+        abstract_variables(ResNet(5, **{**SIZES, **fields}), (32, 32, 3))
+    assert str(caught.value) == words
