@@ -146,7 +146,12 @@ TABLE_COLUMNS = ('path', 'shape', 'dtype', 'group', 'lr_mult', 'decay', 'shardin
 
 
 def table(
-    partition: Partition, params: Tree, lr_mult: Mapping, decay: Mapping, origin: Mapping
+    partition: Partition,
+    params: Tree,
+    lr_mult: Mapping[str, float],
+    decay: Mapping[str, float],
+    sharding: Mapping[str, str],
+    origin: Mapping[str, str],
 ) -> list[tuple]:
     """Rows of the parameter table, one per parameter, with the columns of TABLE_COLUMNS.
 
@@ -154,6 +159,7 @@ def table(
       partition: the groups.
       params: nested parameters or ShapeDtypeStructs.
       lr_mult, decay: path -> number, for trained parameters (0 elsewhere).
+      sharding: path -> how it is cut over the devices.
       origin: path -> where the value came from ('init', 'load', 'resume').
     """
     return [
@@ -164,7 +170,7 @@ def table(
             partition.groups[path],
             lr_mult.get(path, 0.0),
             decay.get(path, 0.0),
-            'replicated',
+            sharding[path],
             nbytes(leaf),
             origin[path],
         )

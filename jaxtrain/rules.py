@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from jaxtrain.config import nearest
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 Rules = tuple[tuple[str, Any], ...]
 

@@ -36,6 +36,7 @@ def one_device(tmp_path_factory):
     return losses(workdir)
 
 
+@pytest.mark.slow  # the layouts of test_layouts.py are there too
 def test_8_devices_equal_1(one_device, tmp_path):
     """BatchNorm over the global batch, dropout and augmentation included."""
     finish(start('train', *CONFIG, f'--workdir={tmp_path}/run', devices=8))

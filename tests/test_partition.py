@@ -156,7 +156,9 @@ def test_count_and_nbytes_against_numpy():
 def test_table():
     part = cut(HEAD_ONLY)
     origin = dict.fromkeys(part.groups, 'load') | {'head/logits/bias': 'init'}
-    rows = table(part, PARAMS, {'head/logits/kernel': 0.5}, {'head/logits/kernel': 0.01}, origin)
+    cuts = dict.fromkeys(part.groups, 'replicated') | {'head/logits/kernel': 'fsdp tensor'}
+    head = 'head/logits/kernel'
+    rows = table(part, PARAMS, {head: 0.5}, {head: 0.01}, cuts, origin)
     by_path = {row[0]: dict(zip(TABLE_COLUMNS, row, strict=True)) for row in rows}
     assert list(by_path) == list(flatten(PARAMS))
     assert by_path['backbone/conv_0/kernel'] == {
@@ -166,7 +168,7 @@ def test_table():
     }  # fmt: skip
     assert by_path['head/logits/kernel'] == {
         'path': 'head/logits/kernel', 'shape': '3x5', 'dtype': 'float32',
-        'group': 'head', 'lr_mult': 0.5, 'decay': 0.01, 'sharding': 'replicated',
+        'group': 'head', 'lr_mult': 0.5, 'decay': 0.01, 'sharding': 'fsdp tensor',
         'bytes': 60, 'from': 'load',
     }  # fmt: skip
     assert by_path['head/logits/bias']['shape'] == 'scalar'

@@ -1,7 +1,6 @@
 """Weights on other devices than those that they were saved on: 1 to 8, 8 to 1, a file to 8."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain import checkpoint, restore
+from jaxtrain import checkpoint_files, restore
 from jaxtrain.config_file import load
 from jaxtrain.job import first_state, make_job
 from jaxtrain.partition import by_path
 from jaxtrain.weights import timm
-from tests.conftest import ROOT, TINY, start
+from tests.conftest import ROOT, TINY, on_devices, start
 from tests.weights.foreign_files import arrays, write
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -64,7 +63,7 @@ def on_8_devices(out: Path, config: str, *words: str) -> dict[str, np.ndarray]:
     """What `dump` writes in a process that has so many."""
     done = subprocess.run(
         [sys.executable, '-m', 'tests.test_restore_mesh', str(out), config, *words],
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        env=on_devices(8),
         cwd=ROOT,
         text=True,
         capture_output=True,
@@ -75,9 +74,9 @@ def on_8_devices(out: Path, config: str, *words: str) -> dict[str, np.ndarray]:
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
     """What Orbax finds in the checkpoint that a run starts from, by parameter path."""
-    folder = checkpoint.find(workdir, 'best', '')
+    folder = checkpoint_files.find(workdir, 'best', '')
     plain = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoint.read_metadata(folder)
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoint_files.read_metadata(folder)
     )
     state = ocp.PyTreeCheckpointer().restore(folder / 'state', restore_args=plain)
     return by_path(state['params'], state['model_state'])
@@ -101,6 +100,7 @@ def test_1_to_8(pretrained, tmp_path):
     assert_on_all(found, by_path(state.params, state.model_state))  # a fresh head is alike too
 
 
+@pytest.mark.slow
 def test_8_to_1(tmp_path):
     words = ('--config.steps=3', '--config.eval_every=3', '--config.data.test=')
     process = start(
