@@ -8,9 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from jaxtrain.data.crop import make_random_crop, random_region
 from jaxtrain.data.deal import deal
 from jaxtrain.data.examples import Source, check_classes, digest, relabel, require_all
-from jaxtrain.data.images import Fit, make_fit, resize
+from jaxtrain.data.images import Fit, make_fit, resize, resize_part
 from jaxtrain.data.listing import file_of_split
 from jaxtrain.errors import UserError
 
@@ -45,7 +46,9 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
             f"config.data.path: {file} cannot be read ({error.strerror}); for source='npz' name "
             'an npz file, or a folder with one for each split'
         ) from error
-    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), size, make_fit(cfg))
+    fit = make_fit(cfg)
+    shares = make_random_crop(cfg, size) if split == cfg.train else None
+    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), () if shares else size, fit)
     labels, classes = _labels(arrays, classes, file)
     rows = np.arange(len(labels))
     if whole:
@@ -54,12 +57,24 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
         if split == cfg.train:
             require_all(labels.tolist(), classes, key, split)
 
+    shape = (*(size or arrays.images.shape[1:3]), arrays.images.shape[3])
+
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {'image': arrays.images[rows[indices]], 'label': labels[indices]}
+        images = arrays.images[rows[indices]]
+        if shares:  # then they are kept as they are
+            images = np.stack([resize(image, size, fit) for image in images])
+        return {'image': images.reshape(-1, *shape), 'label': labels[indices]}
+
+    def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        pairs = zip(arrays.images[rows[indices]], numbers, strict=True)
+        images = [resize_part(x, size, random_region(shares, number)) for x, number in pairs]
+        return {'image': np.stack(images).reshape(-1, *shape), 'label': labels[indices]}
 
     names = [f'{arrays.checksum}/{row}' for row in rows]
     marked = digest(names, (classes[label] for label in labels))
-    return Source(fetch, len(rows), arrays.images.shape[1:], classes, marked, labels=labels)
+    return Source(
+        fetch, len(rows), shape, classes, marked, labels=labels, crop=crop if shares else None
+    )
 
 
 @lru_cache(maxsize=8)

@@ -6,14 +6,15 @@ depend on how many devices share the batch.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.config import nearest
-from jaxtrain.errors import UserError
+from jaxtrain.data.randaugment import randaugment
+from jaxtrain.errors import UserError, nearest
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -64,7 +65,47 @@ def noise(key: jax.Array, images: jax.Array, level: float) -> jax.Array:
     return images + level * jax.random.normal(key, images.shape)
 
 
-AUGMENTATIONS = {f.__name__: f for f in (flip, shift, affine, noise)}
+def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Fills a rectangle of an image with random pixels, with this probability.
+
+    Random erasing, Zhong et al. 2017 (https://arxiv.org/abs/1708.04896), with its numbers: a share
+    of 0.02 to 0.4 of the area, an aspect of 0.3 to 1 / 0.3. A rectangle that sticks out is drawn
+    anew, here up to TRIES times (one in three fits).
+    """
+    count, height, width = images.shape[:3]
+    wanted_key, area_key, aspect_key, place_key, pixel_key = jax.random.split(key, 5)
+    wanted = jax.random.bernoulli(wanted_key, probability, (count,))
+    area = jax.random.uniform(area_key, (count, TRIES), minval=0.02, maxval=0.4) * height * width
+    aspect = jax.random.uniform(aspect_key, (count, TRIES), minval=0.3, maxval=1 / 0.3)
+    size = jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)], -1)
+    place = jax.random.uniform(place_key, size.shape) * jnp.array([height, width])
+    fits = (place + size <= jnp.array([height, width])).all(-1)
+    first = fits.argmax(1)[:, None, None]
+    low, size = (jnp.take_along_axis(x, first, 1)[:, 0] for x in (place, size))
+    erased = rectangles(images.shape, low, low + size) & (wanted & fits.any(1))[:, None, None, None]
+    return jnp.where(erased, jax.random.uniform(pixel_key, images.shape, maxval=255.0), images)
+
+
+def rectangles(shape: tuple[int, ...], low: jax.Array, high: jax.Array) -> jax.Array:
+    """Masks, bool [batch, height, width, 1], of the pixels in a rectangle of each image.
+
+    Args:
+      shape: of the images, [batch, height, width, channels].
+      low, high: [batch, 2]: the first row and column, and those after the last; they may lie
+        outside.
+    """
+    low, high = jnp.round(low), jnp.round(high)
+    rows, columns = (
+        (jnp.arange(side) >= low[:, axis, None]) & (jnp.arange(side) < high[:, axis, None])
+        for axis, side in enumerate(shape[1:3])
+    )
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+AUGMENTATIONS = {f.__name__: f for f in (flip, shift, affine, noise, randaugment, erase)}
+# The greatest values of arguments that have one.
+GREATEST = {'probability': 1.0, 'magnitude': 10.0}
+TRIES = 32
 
 
 def make_augment(cfg) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -138,5 +179,10 @@ def _checked(entry: tuple) -> tuple[Callable, tuple]:
             raise UserError(
                 f'config.data.augment: {word} of {name!r} is {value!r}, but must be a '
                 f'{kinds[word].__name__} of 0 or more'
+            )
+        if value > GREATEST.get(word, math.inf):
+            raise UserError(
+                f'config.data.augment: {word} of {name!r} is {value!r}, but must be at most '
+                f'{GREATEST[word]:g}'
             )
     return function, tuple(arguments)

@@ -2,22 +2,22 @@
 
 import fnmatch
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.config import nearest
 from jaxtrain.data.deal import bounds, deal
 from jaxtrain.data.examples import Source, digest
 from jaxtrain.data.listing import read_text
 from jaxtrain.data.text import check_length
 from jaxtrain.data.tokenizer import Tokenizer, open_tokenizer
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """A file of text: what it is called, and what is in it."""
 
     name: str
@@ -38,8 +38,7 @@ def open_corpus(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     del classes
     tokenizer = open_tokenizer(cfg.tokenizer)
     check_length(cfg.length)
-    root = os.path.expanduser(cfg.path)
-    texts = _part(cfg, root, split, key) if os.path.isfile(root) else _files(cfg, root, split, key)
+    texts = open_texts(cfg, split, key)
     stream = _stream(tokenizer, tuple(texts))
     if len(stream) < 2:
         raise UserError(f'{key}={split!r}: {cfg.path} has no text in it for that split; add some')
@@ -54,6 +53,14 @@ def open_corpus(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     return Source(fetch, len(tokens), (cfg.length,), (), named, tokenizer=tokenizer)
 
 
+def open_texts(cfg, split: str, key: str) -> list[Text]:
+    """The texts of a split, as they are; args as of `open_corpus`."""
+    root = os.path.expanduser(cfg.path)
+    if os.path.isfile(root):
+        return _part(cfg, root, split, key)
+    return _files(cfg, root, split, key)
+
+
 def windows(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens in a row -> (tokens, targets), int32 [windows, length].
 
@@ -66,7 +73,7 @@ def windows(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens.astype(np.int32), targets.astype(np.int32)
 
 
-def _files(cfg, root: str, split: str, key: str) -> list[_Text]:
+def _files(cfg, root: str, split: str, key: str) -> list[Text]:
     if not os.path.isdir(root):
         raise UserError(
             f"config.data.path={cfg.path!r} does not exist; for source='corpus' name a file of "
@@ -80,20 +87,20 @@ def _files(cfg, root: str, split: str, key: str) -> list[_Text]:
                 f'has {", ".join(sorted(folders))}'
             )
         root = os.path.join(root, split)
-        names = text_files(root, cfg.pattern)
+        names = text_files(root, cfg.pattern, cfg.skip_folders)
     else:
-        names = text_files(root, cfg.pattern)
+        names = text_files(root, cfg.pattern, cfg.skip_folders)
         names = [names[i] for i in deal(cfg, names, split, key)]
-    return [_Text(name, read_text(os.path.join(root, name))) for name in names]
+    return [Text(name, read_text(os.path.join(root, name))) for name in names]
 
 
-def text_files(root: str, pattern: str) -> list[str]:
+def text_files(root: str, pattern: str, skip_folders: Collection[str] = ()) -> list[str]:
     """Paths of the files in a folder whose names fit a pattern, relative to it and sorted; hidden
-    ones are left out. UserError if there are none.
+    ones, and what lies in folders of some names, are left out. UserError if there are none.
     """
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        folders[:] = sorted(f for f in folders if f[:1] != '.' and f not in skip_folders)
         fit = fnmatch.filter((f for f in files if not f.startswith('.')), pattern)
         found += [os.path.relpath(os.path.join(folder, name), root) for name in fit]
     if not found:
@@ -103,11 +110,11 @@ def text_files(root: str, pattern: str) -> list[str]:
     return sorted(found)
 
 
-def _part(cfg, file: str, split: str, key: str) -> list[_Text]:
+def _part(cfg, file: str, split: str, key: str) -> list[Text]:
     """The stretch of a single file that belongs to a split, from the start of a line to another."""
     text = read_text(file)
     low, high = (_line_start(text, share) for share in bounds(cfg.shares, split, key))
-    return [_Text(split, text[low:high])]
+    return [Text(split, text[low:high])]
 
 
 def _line_start(text: str, share: float) -> int:
@@ -119,6 +126,6 @@ def _line_start(text: str, share: float) -> int:
 
 
 @lru_cache(maxsize=8)
-def _stream(tokenizer: Tokenizer, texts: tuple[_Text, ...]) -> np.ndarray:
+def _stream(tokenizer: Tokenizer, texts: tuple[Text, ...]) -> np.ndarray:
     # Cached: the seeds and arms of a comparison share their data.
     return tokenizer.stream([text.content for text in texts if text.content])

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtrain.config import nearest
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 
 def deal(cfg, names: Sequence[str], split: str, key: str) -> np.ndarray:

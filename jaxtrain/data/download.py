@@ -3,8 +3,10 @@
 An archive lies in DATA_DIR/downloads/manual/NAME, under the name that it has at its source, whoever
 put it there; a folder of its own for each data set, because MNIST and Fashion-MNIST call their
 files alike. TFDS takes what it finds there, and compares it with the checksums that it comes with.
+Archives that take a login can only be put there by hand, and are compared here.
 """
 
+import hashlib
 import math
 import sys
 from collections.abc import Iterable
@@ -17,7 +19,8 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from jaxtrain.errors import UserError
 
-_BLOCK = 2**18  # bytes
+_BLOCK = 2**18  # bytes, of what comes over a network
+_LARGE = 2**24  # bytes, of what lies on disk
 _TIMEOUT = (10, 60)  # seconds: to be connected, and for the next byte to come
 
 
@@ -64,6 +67,52 @@ def archives(builder: tfds.core.DatasetBuilder, dl_manager, urls: list[str]) -> 
                 f'is downloaded again, or put {url} in its place'
             ) from error
     return list(paths.values())
+
+
+def hand_put(builder: tfds.core.DatasetBuilder, urls: list[str], site: str) -> list[Path]:
+    """Returns the archive of each URL, which a user has put into `manual_dir`, verified.
+
+    Args:
+        builder: has `url_infos`, {url: size and SHA-256}, and `quiet`.
+        urls: of the archives, all in `builder.url_infos`; they lie under the URL's last part.
+        site: where a user gets them, for the message.
+
+    Raises:
+        UserError: an archive is not there, or is not the official one.
+    """
+    folder = manual_dir(builder)
+    paths = {url: folder / url.rpartition('/')[2] for url in urls}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise UserError(
+            f'config.data.name = {builder.name!r}: {" and ".join(missing)} cannot be downloaded '
+            f'without a login; get them from {site}, and put them into {folder}'
+        )
+    for url, path in paths.items():  # all sizes before the first checksum, which takes minutes
+        _check(builder, path, 'size', path.stat().st_size, int(builder.url_infos[url].size), site)
+    for url, path in paths.items():
+        expected = builder.url_infos[url].checksum
+        _check(builder, path, 'SHA-256', _sha256(path, builder.quiet), expected, site)
+    return list(paths.values())
+
+
+def _check(builder, path: Path, what: str, found, expected, site: str) -> None:
+    if found != expected:
+        raise UserError(
+            f'config.data.name = {builder.name!r}: {path} is not the official file, or is damaged: '
+            f'its {what} is {found}, not {expected}; get it from {site} again'
+        )
+
+
+def _sha256(path: Path, quiet: bool) -> str:
+    """Returns the SHA-256 of a file, in hex."""
+    total = hashlib.sha256()
+    with path.open('rb') as file:
+        blocks = iter(lambda: file.read(_LARGE), b'')
+        count = math.ceil(path.stat().st_size / _LARGE)
+        for block in track(blocks, count, f'verifying {path.name}', quiet):
+            total.update(block)
+    return total.hexdigest()
 
 
 class _OtherContent(Exception):

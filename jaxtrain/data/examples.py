@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jaxtrain.config import nearest
 from jaxtrain.data.tokenizer import Tokenizer
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 BLOCK = 4096  # examples fetched at once where all of them are gone through
 
@@ -30,6 +29,8 @@ class Source:
       labels: int32 [size] where known without fetching, else None.
       tokenizer: what made the tokens of text; None for images.
       cut: texts that are longer than the tokens of an example, and lose their end.
+      crop: indices [n] and uint64 [n], a number for each -> the same batch as `fetch`, but of each
+        image a random part, which goes by the number; None where training sees whole images.
     """
 
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -41,6 +42,9 @@ class Source:
     labels: np.ndarray | None = field(default=None, compare=False, repr=False)
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     cut: int = 0
+    crop: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def __len__(self) -> int:
         return self.size
@@ -104,9 +108,11 @@ def first_per_class(source: Source, limit: int, where: str) -> Source:
             f'{source.classes[rarest]!r} has {counts[rarest]} examples in {where}'
         )
     chosen = np.array(kept)
+    crop = source.crop
     return replace(
         source,
         fetch=lambda indices: source.fetch(chosen[indices]),
+        crop=crop and (lambda indices, numbers: crop(chosen[indices], numbers)),
         size=len(chosen),
         labels=None if source.labels is None else source.labels[chosen],
     )

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from jaxtrain.data.crop import Shares, make_random_crop, random_region
 from jaxtrain.data.examples import Source, digest
-from jaxtrain.data.images import BadImage, Fit, make_fit, read
+from jaxtrain.data.images import BadImage, Fit, Region, make_fit, read
 from jaxtrain.errors import UserError
 
 CHUNK = 64  # files that a thread decodes at a time
@@ -41,13 +42,14 @@ class Files:
         )
 
 
-def file_source(cfg, files: Files, size: tuple[int, ...]) -> Source:
+def file_source(cfg, files: Files, size: tuple[int, ...], train: bool) -> Source:
     """A source of RGB images, kept in memory if they take at most `memory_mib`.
 
     Args:
       cfg: `config.data`; reads on_bad_image, exif, crop, interpolation and memory_mib.
       files: what to read.
       size: (height, width) to resize to.
+      train: whether they are trained on, and so cropped as random_crop says (and not kept).
 
     Raises:
       UserError: no size; or, if the images are kept or on_bad_image='skip', a file that cannot be
@@ -60,7 +62,8 @@ def file_source(cfg, files: Files, size: tuple[int, ...]) -> Source:
             'config.data.image_size: image files may differ in size; give (height, width) to '
             'resize them to, such as (224, 224)'
         )
-    return _open(files, (*size, 3), upright, make_fit(cfg), skip, memory_mib)
+    shares = make_random_crop(cfg, size) if train else None
+    return _open(files, (*size, 3), upright, make_fit(cfg), skip, memory_mib, shares)
 
 
 @lru_cache(maxsize=8)
@@ -71,14 +74,15 @@ def _open(
     fit: Fit,
     skip: bool,
     memory_mib: int,
+    shares: Shares,
 ) -> Source:
     # Cached: the seeds and arms of a comparison share their data.
-    fits = len(files.paths) * int(np.prod(shape)) <= memory_mib * 2**20
+    fits = not shares and len(files.paths) * int(np.prod(shape)) <= memory_mib * 2**20
     images = np.empty((len(files.paths), *shape), np.uint8) if fits else None
     good = np.ones(len(files.paths), bool)
 
     def look(index: int) -> None:
-        image, good[index] = _read(files.paths[index], shape, upright, fit, skip)
+        image, good[index] = _read(files.paths[index], shape, upright, fit, skip=skip)
         if fits and good[index]:
             images[index] = image
 
@@ -90,22 +94,37 @@ def _open(
         files = _require_some(files, files.take(rows), skipped)
     labels = np.array(files.labels, np.int32)
 
+    def read_all(indices: np.ndarray, regions: Sequence[Region | None]) -> dict[str, np.ndarray]:
+        pairs = zip(indices, regions, strict=True)
+        found = [_read(files.paths[i], shape, upright, fit, region)[0] for i, region in pairs]
+        return {'image': np.stack(found), 'label': labels[indices]}
+
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
         if fits:
             return {'image': images[rows[indices]], 'label': labels[indices]}
-        found = [_read(files.paths[i], shape, upright, fit, skip=False)[0] for i in indices]
-        return {'image': np.stack(found), 'label': labels[indices]}
+        return read_all(indices, [None] * len(indices))
+
+    def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return read_all(indices, [random_region(shares, number) for number in numbers])
 
     marked = digest(files.names, (files.classes[label] for label in files.labels))
-    return Source(fetch, len(labels), shape, files.classes, marked, skipped, labels)
+    return Source(
+        fetch, len(labels), shape, files.classes, marked, skipped, labels,
+        crop=crop if shares else None,
+    )  # fmt: skip
 
 
 def _read(
-    path: str, shape: tuple[int, int, int], upright: bool, fit: Fit, skip: bool
+    path: str,
+    shape: tuple[int, int, int],
+    upright: bool,
+    fit: Fit,
+    region: Region | None = None,
+    skip: bool = False,
 ) -> tuple[np.ndarray | None, bool]:
     """The image, and whether it could be read; UserError if not and that is not to be skipped."""
     try:
-        return read(path, shape, upright, fit), True
+        return read(path, shape, upright, fit, region), True
     except BadImage as error:
         if skip:
             return None, False

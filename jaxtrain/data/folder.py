@@ -2,12 +2,11 @@
 
 import os
 
-from jaxtrain.config import nearest
 from jaxtrain.data import images
 from jaxtrain.data.deal import deal
 from jaxtrain.data.examples import Source, check_classes, relabel, require_all
 from jaxtrain.data.files import Files, file_source
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 # Folders so called are taken for splits, and never for classes that hold images directly.
 SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing', 'eval'}
@@ -47,7 +46,8 @@ def open_folder(
                 f'{key}={split!r}: {root} has no folder of that name{nearest(split, folders)}; it '
                 f'has {", ".join(folders)}'
             )
-        return file_source(cfg, list_classes(os.path.join(root, split), classes), size)
+        files = list_classes(os.path.join(root, split), classes)
+        return file_source(cfg, files, size, split == cfg.train)
     if folders and set(folders) <= SPLITS | splits:
         raise UserError(
             f'{os.path.join(root, folders[0])} holds no class folders; put each image in one, like '
@@ -58,7 +58,7 @@ def open_folder(
     files = files.take(deal(cfg, stems, split, key))
     if split == cfg.train:
         require_all(files.labels, files.classes, key, split)
-    return file_source(cfg, files, size)
+    return file_source(cfg, files, size, split == cfg.train)
 
 
 def list_classes(root: str, classes: tuple[str, ...]) -> Files:

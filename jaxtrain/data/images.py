@@ -10,7 +10,8 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -49,6 +50,11 @@ _FILTERS = {
 }
 
 
+Box = tuple[int, int, int, int]  # the first row and column, height, width
+# (height, width) of an image -> the part of it that is wanted.
+Region = Callable[[int, int], Box]
+
+
 @dataclass(frozen=True)
 class Fit:
     """How an image gets the size that is asked for.
@@ -75,12 +81,26 @@ def make_fit(cfg) -> Fit:
     return Fit(float(cfg.crop), interpolation)
 
 
+def asked_size(cfg) -> tuple[int, ...]:
+    """(height, width) as `config.data.image_size` says, () for none. UserError for another form."""
+    size = tuple(cfg.image_size)
+    if size and (len(size) != 2 or min(size) < 1):
+        raise UserError(
+            f'config.data.image_size={size} must be (height, width), or () for as it is'
+        )
+    return size
+
+
 class BadImage(UserError):
     """Not an image, or a broken one."""
 
 
 def read(
-    path: str, shape: tuple[int, int, int], upright: bool = False, fit: Fit = PLAIN
+    path: str,
+    shape: tuple[int, int, int],
+    upright: bool = False,
+    fit: Fit = PLAIN,
+    region: Region | None = None,
 ) -> np.ndarray:
     """The image in a file, as `decode` gives it.
 
@@ -96,7 +116,7 @@ def read(
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}); try again') from error
     try:
-        return decode(data, shape, upright, fit)
+        return decode(data, shape, upright, fit, region)
     except BadImage as error:
         raise BadImage(
             f'{path} cannot be read as an image ({error}); replace or remove it'
@@ -104,7 +124,11 @@ def read(
 
 
 def decode(
-    data: bytes, shape: tuple[int, int, int], upright: bool = False, fit: Fit = PLAIN
+    data: bytes,
+    shape: tuple[int, int, int],
+    upright: bool = False,
+    fit: Fit = PLAIN,
+    region: Region | None = None,
 ) -> np.ndarray:
     """Encoded image -> uint8 [height, width, channels], RGB or (one channel) grey.
 
@@ -117,15 +141,31 @@ def decode(
       shape: (height, width, channels) to return; another size is made this one as `fit` says.
       upright: turn the image as its EXIF orientation says.
       fit: how.
+      region: of the image, turned, only this part is returned; it is stretched, by area if it
+        shrinks, else bilinear. Of a JPEG as few pixels are decoded as that takes.
 
     Raises:
       BadImage: none of these formats, broken, or of more than MAX_PIXELS.
     """
     height, width, channels = shape
     pixels = _decode_png(data, channels) if _is_plain_png(data) else None
+    if region is not None and pixels is None:
+        return _stretch(_decode_part(data, shape, upright, region), (height, width)).reshape(shape)
+    if region is not None:
+        return resize_part(pixels, (height, width), region).reshape(shape)
     if pixels is None:
         pixels = _decode_any(data, channels, upright)
     return resize(pixels, (height, width), fit).reshape(shape)
+
+
+def resize_part(image: np.ndarray, size: tuple[int, int], region: Region) -> np.ndarray:
+    """uint8 [h, w] or [h, w, c] -> its region at `size`."""
+    return _stretch(_cut(image, region(*image.shape[:2])), size)
+
+
+def _cut(image: np.ndarray, box: Box) -> np.ndarray:
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]
 
 
 def resize(image: np.ndarray, size: tuple[int, int], fit: Fit = PLAIN) -> np.ndarray:
@@ -146,7 +186,7 @@ def resize(image: np.ndarray, size: tuple[int, int], fit: Fit = PLAIN) -> np.nda
     return image[top : top + rows, left : left + columns]
 
 
-def _stretch(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+def _stretch(image: np.ndarray, size: tuple[int, int], interpolation: str = 'auto') -> np.ndarray:
     height, width = size
     if image.shape[:2] == size:
         return image
@@ -252,19 +292,55 @@ def _decode_png(data: bytes, channels: int) -> np.ndarray | None:
 
 def _decode_any(data: bytes, channels: int, upright: bool) -> np.ndarray:
     """uint8 [h, w] or [h, w, 3] of any image, by PIL."""
+    with _opened(data) as image:
+        image.load()
+        pixels = _grey(image) if channels == 1 else _rgb(image)
+        turn = _TURNS.get(_orientation(image)) if upright else None
+    return turn(pixels) if turn else pixels
+
+
+def _decode_part(
+    data: bytes, shape: tuple[int, int, int], upright: bool, region: Region
+) -> np.ndarray:
+    """As `_decode_any`, of a region, at a scale at which it has the height and width of `shape`.
+
+    libjpeg leaves out the higher frequencies of each block, and computes 4, 2 or 1 pixels for 8.
+    """
+    with _opened(data) as image:
+        orientation = _orientation(image) if upright else 1
+        width, height = image.size
+        tall, wide = (width, height) if orientation >= 5 else (height, width)
+        top, left, rows, columns = region(tall, wide)
+        scale = max(1, min(rows // shape[0], columns // shape[1]))
+        # PIL takes 8, 4, 2 or 1, at most what is asked for; formats other than JPEG always 1.
+        image.draft(None, (width // scale, height // scale))
+        image.load()
+        pixels = _grey(image) if shape[2] == 1 else _rgb(image)
+    pixels = _TURNS[orientation](pixels) if orientation in _TURNS else pixels
+    top, rows = _scaled(top, rows, pixels.shape[0] / tall, pixels.shape[0])
+    left, columns = _scaled(left, columns, pixels.shape[1] / wide, pixels.shape[1])
+    return _cut(pixels, (top, left, rows, columns))
+
+
+def _scaled(first: int, count: int, scale: float, most: int) -> tuple[int, int]:
+    """Of rows or columns at another scale, of which there are `most`."""
+    count = round(count * scale)
+    return min(round(first * scale), most - count), count
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An image by PIL. BadImage for whatever is wrong with it, also while it is read."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size)
-            image.load()
-            pixels = _grey(image) if channels == 1 else _rgb(image)
-            turn = _TURNS.get(_orientation(image)) if upright else None
+            yield image
     except BadImage:
         raise
     except UnidentifiedImageError as error:
         raise BadImage('it is no JPEG, PNG, WebP, BMP or GIF' if data else 'it is empty') from error
     except Exception as error:  # PIL has no one type for what is wrong with a file
         raise BadImage(' '.join(str(error).split()) or type(error).__name__) from error
-    return turn(pixels) if turn else pixels
 
 
 def _check_pixels(width: int, height: int) -> None:

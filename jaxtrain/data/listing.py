@@ -10,10 +10,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from jaxtrain.config import nearest
 from jaxtrain.data.deal import deal
 from jaxtrain.data.examples import check_classes, relabel, require_all
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 SUFFIXES = ('.csv', '.jsonl')
 

@@ -32,7 +32,7 @@ def open_manifest(
     )
     if cfg.on_bad_image != 'skip':
         _require_files(found.file, found.rows, files.paths)
-    return file_source(cfg, files, size)
+    return file_source(cfg, files, size, split == cfg.train)
 
 
 def _clean(file: str, rows: list[Row]) -> list[Row]:

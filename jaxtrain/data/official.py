@@ -1,9 +1,10 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 of TFDS, prepared without TensorFlow.
+"""Data sets of TFDS that are prepared without TensorFlow: MNIST, Fashion-MNIST, CIFAR-10 and -100.
 
-Each class is TFDS's own builder but for the reading of the archives, for which TFDS calls
-TensorFlow. Name, version, features, labels, ids, keys (hence the order on disk) and checksums are
-those of TFDS, and so are the pixels; the PNG around them comes from another encoder. What is
-prepared here is read by plain `tfds.builder('mnist')`.
+(ImageNet is in imagenet.py; `OFFICIAL` below has them all.) Each class is TFDS's own builder but
+for the reading of the archives, for which TFDS calls TensorFlow. Name, version, features, labels,
+ids, keys (hence the order on disk) and checksums are those of TFDS, and so are the pixels; the PNG
+around them comes from another encoder. What is prepared here is read by plain
+`tfds.builder('mnist')`.
 
 Formats: http://yann.lecun.com/exdb/mnist/ and https://www.cs.toronto.edu/~kriz/cifar.html.
 """
@@ -20,6 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar, mnist
 
 from jaxtrain.data.download import archives, track
+from jaxtrain.data.imagenet import Imagenet2012
 
 _IDX_FILES = {
     'train': ('train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz'),
@@ -92,8 +94,9 @@ class Cifar100(_Binary, cifar.Cifar100, skip_registration=True):
     url_infos = cifar.Cifar100.url_infos
 
 
+# What of TFDS can be prepared here: name -> class.
 OFFICIAL: dict[str, type[tfds.core.DatasetBuilder]] = {
-    cls.name: cls for cls in (MNIST, FashionMNIST, Cifar10, Cifar100)
+    cls.name: cls for cls in (MNIST, FashionMNIST, Cifar10, Cifar100, Imagenet2012)
 }
 
 

@@ -3,20 +3,32 @@
 The order of the data is a permutation per epoch, made from the seed alone. Position `i` of the
 endless stream of epochs belongs to step `i // batch_size`; process `p` of `n` takes the `p`-th
 share of each global batch. So the order depends neither on the number of processes nor of devices,
-and resuming needs the step alone. Grain runs the function ahead of time in threads.
+and resuming needs the step alone. Where images are cropped at random, a number for each position,
+made from the seed alone too, says how. Grain runs the function ahead of time, in threads or in
+processes, which does not show in the batches.
 """
 
+import atexit
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import resource_tracker
 
 import grain.python as grain
 import numpy as np
+from absl import flags
 
 from jaxtrain.data.sources import Source
 from jaxtrain.errors import UserError
 
 Batch = dict[str, np.ndarray]
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,17 @@ def train_indices(examples: int, batch_size: int, seed: int, step: int) -> np.nd
     return np.concatenate(parts)
 
 
+def example_numbers(batch_size: int, seed: int, step: int) -> np.ndarray:
+    """A random number for each example of a step's global batch, uint64 [batch_size].
+
+    It is a function of the seed and of the position in the stream.
+    """
+    # Philox counts in blocks of four numbers, and can start at any.
+    block, offset = divmod(step * batch_size, 4)
+    numbers = np.random.Philox(key=seed, counter=block).random_raw(offset + batch_size)
+    return numbers[offset:]
+
+
 @lru_cache(maxsize=4)
 def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(examples)
@@ -58,6 +81,7 @@ def train_batches(
     part: Slice,
     threads: int,
     ahead: int,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """This process's batches, arrays by name as `Source.features` tells.
 
@@ -69,19 +93,69 @@ def train_batches(
         several steps has an axis of steps in front.
       part: this process's share.
       threads, ahead: host threads, and how many items to keep ready.
+      workers: processes in place of the threads, 0 for none.
+
+    Returns:
+      An iterator, whose `close()` ends its threads or processes. With workers, `source` is copied
+      to each.
     """
 
     def batch(item: int) -> Batch:
         steps = range(int(bounds[item]), int(bounds[item + 1]))
         rows = [part.of(train_indices(len(source), batch_size, seed, step)) for step in steps]
-        examples = source.fetch(np.concatenate(rows))
+        if source.crop:
+            numbers = [part.of(example_numbers(batch_size, seed, step)) for step in steps]
+            examples = source.crop(np.concatenate(rows), np.concatenate(numbers))
+        else:
+            examples = source.fetch(np.concatenate(rows))
         if len(steps) == 1:
             return examples
         return {k: v.reshape(len(steps), -1, *v.shape[1:]) for k, v in examples.items()}
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     dataset = grain.MapDataset.range(len(bounds) - 1).map(batch)
-    return iter(dataset.to_iter_dataset(options))
+    if not workers:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+    if not flags.FLAGS.is_parsed():  # Grain hands its own flags on to the workers
+        flags.FLAGS.mark_as_parsed()
+    # JAX lets go of the last batch, in memory shared with a worker, when garbage is next collected;
+    # at exit it would not be, and there would be a warning.
+    atexit.register(gc.collect)
+    each = max(1, -(-ahead // workers))
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
+    return _shielded(
+        dataset.mp_prefetch(grain.MultiprocessingOptions(workers, each), _start_worker)
+    )
+
+
+def _shielded(dataset: grain.IterDataset) -> Iterator[Batch]:
+    """Its items, from processes that no request to stop can end while they start.
+
+    Such a request may reach all processes of a job, and the one that trains answers it. Grain
+    starts a worker when its first item is due, and a process has the signal mask of the thread
+    that starts it; `_start_worker` comes a second too late.
+    """
+    resource_tracker.ensure_running()  # which would lift the mask when the first worker starts
+    with contextlib.closing(iter(dataset)) as items:
+        while True:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+            try:
+                item = next(items, None)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if item is None:
+                return
+            yield item
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Makes a worker end with the process that it works for."""
+    del index, count
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def eval_batches(source: Source, batch_size: int, part: Slice) -> Iterator[Batch]:

@@ -7,17 +7,18 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
 
+from jaxtrain.data.buckets import without_tensorflow
 from jaxtrain.data.digits import Digits
 from jaxtrain.data.download import manual_dir
 from jaxtrain.data.glyphs import Glyphs
 from jaxtrain.data.official import OFFICIAL
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 
 # The data sets that this package makes by itself: name -> (class, config).
 OURS = {
@@ -84,6 +85,42 @@ def prepare(builder: tfds.core.DatasetBuilder, quiet: bool = False) -> None:
             builder.info.read_from_directory(builder.data_dir)
 
 
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Returns whether a data set lies on disk, whole."""
+    with _silence():
+        return builder.is_prepared()
+
+
+def check_split(name: str, splits: Mapping[str, tfds.core.SplitInfo], split: str, key: str) -> int:
+    """Returns the number of examples of a split in TFDS's notation, such as `train[:99%]`.
+
+    Args:
+        name: of the data set, for messages.
+        splits: a `SplitDict`.
+        split: what is asked for.
+        key: the config key or flag that asks for it, for messages.
+
+    Raises:
+        UserError: no such split, or no examples in it.
+    """
+    known = sorted(splits)
+    if not {part.split('[')[0].strip() for part in split.split('+')} <= {*known, 'all'}:
+        raise UserError(
+            f'{key}={split!r}: data set {name!r} has no such split{nearest(split, known)}; it has '
+            f'{", ".join(known)}'
+        )
+    try:
+        size = splits[split].num_examples
+    except Exception as error:  # TFDS has no one type for it
+        raise UserError(
+            f'{key}={split!r} is not a split that TFDS understands; '
+            f"write it like 'train', 'train[:80%]' or 'train[:1000]'"
+        ) from error
+    if size == 0:
+        raise UserError(f'{key}={split!r} holds no examples; choose a larger part')
+    return size
+
+
 def _generate(builder: tfds.core.DatasetBuilder, quiet: bool) -> None:
     """Writes the data set. The caller holds the lock, so every leftover is a dead process's."""
     folder = Path(builder.data_dir)
@@ -92,14 +129,15 @@ def _generate(builder: tfds.core.DatasetBuilder, quiet: bool) -> None:
     for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
         shutil.rmtree(leftover)
     builder.quiet = quiet
-    builder.download_and_prepare(
-        file_format=_FORMAT,
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=manual_dir(builder),
-            force_checksums_validation=True,
-            try_download_gcs=False,  # or it asks a server whether there is a TFRecord to be had
-        ),
-    )
+    with without_tensorflow():
+        builder.download_and_prepare(
+            file_format=_FORMAT,
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir(builder),
+                force_checksums_validation=True,
+                try_download_gcs=False,  # or it asks a server whether there is a TFRecord to be had
+            ),
+        )
 
 
 @contextlib.contextmanager
@@ -151,7 +189,13 @@ def _foreign(name: str, root: str) -> tfds.core.DatasetBuilder:
     except Exception as error:  # TFDS has no one type for it
         raise _unknown(name, root) from error
     if found.name in OFFICIAL and not found.is_prepared():
-        return OFFICIAL[found.name](data_dir=root)
+        cls = OFFICIAL[found.name]
+        if found.version != cls.VERSION:
+            raise UserError(
+                f'config.data.name = {name!r}: not prepared in {found.data_dir}, and the version '
+                f"that can be prepared is another one: '{found.name}:{cls.VERSION}'"
+            )
+        return cls(data_dir=root)
     return found
 
 
@@ -167,10 +211,10 @@ def _unknown(name: str, root: str) -> UserError:
             f'config.data.name = {name!r}: no such version or config, or its files are damaged; '
             f'name one that lies prepared in {root}: {", ".join(lying)}'
         )
-    nearest = difflib.get_close_matches(name, _known(name), n=3, cutoff=0.5) or [*OURS, *OFFICIAL]
+    close = difflib.get_close_matches(name, _known(name), n=3, cutoff=0.5) or [*OURS, *OFFICIAL]
     return UserError(
         f'config.data.name = {name!r}: no such data set; nearest known names: '
-        f'{", ".join(nearest)}; set it to one of them, or to a data set that is prepared as '
+        f'{", ".join(close)}; set it to one of them, or to a data set that is prepared as '
         f'array_record in {root}'
     )
 

@@ -5,20 +5,20 @@ and arrays.py, and texts in text.py and corpus.py. Images that fit are decoded o
 memory; a larger split batch by batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.config import nearest
 from jaxtrain.data.arrays import open_npz
 from jaxtrain.data.corpus import open_corpus
+from jaxtrain.data.crop import Shares, make_random_crop, random_region
 from jaxtrain.data.examples import Source, first_per_class, in_memory, relabel
 from jaxtrain.data.folder import open_folder
-from jaxtrain.data.images import BadImage, Fit, decode, make_fit
+from jaxtrain.data.images import BadImage, Fit, Region, asked_size, decode, make_fit
 from jaxtrain.data.manifest import open_manifest
-from jaxtrain.data.prepare import builder, prepare
+from jaxtrain.data.prepare import builder, check_split, prepare
 from jaxtrain.data.text import open_text
 from jaxtrain.errors import UserError
 
@@ -52,17 +52,8 @@ def open_source(cfg, split: str, key: str, limit: int = 0, classes: tuple[str, .
     if kind in TEXTS:
         source = TEXTS[kind](cfg, split, key, tuple(classes))
     else:
-        source = IMAGES[kind](cfg, split, key, _image_size(cfg), tuple(classes))
+        source = IMAGES[kind](cfg, split, key, asked_size(cfg), tuple(classes))
     return first_per_class(source, limit, f'{name!r} {split!r}') if limit else source
-
-
-def _image_size(cfg) -> tuple[int, ...]:
-    size = tuple(cfg.image_size)
-    if size and (len(size) != 2 or min(size) < 1):
-        raise UserError(
-            f'config.data.image_size={size} must be (height, width), or () for as it is'
-        )
-    return size
 
 
 def data_name(cfg) -> str:
@@ -76,18 +67,27 @@ def open_tfds(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[s
     Args, raises: as `folder.open_folder`; and UserError for a data set that is not known, or one
     without images and labels.
     """
-    source = _open(cfg.name, cfg.dir, split, key, size, make_fit(cfg), cfg.memory_mib)
+    shares = make_random_crop(cfg, size) if split == cfg.train else None
+    source = _open(cfg.name, cfg.dir, split, key, size, make_fit(cfg), cfg.memory_mib, shares)
     if classes in ((), source.classes):
         return source
     labels = relabel(source.classes, classes, f'config.data.name={cfg.name!r}')
     order = np.array([labels[name] for name in source.classes], np.int32)
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        rows = source.fetch(indices)
-        return {**rows, 'label': order[rows['label']]}
+    def relabelled(read: Callable) -> Callable:
+        def fetch(*arguments: np.ndarray) -> dict[str, np.ndarray]:
+            rows = read(*arguments)
+            return {**rows, 'label': order[rows['label']]}
 
-    known = None if source.labels is None else order[source.labels]
-    return replace(source, fetch=fetch, classes=classes, labels=known)
+        return fetch
+
+    return replace(
+        source,
+        fetch=relabelled(source.fetch),
+        crop=source.crop and relabelled(source.crop),
+        classes=classes,
+        labels=None if source.labels is None else order[source.labels],
+    )
 
 
 IMAGES = {
@@ -102,14 +102,14 @@ TEXTS = {'text': open_text, 'corpus': open_corpus}
 @lru_cache(maxsize=8)
 def _open(
     name: str, directory: str, split: str, key: str, size: tuple[int, ...], fit: Fit,
-    memory_mib: int,
+    memory_mib: int, shares: Shares,
 ) -> Source:  # fmt: skip
     # Cached: the seeds and arms of a comparison share their data.
     import tensorflow_datasets as tfds
 
     made = builder(name, directory)
     prepare(made)
-    _check_split(made, split, key)
+    check_split(made.info.full_name, made.info.splits, split, key)
     features = made.info.features
     if not {'image', 'label'} <= set(features):
         raise UserError(
@@ -124,37 +124,36 @@ def _open(
         )
     image_shape = (height, width, 1 if shape[2] == 1 else 3)
     records = made.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+    if any(records[i]['label'] < 0 for i in (0, len(records) - 1)):  # in TFDS, -1 for unknown
+        raise UserError(
+            f'{key}={split!r}: the examples of {name!r} have no labels there; name another of '
+            f'its splits: {", ".join(sorted(made.info.splits))}'
+        )
 
     # Orientation tags are left alone: data sets are stored as they are meant to be seen.
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def read(indices: np.ndarray, regions: Sequence[Region | None]) -> dict[str, np.ndarray]:
         rows = records.__getitems__([int(i) for i in indices])
+        pairs = zip(rows, regions, strict=True)
         try:
-            images = np.stack([decode(row['image'], image_shape, fit=fit) for row in rows])
+            images = [
+                decode(row['image'], image_shape, fit=fit, region=part) for row, part in pairs
+            ]
         except BadImage as error:
             raise UserError(
                 f'config.data.name={name!r}: an image of {made.data_dir} cannot be read ({error}); '
                 'prepare the data set again'
             ) from error
-        return {'image': images, 'label': np.array([row['label'] for row in rows], np.int32)}
+        labels = np.array([row['label'] for row in rows], np.int32)
+        return {'image': np.stack(images), 'label': labels}
+
+    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+        return read(indices, [None] * len(indices))
+
+    def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return read(indices, [random_region(shares, number) for number in numbers])
 
     source = Source(fetch, len(records), image_shape, tuple(features['label'].names))
+    if shares:
+        return replace(source, crop=crop)
     fits = len(records) * int(np.prod(image_shape)) <= memory_mib * 2**20
     return in_memory(source) if fits else source
-
-
-def _check_split(made, split: str, key: str) -> None:
-    known: Sequence[str] = sorted(made.info.splits)
-    if not {part.split('[')[0].strip() for part in split.split('+')} <= {*known, 'all'}:
-        raise UserError(
-            f'{key}={split!r}: data set {made.info.full_name!r} has no such split'
-            f'{nearest(split, known)}; it has {", ".join(known)}'
-        )
-    try:
-        empty = made.info.splits[split].num_examples == 0
-    except Exception as error:
-        raise UserError(
-            f'{key}={split!r} is not a split that TFDS understands; '
-            f"write it like 'train', 'train[:80%]' or 'train[:1000]'"
-        ) from error
-    if empty:
-        raise UserError(f'{key}={split!r} holds no examples; choose a larger part')

@@ -1,15 +1,16 @@
 """Tokenizers: text to numbers and back, by Hugging Face's library and its tokenizer.json."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from jaxtrain import storage
 from jaxtrain.errors import UserError
 
 BYTES = 'bytes'  # a token for each byte of UTF-8, and one more that ends a text
@@ -64,7 +65,9 @@ class Tokenizer:
         library = _library(self.definition)
         library.no_truncation()
         library.no_padding()
-        return [row.ids for row in library.encode_batch(list(texts), add_special_tokens=False)]
+        # Fast: without the places of tokens in the text, which takes a fifth of the time.
+        rows = library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [row.ids for row in rows]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; those that end or pad one are left out."""
@@ -110,10 +113,10 @@ def read_definition(name: str, key: str = 'config.data.tokenizer') -> str:
         )
     if name == BYTES:
         return _bytes().to_str()
-    path = Path(name).expanduser()
+    path = storage.path(os.path.expanduser(name))
     path = path / 'tokenizer.json' if path.is_dir() else path
     try:
-        return path.read_text(encoding='utf-8')
+        return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'it is not UTF-8'
         raise UserError(

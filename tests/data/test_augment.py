@@ -8,15 +8,27 @@ from scipy import ndimage
 
 from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
-from jaxtrain.data.augment import affine, flip, make_augment, make_normalise, noise, shift
+from jaxtrain.data.augment import (
+    affine,
+    erase,
+    flip,
+    make_augment,
+    make_normalise,
+    noise,
+    rectangles,
+    shift,
+)
+from jaxtrain.data.randaugment import randaugment
 from jaxtrain.errors import UserError
 
 KEY = jax.random.key(7)
 IMAGES = np.random.default_rng(0).uniform(0, 255, (32, 6, 5, 2)).astype(np.float32)
-flip, noise, shift, affine = (
+flip, noise, shift, erase, affine, randaugment = (
     jax.jit(function, static_argnums=range(2, takes))
-    for function, takes in ((flip, 2), (noise, 3), (shift, 3), (affine, 4))
-)
+    for function, takes in (
+        (flip, 2), (noise, 3), (shift, 3), (erase, 3), (affine, 4), (randaugment, 4)
+    )
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -137,9 +149,51 @@ def test_noise_has_its_level():
     assert abs(np.corrcoef(added[:32].ravel(), added[32:].ravel())[0, 1]) < 0.1
 
 
+def test_erase_fills_rectangles_with_noise():
+    height, width = 60, 40
+    images = np.full((400, height, width, 1), -1, np.float32)
+    erased = np.asarray(erase(KEY, images, 0.7))
+    areas, aspects, middles = [], [], []
+    for found in erased[..., 0] != -1:
+        if not found.any():
+            continue
+        rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+        assert found[np.ix_(rows, columns)].all()  # a rectangle without holes
+        assert len(rows) == np.ptp(rows) + 1 and len(columns) == np.ptp(columns) + 1
+        areas.append(found.mean())
+        aspects.append(len(rows) / len(columns))
+        middles.append((rows.mean() / height, columns.mean() / width))
+    assert abs(len(areas) / 400 - 0.7) < 0.1
+    # Whole pixels: sides of 5 or more are off by half of one.
+    assert 0.015 < min(areas) < 0.05 and 0.3 < max(areas) < 0.42
+    assert 0.25 < min(aspects) < 0.5 and 2 < max(aspects) < 4
+    assert (np.ptp(middles, axis=0) > 0.6).all()
+    np.testing.assert_allclose(np.mean(middles, axis=0), 0.5, atol=0.05)
+    pixels = erased[erased != -1]
+    assert pixels.min() < 5 and pixels.max() > 250 and pixels.mean() == pytest.approx(127.5, abs=3)
+
+
+@pytest.mark.parametrize('probability, expected', [(0.0, 0.0), (1.0, 1.0)])
+def test_erase_never_and_always(probability, expected):
+    images = np.tile(IMAGES, (8, 5, 6, 1))
+    changed = (np.asarray(erase(KEY, images, probability)) != images).any((1, 2, 3))
+    assert changed.mean() == expected
+
+
+def test_rectangles_are_clipped():
+    low, high = jnp.array([[1.0, -3.0], [4.0, 3.0]]), jnp.array([[3.0, 2.0], [9.0, 9.0]])
+    expected = np.zeros((2, 6, 5, 1), bool)
+    expected[0, 1:3, :2] = expected[1, 4:, 3:] = True
+    np.testing.assert_array_equal(rectangles((2, 6, 5, 3), low, high), expected)
+
+
 @pytest.mark.parametrize(
-    ('function', 'arguments'), [(flip, ()), (shift, (2,)), (affine, (30.0, 0.3)), (noise, (5.0,))]
-)
+    ('function', 'arguments'),
+    [
+        (flip, ()), (shift, (2,)), (affine, (30.0, 0.3)), (noise, (5.0,)), (erase, (0.8,)),
+        (randaugment, (2, 9.0)),
+    ],
+)  # fmt: skip
 def test_examples_are_independent_of_each_other(function, arguments):
     """What happens to one example depends on its place and not on its neighbours."""
     out = np.asarray(function(KEY, IMAGES, *arguments))
@@ -177,6 +231,10 @@ def test_no_augmentation_is_a_cast():
         (('shift', 1, 2), "('shift', 1, 2) should be ('shift', pixels)"),
         (('flip', 1), "('flip', 1) should be ('flip')"),
         (('affine', 10), "('affine', 10) should be ('affine', degrees, scale)"),
+        (('randaugment', 2), "should be ('randaugment', layers, magnitude)"),
+        (('randaugment', 2, 11), "magnitude of 'randaugment' is 11, but must be at most 10"),
+        (('randaugment', 2.0, 9), "layers of 'randaugment' is 2.0, but must be a int of 0 or"),
+        (('erase', 1.5), "probability of 'erase' is 1.5, but must be at most 1"),
         ('flip', "write 'flip' as a tuple, like ('shift', 2)"),
         ((), "write () as a tuple, like ('shift', 2)"),
     ],

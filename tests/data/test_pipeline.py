@@ -1,8 +1,19 @@
 """batch = f(seed, step): every example once an epoch, in an order that nothing else changes."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from jaxtrain.bundle import resolve
+from jaxtrain.config import Config, base
 from jaxtrain.data.pipeline import (
     Slice,
     check_batch_size,
@@ -10,7 +21,7 @@ from jaxtrain.data.pipeline import (
     train_batches,
     train_indices,
 )
-from jaxtrain.data.sources import Source
+from jaxtrain.data.sources import Source, open_source
 from jaxtrain.errors import UserError
 
 SIZE = 23
@@ -25,10 +36,24 @@ def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
 SOURCE = Source(fetch, SIZE, (2, 2, 1), tuple(map(str, range(SIZE))))
 
 
-def labels(batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4):
+def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    return {**fetch(indices), 'number': numbers}
+
+
+def made(source, batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4, workers=0):
     bounds = range(steps.start, steps.stop + 1)
-    batches = train_batches(SOURCE, batch_size, seed, bounds, part, threads, ahead)
-    return [batch['label'].tolist() for batch in batches]
+    batches = train_batches(source, batch_size, seed, bounds, part, threads, ahead, workers)
+    found = list(batches)
+    batches.close()
+    return found
+
+
+def labels(**options):
+    return [batch['label'].tolist() for batch in made(SOURCE, **options)]
+
+
+def numbers(**options):
+    return [batch['number'].tolist() for batch in made(replace(SOURCE, crop=crop), **options)]
 
 
 @pytest.mark.parametrize('batch_size', [1, 5, 8, 23])
@@ -48,7 +73,7 @@ def test_batch_larger_than_an_epoch_spans_several():
 
 
 def test_order_does_not_depend_on_the_batch_size():
-    one, other = ([i for batch in labels(b, steps=range(n)) for i in batch]
+    one, other = ([i for batch in labels(batch_size=b, steps=range(n)) for i in batch]
                   for b, n in ((4, 15), (6, 10)))  # fmt: skip
     assert one == other and len(one) == 60
 
@@ -75,6 +100,88 @@ def test_seeds_differ_and_repeat():
     # A seed and an epoch are not added up: seed 1 does not begin with the second epoch of seed 0.
     second = train_indices(SIZE, SIZE, 0, 1)
     assert (train_indices(SIZE, SIZE, 1, 0) != second).any()
+
+
+def test_random_numbers_go_by_the_position_in_the_stream():
+    """Not by batches, processes, threads, or where a run resumes, nor by the example alone."""
+    stream = sum(numbers(steps=range(15)), [])
+    assert len(set(stream)) == 120 > SIZE and max(stream) > 2**63
+    assert sum(numbers(batch_size=5, steps=range(24)), []) == stream
+    assert sum(numbers(batch_size=5, steps=range(7, 24), threads=1, ahead=1), []) == stream[35:]
+    parts = [numbers(part=Slice(index, 4)) for index in range(4)]
+    assert sum([sum(shares, []) for shares in zip(*parts, strict=True)], []) == stream[:80]
+    assert not set(sum(numbers(seed=1), [])) & set(stream)
+
+
+def test_cropped_batches_hold_the_same_examples_and_evaluation_crops_nothing():
+    source = replace(SOURCE, crop=crop)
+    assert [batch['label'].tolist() for batch in made(source)] == labels()
+    several = next(train_batches(source, 4, 0, [0, 3], WHOLE, 1, 1))
+    assert several['number'].tolist() == numbers(batch_size=4, steps=range(3))
+    assert 'number' not in next(eval_batches(source, 4, WHOLE))
+
+
+def test_workers_make_the_same_batches_of_a_data_set_on_disk():
+    """An odd number of them, so that one of the processes is done before the other."""
+    changes = {'name': 'digits', 'image_size': (6, 7), 'random_crop': (0.3, 1.0)}
+    cfg = Config(base().to_dict()).replace(**{f'data__{k}': v for k, v in changes.items()})
+    source = open_source(resolve(cfg, None).data, 'train', 'config.data.train')
+    one = made(source, steps=range(2, 7))
+    batches = train_batches(source, 8, 0, range(2, 8), WHOLE, 2, 4, workers=2)
+    done = threading.Event()
+
+    def ask_all_to_stop():  # as where a whole job is asked to, over and over
+        while not done.wait(0.01):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+
+    asking = threading.Thread(target=ask_all_to_stop)
+    asking.start()
+    try:
+        two = list(batches)
+    finally:
+        done.set()
+        asking.join()
+    batches.close()
+    assert len(one) == len(two) == 5
+    for batch, other in zip(one, two, strict=True):
+        assert set(batch) == set(other) == {'image', 'label'}
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+    assert not multiprocessing.active_children()  # closed
+
+
+def broken(indices: np.ndarray) -> dict[str, np.ndarray]:
+    raise UserError(f'example {indices[0]} is broken')
+
+
+def test_what_is_wrong_in_a_worker_is_said_here():
+    first = train_indices(SIZE, 8, 0, 0)[0]
+    batches = train_batches(replace(SOURCE, fetch=broken), 8, 0, range(9), WHOLE, 1, 1, workers=1)
+    with pytest.raises(UserError, match=f'example {first} is broken'):
+        next(batches)
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+KILLED = """
+import multiprocessing, os
+from tests.data.test_pipeline import SOURCE, WHOLE, train_batches
+if __name__ == '__main__':
+    batches = train_batches(SOURCE, 8, 0, range(99), WHOLE, 1, 1, workers=1)
+    next(batches)
+    print(len(multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    """Until they do, what they print to is not closed."""
+    (tmp_path / 'killed.py').write_text(KILLED)
+    command = [sys.executable, str(tmp_path / 'killed.py')]
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert (said.returncode, said.stdout) == (-9, '1\n')
 
 
 def test_batches_are_uint8_images_and_int32_labels():

@@ -76,7 +76,7 @@ def test_in_memory_and_batch_by_batch_are_the_same(limit):
 
 def test_only_what_is_not_in_memory_is_decoded_again(monkeypatch):
     memory, disk = source(), source(memory_mib=0)
-    monkeypatch.setattr('jaxtrain.data.sources.decode', lambda data, shape, fit: np.full(shape, 7))
+    monkeypatch.setattr('jaxtrain.data.sources.decode', lambda data, shape, **_: np.full(shape, 7))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
@@ -146,7 +146,7 @@ def test_what_is_known_of_a_data_set_that_is_not_the_users():
 
 
 def test_image_of_a_data_set_that_is_broken(monkeypatch):
-    def broken(data, shape, fit):
+    def broken(data, shape, **_):
         return images.decode(data[:50], shape)
 
     opened = source(memory_mib=0)

@@ -1,20 +1,25 @@
 """Writes tfds_digests.json: what TFDS with TensorFlow makes of the surrogate archives.
 
-    pip install tensorflow tensorflow-datasets==4.9.10 array-record importlib_resources
+    pip install tensorflow tensorflow-datasets==4.9.10 array-record importlib_resources pillow
     python tests/golden/make_tfds_digests.py
 
 TFDS's own builders prepare the archives of tests/surrogates.py. They are told the checksums of
-these, and MNIST's are told how many examples there are; all else is as it comes.
+these, and MNIST's are told how many examples there are; all else is as it comes. imagenet2012.npz
+holds the images that ImageNet's archive is made of, and what it makes of those that it does not
+leave alone: 'NAME' and 'NAME:made'.
 """
 
+import io
 import json
 import sys
 import tempfile
 import types
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.image_classification import mnist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -56,10 +61,60 @@ def describe(builder: tfds.core.DatasetBuilder) -> dict[str, object]:
     }
 
 
+def special_images() -> dict[str, bytes]:
+    """Returns the images of `surrogates.SPECIAL`, by name, and 'plain', an ordinary JPEG."""
+    rng = np.random.RandomState(0)
+    ramp = np.linspace(0, 255, 33 * 26 * 4).reshape(33, 26, 4)  # sizes that no block divides
+    pixels = np.clip(ramp[:, :, rng.permutation(4)] + rng.normal(0, 40, ramp.shape), 0, 255)
+    pixels = np.where(np.arange(26)[:, None] < 13, pixels, 255 - pixels[::-1]).astype(np.uint8)
+    adobe = _encode(Image.fromarray(pixels, 'CMYK'), 'JPEG')
+    at = adobe.index(b'Adobe')  # in a segment of two bytes of marker, two of length, and content
+    length = int.from_bytes(adobe[at - 2 : at], 'big')
+    files = (
+        adobe,
+        adobe[: at - 4] + adobe[at - 2 + length :],  # without the marker
+        adobe[: at + 11] + b'\2' + adobe[at + 12 :],  # whose last byte tells YCCK from CMYK
+        _encode(Image.fromarray(pixels, 'RGBA'), 'PNG'),
+    )
+    plain = _encode(Image.fromarray(pixels, 'RGBA').convert('RGB'), 'JPEG')
+    return {**dict(zip(surrogates.SPECIAL, files, strict=True)), 'plain': plain}
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def imagenet(folder: Path) -> dict[str, object]:
+    """Writes imagenet2012.npz, and returns what TFDS makes of the archives with these images."""
+    arrays = {name: np.frombuffer(data, np.uint8) for name, data in special_images().items()}
+    np.savez_compressed(surrogates.IMAGENET, **arrays)
+    surrogates.write_imagenet(folder / 'archives')
+    builder = tfds.builder('imagenet2012', data_dir=str(folder))
+    builder.download_and_prepare(
+        file_format='array_record',
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=str(folder / 'archives'), try_download_gcs=False
+        ),
+    )
+    skip = {'image': tfds.decode.SkipDecoding()}
+    sources = {s: builder.as_data_source(s, decoders=skip) for s in builder.info.splits}
+    for row in sources['train']:
+        if (name := row['file_name'].decode()) in surrogates.SPECIAL:
+            arrays[f'{name}:made'] = np.frombuffer(row['image'], np.uint8)
+    np.savez_compressed(surrogates.IMAGENET, **arrays)
+    return {
+        'full_name': builder.info.full_name,
+        'splits': {s: surrogates.describe_imagenet(sources[s]) for s in sorted(sources)},
+    }
+
+
 def main() -> None:
     mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = surrogates.TRAIN, surrogates.TEST
     with tempfile.TemporaryDirectory() as folder:
         made = {name: describe(prepare(name, Path(folder, name))) for name in surrogates.NAMES}
+        made['imagenet2012'] = imagenet(Path(folder, 'imagenet2012'))
     made['made_with'] = {'tensorflow': tf.__version__, 'tensorflow_datasets': tfds.__version__}
     path = Path(__file__).with_name('tfds_digests.json')
     path.write_text(json.dumps(made, indent=1, sort_keys=True) + '\n')
