@@ -1,0 +1,293 @@
+"""Plans of small configs, on this machine's CPU and for TPU slices that are not there."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxtrain import suggest
+from jaxtrain.aot import Measured, needed
+from jaxtrain.chips import CHIPS
+from jaxtrain.config import Config
+from jaxtrain.errors import UserError
+from jaxtrain.flops import Flops
+from jaxtrain.job import make_job
+from jaxtrain.mesh import trace_step
+from jaxtrain.plan import Plan, group_sizes, plan, quantity, to_json, to_text
+from tests.configs.tiny import get_config
+from tests.conftest import TINY
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
+)
+CHIP = CHIPS['TPU v5e']
+
+
+def config(**changes) -> Config:
+    return Config(get_config().to_dict()).replace(**changes)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def compile(*_):
+        raise AssertionError('compiled')
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', compile)
+
+
+def test_here_on_cpu():
+    cfg = config(groups=(('backbone/.*', 'frozen'), ('head/.*', 'head')))
+    found = plan(cfg, price=3.0)
+    head = 16 * 10 + 10
+    assert found.groups['head']['parameters'] == head
+    assert found.groups['head']['params'] == 4 * head
+    assert found.groups['head']['optimizer'] == 2 * 4 * head  # Adam's moments.
+    assert found.groups['frozen']['optimizer'] == 0
+    held = sum(row['per_device'] for row in found.groups.values())
+    batch = 32 * (8 * 8 + 4)
+    assert found.compiled.memory['arguments'] == pytest.approx(held + batch, abs=64)
+    assert found.compiled.peak_bytes >= held
+    assert found.fits is None and not found.seconds and not found.outlook
+    assert to_json(found)['chip'] is None
+    assert 'MFU             -' in to_text(found)
+
+
+def test_a_second_plan_compiles_nothing(request):
+    before = plan(config())
+    request.getfixturevalue('no_compiler')
+    assert plan(config()) == before
+    with pytest.raises(AssertionError, match='compiled'):
+        plan(config(batch_size=16))
+
+
+def test_it_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypatch):
+    trained = []
+
+    def spy(*args):
+        traced = trace_step(*args)
+        trained.append(traced.lower().as_text())
+        return traced
+
+    monkeypatch.setattr('jaxtrain.mesh.trace_step', spy)
+    jaxtrain('train', f'--config={TINY}', '--config.steps=2', f'--workdir={tmp_path}')
+    planned = []
+    monkeypatch.setattr(
+        'jaxtrain.plan.aot.measure', lambda lowered, *_: planned.append(lowered.as_text())
+    )
+    plan(config(steps=2))
+    assert planned == trained
+
+
+def test_bytes_of_a_state_that_is_not_cut_up():
+    job = make_job(config(ema=0.9))
+    whole = group_sizes(job)['all']
+    assert whole['per_device'] == whole['params'] + whole['optimizer'] + whole['ema']
+    assert whole['ema'] == whole['params']
+
+
+MEASURED = Measured(
+    digest='', seconds=1.0, peak_bytes=2**30, memory={}, overflow='', flops=1e12,
+    bytes_accessed=1e9,
+    collectives={
+        'all-reduce': {'count': 1, 'bytes': int(1e9)},
+        'between slices': {'count': 1, 'bytes': int(1e8)},
+    },
+    cycles=int(15e6), unknown_loops=0,
+)  # fmt: skip
+PLAN = Plan(
+    devices='', chip=CHIP, mesh={'data': 4, 'fsdp': 2, 'tensor': 1}, batch_size=100, accumulate=1,
+    remat='none', steps=3600, tokens=10, groups={}, flops=Flops(matmul=16e12), model_flops=8e12,
+    compiled=MEASURED, price=2.0,
+)  # fmt: skip
+
+
+def test_estimates_are_what_the_figures_give():
+    seconds = PLAN.seconds
+    assert seconds['flops'] == pytest.approx(16e12 / 8 / 197e12)
+    # The compiler saw half of the operations of a device, in a loop, and so half of the bytes.
+    assert seconds['memory'] == pytest.approx(2 * 1e9 / 819e9)
+    assert seconds['messages'] == pytest.approx(2 * 1e9 / 200e9 + 1e8 / 3.125e9)
+    assert seconds['roofline'] == pytest.approx(16e12 / 8 / 197e12 + seconds['messages'])
+    assert seconds['cycles'] == pytest.approx(15e6 / 1.5e9 + seconds['messages'])
+    outlook, step = PLAN.outlook, seconds['cycles']
+    assert outlook['mfu'] == pytest.approx(8e12 / step / (8 * 197e12))
+    assert outlook['tokens_per_second'] == pytest.approx(1000 / step)
+    assert outlook['hours'] == pytest.approx(step)
+    assert outlook['cost'] == pytest.approx(step * 8 * 2.0)
+    assert PLAN.intensity == pytest.approx(1e3)
+
+
+def test_more_than_the_memory_does_not_fit():
+    def at(peak):
+        return dataclasses.replace(
+            PLAN, compiled=dataclasses.replace(MEASURED, peak_bytes=int(peak))
+        )
+
+    assert at(CHIP.hbm_bytes).fits
+    assert not at(CHIP.hbm_bytes + 1).fits
+
+
+def test_what_the_compiler_says_is_needed():
+    words = 'RESOURCE_EXHAUSTED: ... (33.54G) exceeds available HBM (15.75G).'
+    assert needed(words) == int(33.54 * 2**30)
+
+
+def test_quantities():
+    assert [quantity(x) for x in (0, 999, 1234567, 2e12)] == ['0 ', '999 ', '1.235 M', '2 T']
+
+
+@needs_libtpu
+def test_for_a_slice_that_is_not_there():
+    cache = Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+    kept = set(cache.glob('*train_step*'))
+    found = plan(config(mesh__fsdp=2), 'v5e:2x2', price=1.0)
+    kernels = [leaf for leaf in jax.tree.leaves(make_job(config()).abstract.params)]
+    assert found.chip == CHIP and found.fits
+    assert found.mesh == {'data': 2, 'fsdp': 2, 'tensor': 1}
+    cut = sum(leaf.size * (1 if leaf.ndim == 1 else 0.5) for leaf in kernels)
+    assert found.groups['all']['per_device'] == 3 * 4 * cut
+    assert found.flops == plan(config()).flops
+    assert found.compiled.cycles and found.compiled.collectives
+    assert set(cache.glob('*train_step*')) == kept  # JAX could not load it again.
+    report = json.loads(json.dumps(to_json(found)))
+    assert report['seconds']['step'] > report['seconds']['flops']
+    assert report['cost'] == report['device_hours']
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit_is_told_and_not_an_error():
+    cfg = Config(get_config().to_dict()).updated(model={'hidden': (40_000, 40_000)})
+    found = plan(cfg, 'v5e:2x2')
+    assert found.fits is False and not found.seconds
+    assert found.compiled.peak_bytes > CHIP.hbm_bytes
+    assert 'does not fit' in to_text(found)
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        ({'slices': 2}, '--topology'),
+        ({'price': -1.0}, 'negative'),
+        ({'topology': 'v5e'}, 'GENERATION:SHAPE'),
+    ],
+)
+def test_wrong_input(options, words):
+    with pytest.raises(UserError, match=words):
+        plan(config(), **options)
+
+
+def test_a_key_that_nothing_reads_is_an_error():
+    with pytest.raises(UserError, match='config.data.length=64 was set, but nothing'):
+        plan(config(data__length=64))
+
+
+def test_data_that_is_not_here_is_planned_for_and_not_fetched(monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError('fetched')
+
+    monkeypatch.setattr('requests.Session.request', fetch)
+    found = plan(
+        config(
+            data__name='cifar10', data__val='', data__limit=0, data__crop=0.5, steps=0, epochs=2.0
+        )
+    )
+    assert found.steps == math.ceil(2 * 50_000 / 32)
+    assert found.compiled.memory['arguments'] > 32 * 32 * 32 * 3
+
+
+def test_suggestions_need_figures():
+    with pytest.raises(UserError, match='no figures are known'):
+        suggest.suggest(config())
+
+
+@dataclasses.dataclass
+class Pretended:
+    """A job on 16 devices: bytes and seconds follow from how it is run, in shares of the memory."""
+
+    fsdp: int
+    remat: str
+    accumulate: int
+    state: float  # On one device; fsdp cuts it up.
+    activations: float  # Of a whole batch without remat.
+
+    def groups(self) -> dict:
+        return {'all': {'per_device': self.state / self.fsdp * CHIP.hbm_bytes}}
+
+    def plan(self) -> Plan:
+        kept = {'none': 1.0, 'dots': 0.6, 'full': 0.3}[self.remat] / self.accumulate
+        slower = {'none': 1.0, 'dots': 1.1, 'full': 1.3}[self.remat]
+        peak = self.state / self.fsdp + self.activations * kept
+        cycles = 1e7 * slower * (1 + 0.02 * self.fsdp) * (1 + 0.01 * self.accumulate)
+        compiled = dataclasses.replace(
+            MEASURED, peak_bytes=int(peak * CHIP.hbm_bytes), cycles=int(cycles)
+        )
+        return dataclasses.replace(
+            PLAN, remat=self.remat, accumulate=self.accumulate, groups=self.groups(),
+            compiled=compiled,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """(state, activations) -> (the suggestion, what was compiled as (fsdp, remat, accumulate))."""
+
+    def run(state: float, activations: float):
+        compiled = []
+
+        def make(cfg, devices, **options):
+            own = cfg.mesh.fsdp, cfg.model.remat, cfg.accumulate
+            return Pretended(*own, state, activations)
+
+        def of_job(job, *_):
+            compiled.append((job.fsdp, job.remat, job.accumulate))
+            return job.plan()
+
+        monkeypatch.setattr(suggest, 'find_devices', lambda *_: [jax.devices()[0]] * 16)
+        monkeypatch.setattr(suggest, 'make_job', make)
+        monkeypatch.setattr(suggest, 'prepare', make)
+        monkeypatch.setattr(suggest, 'group_sizes', Pretended.groups)
+        monkeypatch.setattr(suggest, 'of_job', of_job)
+        return suggest.suggest(config().updated(model={'remat': 'none'})), compiled
+
+    return run
+
+
+def test_suggest_takes_the_fastest_that_fits(pretend):
+    found, compiled = pretend(state=1.6, activations=1.1)
+    # Alone on a device the state does not fit, which takes no compiling; cut in 4 it leaves 0.6 of
+    # the memory, in 16 it leaves 0.9, enough for `dots`.
+    assert {own for own in compiled if own[0] == 1} == {(1, 'none', 1)}
+    assert (4, 'none', 2) in compiled
+    assert (16, 'dots', 1) in compiled and (16, 'full', 1) not in compiled
+    fitting = [t for t in found.trials if t.fits]
+    assert found.best.plan.seconds['step'] == min(t.plan.seconds['step'] for t in fitting)
+    assert found.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
+    assert suggest.to_text(found).endswith(f'fastest: {found.flags}')
+
+
+def test_suggest_leaves_out_what_cannot_fit(pretend):
+    """Half of the activations would take twice the memory, so the compiler is not asked."""
+    _, compiled = pretend(state=0.0, activations=4.0)
+    assert (1, 'none', 2) not in compiled
+    assert (1, 'none', 4) in compiled
+
+
+def test_suggest_says_so_if_the_config_is_the_best(pretend):
+    found, compiled = pretend(state=0.1, activations=0.1)
+    assert compiled == [(1, 'none', 1), (4, 'none', 1), (16, 'none', 1)]
+    assert found.flags == ''
+    assert suggest.to_text(found).endswith('as it is is the fastest of these')
+
+
+def test_suggest_says_so_if_nothing_fits_and_does_not_try_for_ever(pretend, monkeypatch):
+    monkeypatch.setattr(suggest, 'MARGIN', 1e9)
+    found, compiled = pretend(state=0.9, activations=40.0)
+    assert found.best is None
+    assert len(compiled) == len(set(compiled)) == suggest.COMPILES
+    assert {own[0] for own in compiled} == {1, 4, 16}
+    assert 'none of them fits' in suggest.to_text(found)
