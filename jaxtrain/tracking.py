@@ -89,5 +89,5 @@ def require_finite(what: str, value: float) -> None:
     if not math.isfinite(value):
         raise UserError(
             f'{what}; the run stops and keeps its last checkpoint, from before that. Lower '
-            'config.optim.lr, or set config.optim.warmup_steps or config.optim.clip_norm'
+            'config.optim.lr, or set config.optim.warmup or config.optim.clip_norm'
         )

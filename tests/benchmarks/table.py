@@ -50,13 +50,13 @@ def table(speed: Rounds, memory: Rounds) -> str:
         '|---|---|---|---|---|',
     ]
     for name in speed:
-        cells = [_cell(spread(speed[name])), _cell(spread(memory[name]), digits=0)]
-        cells += [_cell(every[name]) if name in every else '' for every in (faster, larger)]
+        cells = [cell(spread(speed[name])), cell(spread(memory[name]), digits=0)]
+        cells += [cell(every[name]) if name in every else '' for every in (faster, larger)]
         lines.append(f'| {name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def _cell(value: Spread, digits: int = 2) -> str:
+def cell(value: Spread, digits: int = 2) -> str:
     """The median, and in brackets the least and the greatest."""
     middle, least, greatest = (
         f'{number:,.{digits if abs(number) < 100 else 0}f}'

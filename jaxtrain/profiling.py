@@ -1,0 +1,73 @@
+"""A trace of some steps: what host and devices did when, for Perfetto or XProf.
+
+It lies in RUN/profile/plugins/profile/TIME: `perfetto_trace.json.gz` opens in Perfetto's viewer
+(ui.perfetto.dev), `*.xplane.pb` in XProf.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtrain.errors import UserError
+
+
+def check_profile(value: tuple, steps: int) -> tuple[int, int] | None:
+    """`config.profile` as (first, last) step; None for none.
+
+    Raises:
+      UserError: not two steps of the run, in order.
+    """
+    if not value:
+        return None
+    whole = len(value) == 2 and all(type(step) is int for step in value)
+    if not whole or not 1 <= value[0] <= value[1] <= steps:
+        raise UserError(
+            f'config.profile={value!r} must be (first, last) of the steps 1 to {steps}, as in '
+            f'({min(10, steps)}, {min(20, steps)}), or () for none'
+        )
+    return value[0], value[1]
+
+
+class Trace(AbstractContextManager):
+    """Traces the calls in which the steps lie; a context, so that what is traced is always written.
+
+    Args:
+      folder: where to write; the run's `profile`.
+      steps: first and last step to trace, or None.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+        self._folder, self._steps = folder, steps
+        self._running = False
+        self._call: AbstractContextManager = nullcontext()
+
+    def __exit__(self, *error):
+        self._stop()
+
+    def before(self, step: int, last: int) -> None:
+        """To be called when `step` is done, before the steps up to `last` are handed over."""
+        if not self._steps or last < self._steps[0]:
+            return
+        if not self._running:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._running = True
+        # So XProf tells the steps apart.
+        self._call = jax.profiler.StepTraceAnnotation('train', step_num=step)
+        self._call.__enter__()
+
+    def after(self, step: int, outputs: Any) -> None:
+        """To be called when they are handed over, with what they will have returned."""
+        if not self._running:
+            return
+        self._call.__exit__(None, None, None)
+        if step >= self._steps[1]:
+            jax.block_until_ready(outputs)  # once in a run
+            self._stop()
+
+    def _stop(self) -> None:
+        self._steps = None
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
