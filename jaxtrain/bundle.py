@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtrain import run
+from jaxtrain import run, storage
 from jaxtrain.config import Config, base
 from jaxtrain.data.tokenizer import read_definition
 from jaxtrain.errors import UserError
@@ -59,7 +59,7 @@ def of_run(workdir: str | Path) -> Bundle:
         model=config['model'],
         data={key: config['data'][key] for key in USUAL},
         classes=tuple(classes),
-        tokenizer=beside(Path(workdir)),
+        tokenizer=beside(storage.path(workdir)),
     )
 
 
@@ -92,7 +92,7 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
     Without a run directory it is what no weights have a say in.
     """
     _asks(cfg)
-    if not str(workdir) or not (Path(workdir) / 'config.json').exists():
+    if not str(workdir) or not (storage.path(workdir) / 'config.json').exists():
         return resolve(cfg, None)
     own, written = of_run(workdir), cfg.to_dict()
     data = {

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain import report, restore
+from jaxtrain import report, restore, storage
 from jaxtrain.config import Config
 from jaxtrain.config_file import load
 from jaxtrain.data.sources import data_name
 from jaxtrain.errors import UserError
 from jaxtrain.loop import prepare, train
-from jaxtrain.run import RunDir, read_config, read_json
+from jaxtrain.pod.join import alone
+from jaxtrain.run import RunDir, read_config
 from jaxtrain.stats import interval
 from jaxtrain.terminal import Terminal
 from jaxtrain.verdict import Arm, Pair, verdict
@@ -48,7 +49,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     arms, seeds = settings.compare.arms, settings.compare.seeds
     if seeds < 1 or len(arms) < 2:
         raise UserError('config.compare needs seeds of at least 1 and at least two arms')
-    folder = RunDir(Path(workdir))
+    folder = RunDir(storage.on_disk(workdir, 'compare'))
     folder.check_writable()
     name = settings.compare.pretrain or 'checkpoint'
     rows = [_arm(name, [Path(full)])] if full else []
@@ -113,7 +114,8 @@ def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
 
 def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
     done = RunDir(Path(workdir)).result() is not None
-    result = train(cfg, workdir, terminal)
+    with alone() as pod:
+        result = train(cfg, workdir, terminal, pod)
     seconds = sum(result['seconds'].values())
     val = result['metrics']['val'][METRIC]
     said = 'done before' if done else f'{seconds:.1f} s'
@@ -146,7 +148,7 @@ def _arm(name: str, runs: list[Path]) -> Arm:
 
 def _began(workdir: Path, config: dict[str, Any]) -> str:
     """What a run began with, in words; weights of which it took nothing do not count."""
-    plan = read_json(workdir / 'restore.json') or {'leaves': ()}
+    plan = storage.read_json(workdir / 'restore.json') or {'leaves': ()}
     if not any(leaf['action'] in restore.TAKEN for leaf in plan['leaves']):
         return 'random'
     return f'{Path(config["init_from"]).name} ({config["init_checkpoint"]})'

@@ -22,8 +22,13 @@ IN_FLIGHT = 4
 
 
 def per_example(
-    eval_step: Callable, state: TrainState, source: Source, batch_size: int, mesh: Mesh
-) -> dict[str, np.ndarray]:
+    eval_step: Callable,
+    state: TrainState,
+    source: Source,
+    batch_size: int,
+    mesh: Mesh,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray] | None:
     """Metrics of every example of a source, float32 [examples] by name, in the source's order.
 
     Args:
@@ -32,11 +37,17 @@ def per_example(
       source: the examples.
       batch_size: examples in the global batch.
       mesh: the devices.
+      stopped: asked before each batch whether to give up.
+
+    Returns:
+      The metrics; None if it gave up.
     """
     part = Slice(jax.process_index(), jax.process_count())
     pending: deque = deque()
     done: list[dict[str, np.ndarray]] = []
     for batch in eval_batches(source, batch_size, part):
+        if stopped():
+            return None
         pending.append(eval_step(state, put_batch(batch, mesh)))
         if len(pending) > IN_FLIGHT:
             done.append(jax.device_get(pending.popleft()))

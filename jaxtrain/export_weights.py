@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from jaxtrain import checkpoint, run
+from jaxtrain import checkpoint_files, storage
 from jaxtrain.bundle import of_run
-from jaxtrain.config import nearest
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 from jaxtrain.mesh import make_mesh, on_mesh
 from jaxtrain.models import MODELS, fixed_fields
 from jaxtrain.stored import of_checkpoint
@@ -52,7 +51,7 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
             f'--output={target}: weights named as in {origin} are written as '
             f'{" or ".join(allowed)}; give a file that ends so'
         )
-    stored = of_checkpoint(checkpoint.find(workdir, name, '--checkpoint'), bundle)
+    stored = of_checkpoint(checkpoint_files.find(workdir, name, '--checkpoint'), bundle)
     head = stored.leaves.get('head/logits/kernel')
     rows = module.rows(dict(bundle.model), head.shape[-1] if head is not None else 0)
     parts = {part.path for row in rows for part in row.parts}
@@ -62,7 +61,9 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
             f'{spare[0]}; choose another --origin'
         )
     leaves = stored.read(on_mesh(dict(stored.leaves), make_mesh()))
-    run.write(target, encoded(rows, {k: np.asarray(v) for k, v in leaves.items()}, target.suffix))
+    storage.write(
+        target, encoded(rows, {k: np.asarray(v) for k, v in leaves.items()}, target.suffix)
+    )
     return (
         f'{len(rows)} arrays of {bundle.model["name"]} in {target}, named as in {origin}'
         f'{_otherwise(module, bundle.model)}'

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain import checkpoint, restore, run
+from jaxtrain import checkpoint, restore, run, storage
 from jaxtrain.bundle import TOKENIZER, beside, resolve
-from jaxtrain.config import Config, base, nearest
-from jaxtrain.errors import UserError
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError, nearest
 from jaxtrain.mesh import make_mesh, on_mesh
 from jaxtrain.models import describe
 from jaxtrain.partition import count, from_paths
@@ -46,7 +46,7 @@ def import_weights(
     Raises:
       UserError: wrong input, or a file that is not this model from the first to the last array.
     """
-    path, out = Path(file), Path(workdir)
+    path, out = Path(file), storage.on_disk(workdir, 'import')
     stored, match, files = open_foreign(origin, path, model)
     _check_unknown(stored, match, drop)
     config, params, model_state = _target(match)
@@ -114,7 +114,7 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
 
 def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very import. UserError if it holds anything else."""
-    there = run.read_json(out / 'config.json') if out.is_dir() else None
+    there = storage.read_json(out / 'config.json') if out.is_dir() else None
     if there is not None and there.get('import') == entry:
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -157,9 +157,9 @@ def _write(
         step=np.int32(0), seed=np.uint32(0), params=params, model_state=model_state,
         opt_state={}, ema={},
     )  # fmt: skip
-    with checkpoint.open_manager(folder, config['keep'], config['best_metric']) as manager:
-        checkpoint.save(manager, 0, state, {'seconds': {}, 'window': {}}, None)
-        manager.wait_until_finished()
+    with checkpoint.open_manager(folder, config['keep']) as manager:
+        host = {'seconds': {}, 'window': {}}
+        checkpoint.write(manager, 0, state, host, wait=True)
 
 
 def _data(match: Match) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain import checkpoint, restore, run
+from jaxtrain import checkpoint_files, restore, storage
 from jaxtrain.data import images
 from jaxtrain.data.corpus import text_files
 from jaxtrain.data.listing import SUFFIXES, read_list, read_text
@@ -83,12 +83,12 @@ def predict(
         be read; nothing is written then.
     """
     record = read_record(workdir)
-    folder = checkpoint.find(workdir, name, '--checkpoint')
+    folder = checkpoint_files.find(workdir, name, '--checkpoint')
     if top < 1:
         raise UserError(f'--top={top} must be at least 1')
     if on_bad_image not in ('error', 'skip'):
         raise UserError(f"--on_bad_image={on_bad_image} is not known; choose 'error' or 'skip'")
-    target = Path(output or Path(workdir) / 'predictions.jsonl')
+    target = storage.path(output or storage.path(workdir) / 'predictions.jsonl')
     if not target.parent.is_dir():
         raise UserError(f'--output={target}: there is no folder {target.parent}; make it first')
     if not paths:
@@ -99,7 +99,7 @@ def predict(
     else:
         files, skips = list(dict.fromkeys(images.find(paths))), on_bad_image == 'skip'
         unit, (lines, skipped) = 'images', _of_images(record, folder, files, skips, top)
-    run.write(target, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    storage.write(target, ''.join(json.dumps(line) + '\n' for line in lines).encode())
     return {
         'step': int(folder.name),
         'output': str(target),
@@ -167,7 +167,7 @@ def _of_texts(
 def _chances(record: Record, folder: Path, source: Source) -> np.ndarray:
     """float32 [examples, classes]."""
     found = load(record.cfg, folder, source)
-    step = make_predict_step(found.model, found.task, found.part)
+    step = make_predict_step(found.model, found.task, found.part, found.precision)
     return apply(record.cfg, found.state, step, source)['probabilities']
 
 

@@ -87,10 +87,11 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
             line(['---'] * len(COLUMNS)),
             *body,
             '',
-            'Costs are per run. GFLOP counts training as the compiler does; seconds run from start '
-            'to end, with compilation and evaluation. In each run the checkpoint was chosen on '
-            'val, and test was read once. Intervals hold for other seeds (initial parameters, '
-            'order of the data) and other test examples, with the training images as they are.',
+            'Costs are per run. GFLOP counts products and convolutions of training; seconds run '
+            'from start to end, with compilation and evaluation. In each run the checkpoint was '
+            'chosen on val, and test was read once. Intervals hold for other seeds (initial '
+            'parameters, order of the data) and other test examples, with the training images as '
+            'they are.',
             '',
             line(('difference', 'points of test accuracy (95%)', 'measurable')),
             line(['---'] * 3),

@@ -17,8 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtrain import rules
-from jaxtrain.config import nearest
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 from jaxtrain.partition import array_text, by_path
 from jaxtrain.stored import Stored, few
 from jaxtrain.weights import resize

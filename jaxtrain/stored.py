@@ -15,10 +15,10 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from jaxtrain import checkpoint
+from jaxtrain import checkpoint_files
 from jaxtrain.bundle import USUAL, Bundle, beside, of_run
-from jaxtrain.config import Config, base, nearest
-from jaxtrain.errors import UserError
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import make_model
 from jaxtrain.partition import array_text, by_path, flatten, nbytes, unflatten, without_collection
 from jaxtrain.state import abstract_variables
@@ -71,12 +71,12 @@ def open_stored(path: str, name: str, origin: str, model: str) -> Stored:
             f'config.init_from={path!r} is a file; say whence, in config.restore.origin and '
             f'config.restore.model (origins: {", ".join(ORIGINS)})'
         )
-    return of_checkpoint(checkpoint.find(path, name, 'config.init_from'), of_run(path))
+    return of_checkpoint(checkpoint_files.find(path, name, 'config.init_from'), of_run(path))
 
 
 def of_checkpoint(folder: Path, bundle: Bundle | None = None) -> Stored:
-    """A checkpoint of ours, as `checkpoint.find` returns it."""
-    tree = checkpoint.read_metadata(folder)
+    """A checkpoint of ours, as `checkpoint_files.find` returns it."""
+    tree = checkpoint_files.read_metadata(folder)
     # A run that keeps a moving average hands that on; its frozen parameters have none.
     averaged = flatten(tree.get('ema', {}))
     statistics = {without_collection(key): key for key in flatten(tree.get('model_state', {}))}
@@ -91,7 +91,7 @@ def of_checkpoint(folder: Path, bundle: Bundle | None = None) -> Stored:
             else:
                 request['ema' if path in averaged else 'params'][path] = leaf
         parts = {name: unflatten(leaves) for name, leaves in request.items() if leaves}
-        values = checkpoint.read(folder, parts)
+        values = checkpoint_files.read(folder, parts)
         found = {
             k: v for part in ('params', 'ema') for k, v in flatten(values.get(part, {})).items()
         }

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from jaxtrain import bundle, checkpoint, restore, run
+from jaxtrain import bundle, checkpoint_files, restore, run, storage
 from jaxtrain.config import Config
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources import Source, open_source
@@ -18,7 +18,8 @@ from jaxtrain.evaluate import means, per_example
 from jaxtrain.mesh import abstract_batch, compile_step, make_mesh, on_mesh
 from jaxtrain.models import make_model
 from jaxtrain.partition import Partition, from_paths, make_partition
-from jaxtrain.state import TrainState, abstract_variables
+from jaxtrain.precision import Precision, make_precision
+from jaxtrain.state import TrainState, abstract_inputs, abstract_variables
 from jaxtrain.step import make_eval_step
 from jaxtrain.stored import of_checkpoint
 from jaxtrain.tasks import Task, make_task
@@ -48,13 +49,14 @@ class Trained:
     """A checkpoint of a run, on the devices.
 
     Attributes:
-      model, task, part: what the run's step was made of.
+      model, task, part, precision: what the run's step was made of.
       state: params (the moving average, where the run kept one) and model_state; the rest is None.
     """
 
     model: nn.Module
     task: Task
     part: Partition
+    precision: Precision
     state: TrainState
 
 
@@ -73,13 +75,13 @@ def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
       UserError: not a run, no such checkpoint, or no such split.
     """
     record = require_head(read_record(workdir))
-    cfg, folder = record.cfg, checkpoint.find(workdir, name, '--checkpoint')
+    cfg, folder = record.cfg, checkpoint_files.find(workdir, name, '--checkpoint')
     named = {key: getattr(cfg.data, key) for key in ('train', 'val', 'test')}
     limit = cfg.data.limit if split == 'train' else 0
     split = named.get(split) or split
     source = open_source(cfg.data, split, '--split', limit, record.classes)
     found = load(cfg, folder, source)
-    step = make_eval_step(found.model, found.task, found.part)
+    step = make_eval_step(found.model, found.task, found.part, found.precision)
     values = apply(cfg, found.state, step, source)
     return {
         'split': split,
@@ -93,7 +95,7 @@ def read_record(workdir: str) -> Record:
     """What config.json and the files beside it say. UserError if the folder is not a run."""
     found = run.read_config(workdir)
     cfg, data = Config.from_json(found['config']), found.get('data', {'classes': (), 'shape': ()})
-    if own := bundle.beside(Path(workdir)):
+    if own := bundle.beside(storage.path(workdir)):
         cfg = cfg.replace(data__tokenizer=own)
     has_head = bool(data['classes']) or cfg.task.name == 'lm'
     return Record(workdir, cfg, tuple(data['classes']), tuple(data['shape']), has_head)
@@ -122,7 +124,8 @@ def load(cfg: Config, folder: Path, source: Source) -> Trained:
     state = TrainState(
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
     )
-    return Trained(model, task, part, state)
+    precision = make_precision(cfg, model, abstract_inputs(source.shape))
+    return Trained(model, task, part, precision, state)
 
 
 def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, np.ndarray]:
@@ -133,8 +136,8 @@ def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, 
     # No larger than a few examples need, of which each device takes as many.
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     batch = abstract_batch(source.features, batch_size, mesh)
-    compiled = compile_step(step, jax.tree.map(_abstract, state), batch, mesh, donate=False)
-    return per_example(compiled.call, state, source, batch_size, mesh)
+    compiled = compile_step(step, jax.tree.map(_abstract, state), batch, mesh)
+    return per_example(compiled, state, source, batch_size, mesh)
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

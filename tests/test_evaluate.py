@@ -89,8 +89,9 @@ def test_best_last_and_a_step(pretrained, tmp_path):
     shutil.copytree(pretrained, workdir)
     assert [p.name for p in (workdir / 'checkpoints').iterdir()] == ['60']
     shutil.copytree(workdir / 'checkpoints' / '60', workdir / 'checkpoints' / '30')
-    metrics = workdir / 'checkpoints' / '60' / 'metrics' / 'metrics'
-    metrics.write_text(json.dumps({'accuracy': 0.0, 'loss': 9.0}))
+    with (workdir / 'metrics.jsonl').open('a') as file:
+        worse = {'step': 60, 'split': 'val', 'accuracy': 0.0, 'loss': 9.0}
+        file.write(json.dumps(worse) + '\n')
     found = {
         name: evaluate_run(str(workdir), 'val', name)['step']
         for name in ('best', 'last', '30', '60')

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
-from jaxtrain import restore, run
+from jaxtrain import checkpoint_files, restore, run
 from jaxtrain.config_file import load
 from jaxtrain.errors import UserError
 from jaxtrain.export_weights import export_weights
@@ -121,7 +121,6 @@ def test_the_arrays_arrive_under_our_names(imported, found):
 
 
 def plan_of(workdir) -> restore.Plan:
-    from jaxtrain import checkpoint
     from jaxtrain.bundle import of_run
     from jaxtrain.config import Config
     from jaxtrain.mesh import make_mesh, on_mesh
@@ -129,7 +128,7 @@ def plan_of(workdir) -> restore.Plan:
     from jaxtrain.state import abstract_variables
     from jaxtrain.stored import of_checkpoint
 
-    stored = of_checkpoint(checkpoint.find(workdir, 'last', ''), of_run(workdir))
+    stored = of_checkpoint(checkpoint_files.find(workdir, 'last', ''), of_run(workdir))
     config = Config.from_json(run.read_config(workdir)['config'])
     variables = abstract_variables(make_model(config.model, 4), (32, 32, 3))
     variables = on_mesh(variables, make_mesh())

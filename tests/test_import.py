@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import checkpoint, import_weights, restore, run
+from jaxtrain import checkpoint, checkpoint_files, import_weights, restore, run
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.mesh import make_mesh, on_mesh
@@ -63,7 +63,9 @@ def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
     """The model that a run directory describes, and the leaves that it hands on."""
     model = make_model(Config.from_json(run.read_config(out)['config']).model, outputs)
     params, _ = on_mesh(abstract_variables(model, image), make_mesh())
-    plan = restore.make_plan(of_checkpoint(checkpoint.find(out, 'best', '')), params, {}, rules)
+    plan = restore.make_plan(
+        of_checkpoint(checkpoint_files.find(out, 'best', '')), params, {}, rules
+    )
     return model, restore.read(plan, params, {}), plan
 
 
@@ -93,7 +95,7 @@ def test_a_backbone_is_handed_on_bit_for_bit_with_a_new_head(notop, tmp_path):
         np.testing.assert_array_equal(leaf, cached_weight(layer, part, leaf.shape), path)
     assert 'data' not in run.read_config(tmp_path / 'out')
     assert run.read_config(tmp_path / 'out')['config']['data']['image_size'] == []
-    assert checkpoint.find(tmp_path / 'out', 'last', '').name == '0'
+    assert checkpoint_files.find(tmp_path / 'out', 'last', '').name == '0'
 
 
 def test_config_holds_model_preprocessing_and_origin(imported, top):
@@ -102,7 +104,7 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
     assert (config['regime'], config['task']['name']) == ('full', 'classify')
     assert config['model'] == {
         'name': 'vgg', 'depth': 16, 'hidden': [24, 16], 'dropout': 0.0, 'pool': 0,
-        'features': 'flatten',
+        'features': 'flatten', 'widths': [64, 128, 256, 512, 512], 'remat': 'none',
     }  # fmt: skip
     assert (data['scale'], data['channel_order'], data['std']) == (1.0, 'bgr', [1.0])
     assert data['mean'] == [103.939, 116.779, 123.68]

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain import checkpoint, restore
+from jaxtrain import checkpoint, checkpoint_files, restore
 from jaxtrain.config_file import load
 from jaxtrain.errors import UserError
 from jaxtrain.job import first_state, make_job
@@ -56,10 +56,9 @@ def save(workdir: Path, params: dict, model_state: dict, ema: dict | None = None
         step=jnp.int32(1), seed=jnp.uint32(0), params=params, model_state=model_state,
         opt_state={}, ema=ema or {},
     )  # fmt: skip
-    with checkpoint.open_manager(workdir, 1, 'loss') as manager:
-        checkpoint.save(manager, 1, state, {}, None)
-        manager.wait_until_finished()
-    return checkpoint.find(workdir, 'last', '')
+    with checkpoint.open_manager(workdir, 1) as manager:
+        checkpoint.write(manager, 1, state, {}, wait=True)
+    return checkpoint_files.find(workdir, 'last', '')
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +84,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
     """What Orbax finds in the last checkpoint of a run, by parameter path."""
-    state = ocp.PyTreeCheckpointer().restore(checkpoint.find(workdir, 'last', '') / 'state')
+    state = ocp.PyTreeCheckpointer().restore(checkpoint_files.find(workdir, 'last', '') / 'state')
     return {**flatten(state['params']), **flatten(state['model_state']['batch_stats'])}
 
 
@@ -397,7 +396,7 @@ def test_the_plan_is_written_as_it_was_followed(pretrained, jaxtrain, tmp_path):
     assert written == plan.to_json()
     leaves = tuple(restore.Leaf(**leaf) for leaf in written['leaves'])
     assert (written['checkpoint'], leaves) == (plan.checkpoint, plan.leaves)
-    assert written['checkpoint'] == str(checkpoint.find(pretrained, 'best', ''))
+    assert written['checkpoint'] == str(checkpoint_files.find(pretrained, 'best', ''))
     assert plan.summary() in outcome.out
     assert 'load 10 (backbone), init 2 (head)' in plan.summary()
     # And the frozen backbone is bit for bit the checkpoint's, three steps on.

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxtrain.progress import TIMES
 from jaxtrain.run import read_metrics
 from tests.conftest import TINY, start
 
@@ -27,8 +28,6 @@ CONFIG = (
 )
 # How often the slow test kills.
 KILLS = 8
-# What a clock measured cannot be the same twice.
-TIMING = ('steps_per_s', 'data_wait')
 
 
 def state_of(workdir, step: int = STEPS) -> dict:
@@ -45,7 +44,7 @@ def state_of(workdir, step: int = STEPS) -> dict:
 
 
 def lines_of(workdir) -> list[dict]:
-    return [{k: v for k, v in x.items() if k not in TIMING} for x in read_metrics(workdir)]
+    return [{k: v for k, v in x.items() if k not in TIMES} for x in read_metrics(workdir)]
 
 
 def run(workdir, *more: str, **options) -> str:
@@ -80,7 +79,7 @@ def test_log_has_every_line_once(straight):
     assert sorted(lines) == sorted([*expected, ('test', best)])
 
 
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step(seed, straight, tmp_path):
     """SIGKILL once a step drawn at random has been logged, and once more, then to the end."""
     workdir = tmp_path / 'run'
@@ -120,6 +119,7 @@ def test_killed_at_random_moments(straight, tmp_path):
         assert_same(workdir, straight)
 
 
+@pytest.mark.slow
 def test_killed_between_the_last_checkpoint_and_the_result(straight, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(straight, workdir)
@@ -129,6 +129,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(straight, tmp_path):
     assert_same(workdir, straight)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_same_batches_on_more_devices(straight, tmp_path):
     """Saved on 1 device and resumed on 4: close, but sums are taken in another order."""
     workdir = tmp_path / 'run'

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from jaxtrain import run
-from jaxtrain.config import RESUMABLE, Config, base
+from jaxtrain.config import Config, base
 from jaxtrain.errors import UserError
-from jaxtrain.run import NoLog, RunDir, read_config, read_json, read_metrics, write
+from jaxtrain.keys import RESUMABLE
+from jaxtrain.run import NoLog, RunDir, read_config, read_metrics
+from jaxtrain.storage import read_json, write
 
 CONFIG = base().to_dict()
 
