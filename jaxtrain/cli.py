@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from absl import flags
 
-from jaxtrain.config import nearest
+from jaxtrain.config import flatten
 from jaxtrain.config_file import load
-from jaxtrain.errors import Preempted, UserError
+from jaxtrain.errors import Preempted, UserError, nearest
+from jaxtrain.keys import RESUMABLE
 
 
 def main(argv: list[str]) -> int:
@@ -62,13 +63,21 @@ def train(argv: list[str]) -> None:
     """
     values, _ = _parse(train, argv, _config, _workdir, _processes)
     cfg = load(values.config, _overrides(argv))
-    _start_jax(values)
-    import jax
-
+    _start_jax()
+    from jaxtrain import run
     from jaxtrain.loop import train as run_train
+    from jaxtrain.pod import join, place
     from jaxtrain.terminal import Terminal
 
-    run_train(cfg, values.workdir, Terminal(silent=jax.process_index() > 0))
+    where = place.find_place(
+        values.coordinator, values.processes, values.process, values.port, os.environ,
+        place.tpu_metadata(os.environ),
+    )  # fmt: skip
+    # Where data lies, and by how many threads it is read, is each machine's own matter.
+    config = {k: v for k, v in flatten(cfg.to_dict()) if k not in RESUMABLE or k[:5] != 'data.'}
+    facts = run.provenance() | {'config': config, '--workdir': values.workdir}
+    with join.join(where, dict(flatten(facts)), values.start_timeout) as pod:
+        run_train(cfg, values.workdir, Terminal(silent=where.process > 0), pod)
 
 
 def evaluate(argv: list[str]) -> None:
@@ -121,6 +130,43 @@ def inspect(argv: list[str]) -> None:
     print(run_inspect(cfg))
 
 
+def plan(argv: list[str]) -> None:
+    """Say what a config would take, here or on a TPU slice: memory, time, cost; nothing is trained.
+
+    jaxtrain plan --config=configs/full/imagenet_vit_s16.py --topology=v5e:4x4
+    """
+    values, _ = _parse(plan, argv, _config, _devices)
+    cfg = load(values.config, _overrides(argv))
+    _start_jax()
+    from jaxtrain import plan as plans
+    from jaxtrain import run, suggest
+
+    words = (cfg, values.topology, values.slices, values.price)
+    found = plans.plan(*words, say=_progress)
+    content = plans.to_json(found)
+    print(plans.to_text(found))
+    if values.suggest:
+        tried = suggest.suggest(*words, say=_progress)
+        content['suggest'] = suggest.to_json(tried)
+        print(f'\n{suggest.to_text(tried)}')
+    run.write_json_file(values.output, content)
+
+
+def status(argv: list[str]) -> None:
+    """Say what a run is doing, how its time was spent, when it is done and why it stopped.
+
+    jaxtrain status --workdir=runs/alphabets/full
+    """
+    values, _ = _parse(status, argv, _workdir, _json)
+    _start_jax()
+    import json
+
+    from jaxtrain import status as states
+
+    found = states.status(values.workdir)
+    print(json.dumps(states.to_json(found)) if values.json else states.to_text(found))
+
+
 def import_(argv: list[str]) -> None:
     """Turn weights from elsewhere into a run directory that config.init_from takes.
 
@@ -166,7 +212,9 @@ def _name(command) -> str:
     return command.__name__.rstrip('_')  # import is a word of Python's own
 
 
-COMMANDS = {_name(f): f for f in (train, evaluate, predict, inspect, compare, import_, export)}
+COMMANDS = {
+    _name(f): f for f in (train, status, evaluate, predict, inspect, plan, compare, import_, export)
+}
 
 
 # The flags of the commands, by what they are for. One without a default must be given.
@@ -178,6 +226,19 @@ def _config(values: flags.FlagValues) -> None:
 
 def _workdir(values: flags.FlagValues) -> None:
     _string(values, 'workdir', None, 'run directory')
+
+
+def _devices(values: flags.FlagValues) -> None:
+    _string(values, 'topology', '', "TPU slice, such as 'v5e:4x4'; the devices here if empty")
+    flags.DEFINE_integer('slices', 1, 'how many of it', flag_values=values)
+    flags.DEFINE_float('price', 0.0, 'of a device-hour, for the cost', flag_values=values)
+    text = 'try other accumulation, remat and mesh for the fastest that fits'
+    flags.DEFINE_bool('suggest', False, text, flag_values=values)
+    _string(values, 'output', 'plan.json', 'file to write')
+
+
+def _json(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool('json', False, 'one line of JSON, for programs', flag_values=values)
 
 
 def _split(values: flags.FlagValues) -> None:
@@ -225,9 +286,21 @@ def _full(values: flags.FlagValues) -> None:
 
 
 def _processes(values: flags.FlagValues) -> None:
-    _string(values, 'coordinator', '', 'host:port of process 0, when several processes train')
-    flags.DEFINE_integer('processes', 1, 'how many processes train', flag_values=values)
-    flags.DEFINE_integer('process', 0, 'number of this process', flag_values=values)
+    text = 'host:port of process 0, when several processes train; SLURM and TPUs tell it'
+    _string(values, 'coordinator', '', text)
+    numbers = (
+        (flags.DEFINE_integer, 'processes', 0, 'how many train; 0: as SLURM or the TPU tells'),
+        (flags.DEFINE_integer, 'process', 0, 'number of this process'),
+        (flags.DEFINE_integer, 'port', 0, 'of process 0, where SLURM or the TPU tells its host'),
+        (
+            flags.DEFINE_float,
+            'start_timeout',
+            300.0,
+            'seconds to wait for all processes',
+        ),
+    )
+    for define, name, default, text in numbers:
+        define(name, default, text, flag_values=values)
 
 
 def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
@@ -277,11 +350,15 @@ def _parse(
     return values, rest
 
 
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _overrides(argv: list[str]) -> list[str]:
     return [word for word in argv if word.lstrip('-').startswith('config.')]
 
 
-def _start_jax(values: flags.FlagValues | None = None) -> None:
+def _start_jax() -> None:
     """What must happen before a device is touched."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's own chatter
     from absl import logging
@@ -290,8 +367,6 @@ def _start_jax(values: flags.FlagValues | None = None) -> None:
 
     logging.set_verbosity(logging.ERROR)
     mesh.use_compilation_cache()
-    if values is not None:
-        mesh.start_processes(values.coordinator, values.processes, values.process)
 
 
 def _overview() -> str:
@@ -310,7 +385,7 @@ def _help(command, values: flags.FlagValues, words: str, takes_config: bool) -> 
         said = f' (default: {default})' if default not in (None, '') else ''
         lines.append(f'  --{name:12} {values[name].help}{said}')
     if takes_config:
-        lines.append('  --config.KEY=VALUE  changes a key; jaxtrain/config.py lists them')
+        lines.append('  --config.KEY=VALUE  changes a key; jaxtrain/keys.py lists them')
     return '\n'.join(lines)
 
 

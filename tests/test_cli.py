@@ -13,7 +13,17 @@ from jaxtrain.cli import COMMANDS
 from tests.conftest import ROOT, TINY, start
 
 FLAGS = {
-    'train': {'config', 'workdir', 'coordinator', 'processes', 'process', 'config.KEY=VALUE'},
+    'status': {'workdir', 'json'},
+    'train': {
+        'config',
+        'workdir',
+        'coordinator',
+        'processes',
+        'process',
+        'port',
+        'start_timeout',
+        'config.KEY=VALUE',
+    },  # fmt: skip
     'evaluate': {'workdir', 'split', 'checkpoint'},
     'predict': {
         'workdir',
@@ -28,6 +38,7 @@ FLAGS = {
         'seed',
     },  # fmt: skip
     'inspect': {'config', 'config.KEY=VALUE'},
+    'plan': {'config', 'topology', 'slices', 'price', 'suggest', 'output', 'config.KEY=VALUE'},
     'import': {'model', 'workdir', 'drop'},
     'export': {'workdir', 'checkpoint', 'origin', 'output'},
     'compare': {'config', 'workdir', 'full', 'config.KEY=VALUE'},

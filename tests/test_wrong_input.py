@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import checkpoint
-from jaxtrain.errors import UserError
-from jaxtrain.mesh import make_mesh, on_mesh, start_processes
+from jaxtrain import checkpoint_files
+from jaxtrain.mesh import make_mesh, on_mesh
 from jaxtrain.tracking import Tracker
 from tests.conftest import TINY, start
 
@@ -194,11 +193,6 @@ def test_unknown_flag_points_to_the_flags_that_exist(jaxtrain):
     assert_says(line, ['--workdri', 'workdir', 'evaluate --help'])
 
 
-def test_process_number_without_a_coordinator():
-    with pytest.raises(UserError, match='--process=1.*--coordinator'):
-        start_processes('', processes=1, process=1)
-
-
 @pytest.mark.parametrize(
     'words, parts',
     [
@@ -297,9 +291,9 @@ def test_unwritable_workdir(jaxtrain, tmp_path):
 
 
 def assert_last_is_finite(workdir) -> None:
-    folder = checkpoint.find(workdir, 'last', '--checkpoint')
-    wanted = {'params': checkpoint.read_metadata(folder)['params']}
-    params = checkpoint.read(folder, on_mesh(wanted, make_mesh()))
+    folder = checkpoint_files.find(workdir, 'last', '--checkpoint')
+    wanted = {'params': checkpoint_files.read_metadata(folder)['params']}
+    params = checkpoint_files.read(folder, on_mesh(wanted, make_mesh()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), folder
 
 
@@ -318,14 +312,14 @@ def test_loss_that_is_not_finite(jaxtrain, tmp_path, monkeypatch):
     assert [line['step'] for line in lines if line['split'] == 'train'] == [*range(1, 8)]
     assert [line['step'] for line in lines if line['split'] == 'val'] == [3, 6]
     assert all(np.isfinite(v) for line in lines for k, v in line.items() if k != 'split')
-    assert checkpoint.find(tmp_path, 'last', '--checkpoint').name == '6'
+    assert checkpoint_files.find(tmp_path, 'last', '--checkpoint').name == '6'
     assert_last_is_finite(tmp_path)
     assert not (tmp_path / 'result.json').exists()
 
 
 def test_update_that_is_not_finite_is_never_saved(jaxtrain, tmp_path):
     """The loss of a step is that of the parameters before it: the update itself may overflow."""
-    words = ['--config.eval_every=1', '--config.optim.lr=1e30', '--config.optim.warmup_steps=2']
+    words = ['--config.eval_every=1', '--config.optim.lr=1e30', '--config.optim.warmup=2 steps']
     line = complaint(jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words))
     assert_says(line, ['at step', 'config.optim.lr'])
     assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
