@@ -1,0 +1,42 @@
+"""The shell scripts have none of the mistakes that shellcheck knows."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPTS = [*sorted(ROOT.glob('launch/*.sh')), *sorted(ROOT.glob('launch/*.sbatch'))]
+SCRIPTS.append(ROOT / '.ci' / 'run')
+
+
+def shellcheck(script: Path) -> subprocess.CompletedProcess:
+    # pip puts the program beside the interpreter, which need not be on PATH.
+    found = shutil.which('shellcheck', path=Path(sys.executable).parent)
+    found = found or shutil.which('shellcheck')
+    if found is None:
+        pytest.skip('shellcheck is not installed; it comes with the extra dev')
+    return subprocess.run([found, '--shell=bash', str(script)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(script):
+    done = shellcheck(script)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_all_scripts_are_checked():
+    """A script that is added to launch/ under another suffix must not escape."""
+    files = [path for path in (ROOT / 'launch').rglob('*') if path.is_file()]
+    scripts = {path for path in files if re.match(rb'#!.*sh\b', path.read_bytes())}
+    assert scripts == {path for path in SCRIPTS if path.parent.name == 'launch'}
+
+
+def test_a_mistake_is_noticed(tmp_path):
+    script = tmp_path / 'script.sh'
+    script.write_text('#!/usr/bin/env bash\nrm -rf $1/*\n')
+    assert 'SC2086' in shellcheck(script).stdout
