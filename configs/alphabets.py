@@ -12,15 +12,15 @@ variant can be run by itself, `full` first:
     jaxtrain train --config=configs/alphabets.py:linear --workdir=runs/linear
 
 variant   data                           starts from   trains             test    interval
-full      54,000 letters, 90 classes     random        61,122 of 61,122   79.4%   77.9 to 80.8
-scratch   120 letters, 24 classes        random        54,720 of 54,720   21.1%   19.6 to 22.7
-linear    the same                       full          2,328 of 54,720    75.0%   73.1 to 76.8
-finetune  the same                       full          54,720 of 54,720   70.6%   68.9 to 72.4
+full      54,000 letters, 90 classes     random        61,122 of 61,122   78.6%   77.2 to 80.1
+scratch   120 letters, 24 classes        random        54,720 of 54,720   21.2%   19.5 to 22.8
+linear    the same                       full          2,328 of 54,720    75.4%   73.6 to 77.2
+finetune  the same                       full          54,720 of 54,720   70.8%   69.0 to 72.7
 
 Measured in one comparison of 5 seeds, on 2 cores of an x86-64 server CPU, where all of it took 2.5
 minutes: 18 s to make the letters, 53 s for full, and 2 to 6 s for each run of the others.
 
-The interval (95 in 100) is over seeds and test images. jaxtrain/config.py documents every key.
+The interval (95 in 100) is over seeds and test images. jaxtrain/keys.py documents every key.
 """
 
 from jaxtrain.config import base, known_variant

@@ -8,15 +8,15 @@ nothing may be gained. A comparison must be able to say so.
 starts from the checkpoint that alphabets made; without --full it trains the same one again.
 
 variant   data                           starts from   trains             test    interval
-full      54,000 letters, 90 classes     random        61,122 of 61,122   79.4%   77.9 to 80.8
-scratch   100 digits, 10 classes         random        53,362 of 53,362   94.2%   92.6 to 95.8
-linear    the same                       full          970 of 53,362      89.4%   87.0 to 91.8
-finetune  the same                       full          53,362 of 53,362   95.4%   93.8 to 97.0
+full      54,000 letters, 90 classes     random        61,122 of 61,122   78.6%   77.2 to 80.1
+scratch   100 digits, 10 classes         random        53,362 of 53,362   94.1%   92.5 to 95.7
+linear    the same                       full          970 of 53,362      89.5%   87.3 to 91.8
+finetune  the same                       full          53,362 of 53,362   95.4%   93.9 to 96.8
 
 Measured in one comparison of 5 seeds, on 2 cores of an x86-64 server CPU, where it took one minute.
 Verdict: no measurable difference between scratch and finetune; linear falls below both.
 
-The interval (95 in 100) is over seeds and test images. jaxtrain/config.py documents every key.
+The interval (95 in 100) is over seeds and test images. jaxtrain/keys.py documents every key.
 """
 
 from jaxtrain.config import base, known_variant

@@ -16,13 +16,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'configs' / 'tiny.py')
 
-_SHARED = Path(tempfile.mkdtemp(prefix='jaxtrain-tests-'))
-os.environ |= {
-    'JAX_PLATFORMS': 'cpu',
-    'TFDS_DATA_DIR': str(_SHARED / 'data'),
-    'JAX_COMPILATION_CACHE_DIR': str(_SHARED / 'xla'),
-    'MPLBACKEND': 'agg',
-}
+# The processes that pytest-xdist has do the work, and those that tests start, inherit all of it.
+_MAIN = 'JAXTRAIN_TESTS' not in os.environ
+# Half of the time goes to compiling programs that run for a moment, and half of that to making them
+# fast. The same in all processes: numbers are compared bit for bit.
+_XLA_FLAGS = '--xla_backend_optimization_level=0'
+if _MAIN:
+    _SHARED = Path(tempfile.mkdtemp(prefix='jaxtrain-tests-'))
+    os.environ |= {
+        'JAXTRAIN_TESTS': str(_SHARED),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': _XLA_FLAGS,
+        'TFDS_DATA_DIR': str(_SHARED / 'data'),
+        'MPLBACKEND': 'agg',
+    }
+# One for each of pytest's processes: JAX does not write what it keeps there whole.
+_WORKER = os.environ.get('PYTEST_XDIST_WORKER', 'xla')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{os.environ["JAXTRAIN_TESTS"]}/{_WORKER}'
+
+
+def on_devices(count: int) -> dict[str, str]:
+    """The environment of a process that has so many simulated devices."""
+    flags = f'{_XLA_FLAGS} --xla_force_host_platform_device_count={count}'
+    return {**os.environ, 'XLA_FLAGS': flags}
 
 
 class Outcome(NamedTuple):
@@ -34,7 +50,8 @@ class Outcome(NamedTuple):
 def pytest_sessionfinish():
     import shutil
 
-    shutil.rmtree(_SHARED, ignore_errors=True)
+    if _MAIN:
+        shutil.rmtree(_SHARED, ignore_errors=True)
 
 
 @pytest.fixture
@@ -52,10 +69,9 @@ def jaxtrain(capsys):
 
 def start(*words: str, devices: int = 1, **options) -> subprocess.Popen:
     """Starts a command in a process of its own, on so many simulated devices."""
-    flags = f'--xla_force_host_platform_device_count={devices}'
     return subprocess.Popen(
         [sys.executable, '-m', 'jaxtrain', *map(str, words)],
-        env={**os.environ, 'XLA_FLAGS': flags},
+        env=on_devices(devices),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

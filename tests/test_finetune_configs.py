@@ -57,10 +57,10 @@ def imported(jaxtrain, origin, file, model, out) -> Path:
 
 def leaves(workdir: Path) -> dict[str, np.ndarray]:
     """All parameters and statistics of a run's last checkpoint."""
-    from jaxtrain import checkpoint
+    from jaxtrain import checkpoint_files
     from jaxtrain.mesh import make_mesh, on_mesh
 
-    stored = of_checkpoint(checkpoint.find(workdir, 'last', ''))
+    stored = of_checkpoint(checkpoint_files.find(workdir, 'last', ''))
     return {k: np.asarray(v) for k, v in stored.read(on_mesh(stored.leaves, make_mesh())).items()}
 
 
@@ -98,10 +98,8 @@ def resnet(tmp_path_factory):
     return write(tmp_path_factory.mktemp('resnet') / 'resnet18.safetensors', found)
 
 
-slow = pytest.mark.slow  # the rest of the variants, which takes as long again
-
-
-@pytest.mark.parametrize('variant', [pytest.param('finetune', marks=slow), 'linear'])
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['finetune', 'linear'])
 def test_resnet50_folder(variant, resnet, pets, jaxtrain, train, tmp_path):
     start = imported(jaxtrain, 'torchvision', resnet, 'resnet18', tmp_path / 'weights')
     small = {'data__image_size': '(64,64)', 'batch_size': 8, 'epochs': 1.0}
@@ -133,9 +131,8 @@ def cifar(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize(
-    'origin, module', [('augreg', augreg), pytest.param('timm', timm, marks=slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('origin, module', [('augreg', augreg), ('timm', timm)])
 def test_vit_b16_transfer(origin, module, cifar, jaxtrain, train, tmp_path):
     """At another size than the weights are of, so that positions are resized."""
     found = arrays(module, 'vit_ti16', 21, (32, 32, 3))
@@ -145,7 +142,7 @@ def test_vit_b16_transfer(origin, module, cifar, jaxtrain, train, tmp_path):
     else:
         file = write(tmp_path / 'vit.safetensors', found)
     start = imported(jaxtrain, origin, file, 'vit_ti16', tmp_path / 'weights')
-    small = {'batch_size': 8, 'steps': 2, 'eval_every': 2, 'optim__warmup_steps': 1}
+    small = {'batch_size': 8, 'steps': 2, 'eval_every': 2, 'optim__warmup': '1 step'}
     size = {'data__image_size': '(48,48)', 'data__dir': cifar}
     work = train('vit_b16_transfer.py', init_from=start, **size, **small)
     own = config(work)
@@ -204,10 +201,11 @@ GPT = """
 """
 
 
-@pytest.mark.parametrize('variant, depth', [('all', 2), pytest.param('top', 12, marks=slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('variant, depth', [('all', 2), ('top', 12)])
 def test_gpt2_text(variant, depth, texts, first, train):
     start = first(GPT.format(root=texts, depth=depth))
-    small = {'data__length': 24, 'epochs': 0.1, 'optim__warmup_steps': 1, 'optim__lr': 1e-2}
+    small = {'data__length': 24, 'epochs': 0.1, 'optim__warmup': '1 step', 'optim__lr': 1e-2}
     work = train(f'gpt2_text.py:{variant}', init_from=start, data__path=texts / 'texts', **small)
     assert (work / 'tokenizer.json').read_text() == (start / 'tokenizer.json').read_text()
     moved = changed(start, work)
@@ -235,7 +233,8 @@ BERT = """
 """
 
 
-@pytest.mark.parametrize('variant', ['finetune', 'linear', pytest.param('scratch', marks=slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['finetune', 'linear', 'scratch'])
 def test_bert_classify(variant, texts, first, train):
     start = first(BERT.format(root=texts))
     small = {'data__length': 8, 'data__path': texts / 'texts.jsonl', 'optim__lr': 1e-2}

@@ -16,6 +16,9 @@ from tests.conftest import ROOT
 from tests.test_wrong_input import complaint
 from tests.weights import keras_files
 
+# It trains them, VGG16 at its full depth.
+pytestmark = pytest.mark.slow
+
 MLP = 'configs/scratch/mnist_mlp.py'
 CNN = 'configs/full/cifar10_cnn.py'
 VGG = 'configs/finetune/vgg16_folder.py'

@@ -36,14 +36,16 @@ def test_every_command_exists():
 
 def test_map_names_every_module():
     house = README.split('## The house')[1].split('## ')[0]
-    modules = {p.name for p in (ROOT / 'jaxtrain').glob('*.py') if not p.name.startswith('__')}
+    files = [*(ROOT / 'jaxtrain').glob('*.py'), *(ROOT / 'jaxtrain' / 'pod').glob('*.py')]
+    modules = {path.name for path in files if not path.name.startswith('__')}
     named = set(re.findall(r'[a-z_]+\.py', house))
     assert modules <= named
-    assert {n for n in named if not (ROOT / 'configs' / n).exists()} <= modules
+    others = {p.name for folder in ('configs', 'launch') for p in (ROOT / folder).glob('*.py')}
+    assert named - others <= modules
 
 
 def test_links_lead_somewhere():
-    for page in (Path('README.md'), Path('configs/README.md')):
+    for page in (Path('README.md'), Path('configs/README.md'), Path('launch/README.md')):
         for link in re.findall(r'\]\(([^)#:]+)\)', (ROOT / page).read_text()):
             assert (ROOT / page.parent / link).exists(), f'{page}: {link}'
 
@@ -63,6 +65,7 @@ def test_imports_go_one_way():
     layers = [
         {
             'errors',
+            'keys',
             'config',
             'config_file',
             'rules',
@@ -70,14 +73,37 @@ def test_imports_go_one_way():
             'terminal',
             'stats',
             'verdict',
-            'preemption',
+            'storage',
+            'events',
+            'duration',
+            'flops',
+            'chips',
+            'hlo',
+            'topology',
+            'profiling',
         },
-        {'optim', 'partition', 'mesh', 'tasks', 'data', 'models', 'tracking', 'weights'},
+        {
+            'optim',
+            'partition',
+            'mesh',
+            'sharding',
+            'precision',
+            'replicas',
+            'tasks',
+            'data',
+            'models',
+            'tracking',
+            'weights',
+            'aot',
+            'fingerprint',
+            'pod',
+        },
         {
             'state',
             'step',
             'run',
             'checkpoint',
+            'checkpoint_files',
             'bundle',
             'stored',
             'restore',
@@ -86,7 +112,19 @@ def test_imports_go_one_way():
         },
         {'job', 'trained'},
         {'schedule'},
-        {'loop', 'inspect', 'compare', 'report', 'predict', 'import_weights', 'export_weights'},
+        {'progress'},
+        {
+            'loop',
+            'inspect',
+            'plan',
+            'suggest',
+            'compare',
+            'report',
+            'predict',
+            'import_weights',
+            'export_weights',
+            'status',
+        },
         {'cli'},
     ]
     height = {name: number for number, layer in enumerate(layers) for name in layer}

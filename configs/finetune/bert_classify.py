@@ -47,7 +47,7 @@ def get_config(variant: str = 'finetune'):
     c.restore.rules = (('head/.*', 'init'), ('.*', 'load'))
 
     c.optim.lr = 1e-4
-    c.optim.warmup_steps = 20
+    c.optim.warmup = '20 steps'
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = (('.*', 1.0),)
     # A head that begins at random learns faster than what is under it should change.

@@ -39,7 +39,7 @@ def get_config(variant: str = 'all'):
     c.init_from = 'runs/gpt2'
 
     c.optim.lr = 5e-5
-    c.optim.warmup_steps = 100
+    c.optim.warmup = '100 steps'
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = (('.*', 1.0),)
     if variant == 'top':

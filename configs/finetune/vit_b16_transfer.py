@@ -41,6 +41,6 @@ def get_config():
     c.optim.name = 'sgd'
     c.optim.args.momentum = 0.9
     c.optim.lr = 0.03
-    c.optim.warmup_steps = 500
+    c.optim.warmup = '500 steps'
     c.optim.clip_norm = (('.*', 1.0),)
     return c

@@ -35,6 +35,15 @@ WRONG = 1e-10  # an error that is none of rounding
 MAPS = [*{family(name): name for name in CASES if not name.startswith('keras')}.values()]
 
 
+# Of the same map as a smaller one, or at another size.
+LARGE = [name for name in CASES if 'resnet50' in name and name != 'keras_resnet50_even']
+
+
+def slower(names, slow) -> list:
+    """The names as parameters, of which some are marked."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in names]
+
+
 # Half of the time of a large model; its arrays are used again at once.
 made = lru_cache(300)(weight)
 
@@ -117,8 +126,10 @@ def shapes_of(match: Match) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in by_path(*target_model(match)[1]).items()}
 
 
-@pytest.mark.parametrize('dtype', GATES)  # one after the other, for the sake of `made`
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize(  # one after the other, for the sake of `made`
+    'dtype', ['float64', pytest.param('float32', marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize('name', slower(CASES, LARGE))
 def test_logits_are_those_of_the_reference(name, dtype):
     assert error(name, dtype) <= GATES[dtype]
 
@@ -259,7 +270,9 @@ WRONG_FIELDS = {
 }
 
 
-@pytest.mark.parametrize('what', WRONG_FIELDS)
+@pytest.mark.parametrize(
+    'what', slower(WRONG_FIELDS, [w for w, (name, _) in WRONG_FIELDS.items() if 'resnet50' in name])
+)
 def test_a_wrong_model_fails(what):
     name, changes = WRONG_FIELDS[what]
     assert error(name, **changes) > WRONG
