@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,9 @@ TINY = str(ROOT / 'tests' / 'configs' / 'tiny.py')
 _MAIN = 'JAXTRAIN_TESTS' not in os.environ
 # Half of the time goes to compiling programs that run for a moment, and half of that to making them
 # fast. The same in all processes: numbers are compared bit for bit.
-_XLA_FLAGS = '--xla_backend_optimization_level=0'
+_XLA_FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+if version('jaxlib').startswith('0.10.'):  # a third of the compiling; later ones have no such flag
+    _XLA_FLAGS += ' --xla_cpu_use_fusion_emitters=false'
 if _MAIN:
     _SHARED = Path(tempfile.mkdtemp(prefix='jaxtrain-tests-'))
     os.environ |= {

@@ -54,6 +54,7 @@ def test_2_processes_equal_1(one_device, tmp_path):
     assert losses(tmp_path / 'run') == pytest.approx(one_device, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_other_batches_are_noticed(one_device, tmp_path):
     """The comparison above is sharp: another seed gives other losses from the first step."""
     finish(start('train', *CONFIG, '--config.seed=1', f'--workdir={tmp_path}/run'))

@@ -67,17 +67,18 @@ def errors(name: str, *overrides: str, steps: int | None = None) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    'name',
+    ('name', 'steps'),
     [
-        'mnist_mlp',
-        'cifar10_cnn',
-        pytest.param('vgg16_34', marks=pytest.mark.slow),
-        pytest.param('vgg16_150', marks=pytest.mark.slow),
+        ('mnist_mlp', 100),
+        pytest.param('cifar10_cnn', 100, marks=pytest.mark.slow),
+        pytest.param('vgg16_34', 100, marks=pytest.mark.slow),
+        # At 5 seconds a step; the golden file has a hundred, and vgg16_34 takes as many.
+        pytest.param('vgg16_150', 25, marks=pytest.mark.slow),
     ],
 )
-def test_hundred_losses_are_those_of_the_original(name):
-    found = errors(name)
-    assert len(found) == 100
+def test_losses_are_those_of_the_original(name, steps):
+    found = errors(name, steps=steps)
+    assert len(found) == steps
     assert found.max() < 1e-4, f'step {found.argmax()}'
 
 

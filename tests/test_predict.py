@@ -144,6 +144,7 @@ def test_wrong_words(words, parts, pretrained, jaxtrain, tmp_path, monkeypatch):
     assert contents(pretrained) == before
 
 
+@pytest.mark.slow
 def test_the_devices_may_be_many(photos, pretrained, tmp_path):
     """Eight devices, a batch that they cannot fill: the same probabilities."""
     from tests.conftest import start

@@ -117,6 +117,7 @@ def test_8_to_1(tmp_path):
         assert np.asarray(leaf).tobytes() == old[path].tobytes(), path
 
 
+@pytest.mark.slow
 def test_a_file_to_8(tmp_path):
     """Loaded, resized, from another path and by class name: all as on one device."""
     found = arrays(timm, 'vit_ti16', 4, (32, 32, 3))
