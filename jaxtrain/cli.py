@@ -232,7 +232,7 @@ def _devices(values: flags.FlagValues) -> None:
     _string(values, 'topology', '', "TPU slice, such as 'v5e:4x4'; the devices here if empty")
     flags.DEFINE_integer('slices', 1, 'how many of it', flag_values=values)
     flags.DEFINE_float('price', 0.0, 'of a device-hour, for the cost', flag_values=values)
-    text = 'try other accumulation, remat and mesh for the fastest that fits'
+    text = 'try other meshes, accumulation, remat and batches for the fastest that fits'
     flags.DEFINE_bool('suggest', False, text, flag_values=values)
     _string(values, 'output', 'plan.json', 'file to write')
 

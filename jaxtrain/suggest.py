@@ -1,11 +1,12 @@
 """Looks for the way to run a config on given devices that the estimates say is the fastest.
 
-Only what leaves the training as it is may vary: how a step's examples are taken in parts, what is
-computed anew to save memory, and how the state lies on the devices. The batch stays what it is;
-another one is another experiment.
+First only what leaves the training as it is may vary: how a step's examples are taken in parts,
+what is computed anew to save memory, and how the state lies on the devices. Then the batch, for as
+many examples in all: that is another experiment, and is told apart.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,10 @@ SAVINGS = (
     ('none', 1), ('dots', 1), ('none', 2), ('full', 1),
     ('none', 4), ('full', 2), ('full', 4), ('full', 8),
 )  # fmt: skip
+# Other batches: so many times as large, as long as each is so much faster than the one before; or
+# so many times as small, up to the first that fits.
+LARGER, GAIN = (2, 4, 8), 1.01
+SMALLER = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,19 @@ class Trial:
         return bool(self.plan and self.plan.fits)
 
     @property
+    def speed(self) -> float:
+        """Examples per second; 0 if it does not fit."""
+        return self.plan.outlook['examples_per_second'] if self.fits else 0.0
+
+    @property
     def mesh(self) -> dict[str, Any]:
         """The changes to the mesh."""
         return {key: value for key, value in self.changes.items() if key.startswith('mesh.')}
+
+    @property
+    def flags(self) -> str:
+        """What to add to the command line; '' for the config as it is."""
+        return ' '.join(f'--config.{key}={value}' for key, value in self.changes.items())
 
 
 @dataclass(frozen=True)
@@ -70,17 +85,13 @@ class Suggestion:
 
     Attributes:
       trials: in the order in which they were tried; the first one is the config as it is.
-      best: the fastest one that fits; None if none does.
+      best: the fastest one that fits and takes the config's batch; None if none does.
+      other: the fastest one with another batch; None if it is no faster than `best`.
     """
 
     trials: list[Trial]
     best: Trial | None
-
-    @property
-    def flags(self) -> str:
-        """What to add to the command line; '' for the config as it is, or if nothing fits."""
-        changes = self.best.changes if self.best else {}
-        return ' '.join(f'--config.{key}={value}' for key, value in changes.items())
+    other: Trial | None
 
 
 def suggest(
@@ -90,7 +101,8 @@ def suggest(
     price: float = 0.0,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Suggestion:
-    """Tries at most `COMPILES` ways to run a config; arguments as of `plan.plan`.
+    """Tries at most `COMPILES` ways to run a config, and some other batches; arguments as of
+    `plan.plan`.
 
     Raises:
       UserError: as `plan.plan` does, or devices of which no figures are known.
@@ -105,16 +117,25 @@ def suggest(
             'known; name a TPU slice with --topology, such as v5e:4x4'
         )
     trials = {_words({}): first}
+
+    def attempt(changes: dict[str, Any]) -> Trial:
+        say(f'plans {_words(changes)}')
+        found = _attempt(cfg, changes, devices, first.plan.chip, where, price, say)
+        trials[_words(changes)] = found
+        return found
+
     for changes in _worth_trying(cfg, len(devices) // slices, trials):
         if _compiled(trials) == COMPILES:
             break
-        say(f'plans {_words(changes)}')
-        trials[_words(changes)] = _attempt(
-            cfg, changes, devices, first.plan.chip, where, price, say
-        )
-    fitting = [t for t in trials.values() if t.fits]
-    best = min(fitting, key=lambda t: t.plan.seconds['step'], default=None)
-    return Suggestion(list(trials.values()), best)
+        attempt(changes)
+    best = _fastest(trials.values())
+    others = _other_batches(cfg, dict(trials), best, attempt)
+    other = _fastest([t for t in others if not best or t.speed > GAIN * best.speed])
+    return Suggestion(list(trials.values()), best, other)
+
+
+def _fastest(trials: Iterable[Trial]) -> Trial | None:
+    return max((t for t in trials if t.fits), key=lambda t: t.speed, default=None)
 
 
 def _compiled(trials: Mapping[str, Trial]) -> int:
@@ -173,6 +194,57 @@ def _worth_trying(
                 meshes.remove(mesh)
 
 
+def _other_batches(
+    cfg: Config,
+    trials: Mapping[str, Trial],
+    best: Trial | None,
+    attempt: Callable[[dict[str, Any]], Trial],
+) -> list[Trial]:
+    """Tries larger batches, run as is best for the config's own. Smaller ones where that one has to
+    save memory, which they may do without, or where it does not fit.
+
+    Args:
+      cfg, trials, best: with the config's batch.
+      attempt: makes a trial of changes.
+    """
+    tried: list[Trial] = []
+    remat = trials[_words({})].plan.remat
+    if best:
+        before = best
+        for factor in LARGER:
+            tried.append(attempt(best.changes | _batch(cfg, cfg.batch_size * factor)))
+            if tried[-1].speed < GAIN * before.speed:
+                break
+            before = tried[-1]
+        if best.plan.remat in ('', 'none') and best.plan.accumulate == 1:
+            return tried
+        mesh, saving = best.mesh, 'none'
+    else:
+        planned = [t for t in trials.values() if t.plan and _state(t.plan) < t.plan.chip.hbm_bytes]
+        if not planned:
+            return tried
+        mesh = min(planned, key=lambda t: t.plan.compiled.peak_bytes).mesh
+        saving = 'full'
+    own = {**mesh, **({'model.remat': saving} if remat not in ('', saving) else {})}
+    own |= {'accumulate': 1} if cfg.accumulate != 1 else {}
+    for factor in SMALLER:
+        if cfg.batch_size % factor:
+            break
+        # Its memory is that of the config's batch in so many parts.
+        if _too_large(mesh, saving, factor, trials):
+            continue
+        tried.append(attempt(own | _batch(cfg, cfg.batch_size // factor)))
+        if tried[-1].fits:
+            break
+    return tried
+
+
+def _batch(cfg: Config, size: int) -> dict[str, Any]:
+    """Another batch for as many examples in all."""
+    steps = {'steps': math.ceil(cfg.steps * cfg.batch_size / size)} if cfg.steps else {}
+    return {'batch_size': size, **steps}
+
+
 def _meshes(cfg: Config, devices: int) -> Iterator[dict[str, Any]]:
     """Changes to the mesh: first none, then other sizes of fsdp."""
     yield {}
@@ -199,25 +271,35 @@ def _too_large(
 
 def _peak(plan: Plan, accumulate: int) -> float:
     """A guess at the memory of a plan with another number of parts."""
-    state = sum(row['per_device'] for row in plan.groups.values())
+    state = _state(plan)
     return state + (plan.compiled.peak_bytes - state) * plan.accumulate / accumulate
+
+
+def _state(plan: Plan) -> int:
+    """Bytes of parameters and optimizer on a device."""
+    return sum(row['per_device'] for row in plan.groups.values())
 
 
 def to_text(found: Suggestion) -> str:
     """The table of what was tried, the best at the end, as flags."""
-    columns = ('tried', 'fits', 'peak bytes', 'seconds a step', 'MFU')
+    columns = ('tried', 'fits', 'peak bytes', 'seconds a step', 'examples per second', 'MFU')
     rows = [(_words(t.changes), *_cells(t)) for t in found.trials]
-    if found.best is None:
-        last = 'none of them fits: take more devices, or a smaller batch'
-    elif not found.flags:
-        last = 'the config as it is is the fastest of these'
+    best, other = found.best, found.other
+    if best is None:
+        said = ['none fits with this batch' if other else 'none of them fits: take more devices']
     else:
-        last = f'fastest: {found.flags}'
-    return f'{table(columns, rows)}\n{last}'
+        said = [f'fastest with this batch: {best.flags or "the config as it is"}']
+    if other:
+        times = f'{number(other.speed / best.speed)} times as many' if best else 'so many'
+        said.append(f'{times} examples per second, with another batch: {other.flags}')
+        said.append('(another batch is another experiment: learning rate and warm-up are for you)')
+    return '\n'.join([table(columns, rows), *said])
 
 
 def to_json(found: Suggestion) -> dict[str, Any]:
-    """For plan.json: {'tried': [...], 'flags': ...}."""
+    """For plan.json: {'tried': [...], 'flags': ..., 'batch_flags': ...}; of flags, '' stands for
+    the config as it is, and None for none that fits, or none with another batch that is faster.
+    """
     tried = [
         {
             'changes': t.changes,
@@ -225,20 +307,22 @@ def to_json(found: Suggestion) -> dict[str, Any]:
             'fits': t.plan.fits if t.plan else None,
             'peak_bytes': t.plan.compiled.peak_bytes if t.plan else None,
             'seconds': t.plan.seconds.get('step') if t.plan else None,
+            'examples_per_second': t.speed or None,
         }
         for t in found.trials
     ]
-    return {'tried': tried, 'flags': found.flags}
+    flags = {'flags': found.best, 'batch_flags': found.other}
+    return {'tried': tried} | {name: t.flags if t else None for name, t in flags.items()}
 
 
 def _cells(trial: Trial) -> tuple[str, ...]:
     if trial.plan is None:
-        return ('cannot be run', '-', '-', '-')
+        return ('cannot be run', '-', '-', '-', '-')
     peak = quantity(trial.plan.compiled.peak_bytes)
     if not trial.plan.fits:
-        return ('no', peak, '-', '-')
+        return ('no', peak, '-', '-', '-')
     step, mfu = trial.plan.seconds['step'], trial.plan.outlook['mfu']
-    return ('yes', peak, number(step), f'{100 * mfu:.1f}%')
+    return ('yes', peak, number(step), quantity(trial.speed), f'{100 * mfu:.1f}%')
 
 
 def _words(changes: dict[str, Any]) -> str:

@@ -212,39 +212,49 @@ class Pretended:
     fsdp: int
     remat: str
     accumulate: int
+    batch: float  # In batches of the config's.
     state: float  # On one device; fsdp cuts it up.
     activations: float  # Of a whole batch without remat.
+    fixed: float  # Seconds that a step takes whatever its batch, in those of the config's.
 
     def groups(self) -> dict:
         return {'all': {'per_device': self.state / self.fsdp * CHIP.hbm_bytes}}
 
     def plan(self) -> Plan:
-        kept = {'none': 1.0, 'dots': 0.6, 'full': 0.3}[self.remat] / self.accumulate
+        kept = {'none': 1.0, 'dots': 0.6, 'full': 0.3}[self.remat] * self.batch / self.accumulate
         slower = {'none': 1.0, 'dots': 1.1, 'full': 1.3}[self.remat]
         peak = self.state / self.fsdp + self.activations * kept
         cycles = 1e7 * slower * (1 + 0.02 * self.fsdp) * (1 + 0.01 * self.accumulate)
+        cycles *= self.fixed + self.batch
         compiled = dataclasses.replace(
-            MEASURED, peak_bytes=int(peak * CHIP.hbm_bytes), cycles=int(cycles)
+            MEASURED, peak_bytes=int(peak * CHIP.hbm_bytes), cycles=int(cycles), collectives={}
         )
         return dataclasses.replace(
             PLAN, remat=self.remat, accumulate=self.accumulate, groups=self.groups(),
-            compiled=compiled,
+            compiled=compiled, batch_size=int(32 * self.batch),
         )  # fmt: skip
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """(state, activations) -> (the suggestion, what was compiled as (fsdp, remat, accumulate))."""
+    """(state, activations, ...) -> (the suggestion, what was compiled with the config's batch as
+    (fsdp, remat, accumulate), and what with others as (batch, steps, fsdp, remat, accumulate)).
+    """
 
-    def run(state: float, activations: float):
-        compiled = []
+    def run(state: float, activations: float, fixed: float = 0.0, **changes):
+        compiled, others, steps = [], [], {}
 
         def make(cfg, devices, **options):
-            own = cfg.mesh.fsdp, cfg.model.remat, cfg.accumulate
-            return Pretended(*own, state, activations)
+            own = cfg.mesh.fsdp, cfg.model.remat, cfg.accumulate, cfg.batch_size / 32
+            steps[cfg.batch_size / 32] = cfg.steps
+            return Pretended(*own, state, activations, fixed)
 
         def of_job(job, *_):
-            compiled.append((job.fsdp, job.remat, job.accumulate))
+            own = job.fsdp, job.remat, job.accumulate
+            if job.batch == 1:
+                compiled.append(own)
+            else:
+                others.append((job.batch, steps[job.batch], *own))
             return job.plan()
 
         monkeypatch.setattr(suggest, 'find_devices', lambda *_: [jax.devices()[0]] * 16)
@@ -252,42 +262,86 @@ def pretend(monkeypatch):
         monkeypatch.setattr(suggest, 'prepare', make)
         monkeypatch.setattr(suggest, 'group_sizes', Pretended.groups)
         monkeypatch.setattr(suggest, 'of_job', of_job)
-        return suggest.suggest(config().updated(model={'remat': 'none'})), compiled
+        cfg = config(**changes)
+        return suggest.suggest(cfg.updated(model={'remat': 'none'})), compiled, others
 
     return run
 
 
 def test_suggest_takes_the_fastest_that_fits(pretend):
-    found, compiled = pretend(state=1.6, activations=1.1)
+    found, compiled, _ = pretend(state=1.6, activations=1.1)
     # Alone on a device the state does not fit, which takes no compiling; cut in 4 it leaves 0.6 of
     # the memory, in 16 it leaves 0.9, enough for `dots`.
     assert {own for own in compiled if own[0] == 1} == {(1, 'none', 1)}
     assert (4, 'none', 2) in compiled
     assert (16, 'dots', 1) in compiled and (16, 'full', 1) not in compiled
-    fitting = [t for t in found.trials if t.fits]
+    fitting = [t for t in found.trials if t.fits and 'batch_size' not in t.changes]
     assert found.best.plan.seconds['step'] == min(t.plan.seconds['step'] for t in fitting)
-    assert found.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
-    assert suggest.to_text(found).endswith(f'fastest: {found.flags}')
+    assert found.best.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
+    assert suggest.to_text(found).endswith(f'\nfastest with this batch: {found.best.flags}')
+    assert suggest.to_json(found)['flags'] == found.best.flags
 
 
 def test_suggest_leaves_out_what_cannot_fit(pretend):
     """Half of the activations would take twice the memory, so the compiler is not asked."""
-    _, compiled = pretend(state=0.0, activations=4.0)
+    _, compiled, _ = pretend(state=0.0, activations=4.0)
     assert (1, 'none', 2) not in compiled
     assert (1, 'none', 4) in compiled
 
 
 def test_suggest_says_so_if_the_config_is_the_best(pretend):
-    found, compiled = pretend(state=0.1, activations=0.1)
+    found, compiled, others = pretend(state=0.1, activations=0.1)
     assert compiled == [(1, 'none', 1), (4, 'none', 1), (16, 'none', 1)]
-    assert found.flags == ''
-    assert suggest.to_text(found).endswith('as it is is the fastest of these')
+    assert others == [(2, 10, 1, 'none', 1)]  # Takes twice as long.
+    assert found.best.flags == '' and found.other is None
+    assert suggest.to_text(found).endswith('fastest with this batch: the config as it is')
+    assert suggest.to_json(found)['flags'] == '' and suggest.to_json(found)['batch_flags'] is None
+
+
+def test_suggest_tries_larger_batches_as_long_as_they_are_faster(pretend):
+    found, _, others = pretend(state=0.1, activations=0.3, fixed=1.0)
+    assert [own[:2] for own in others] == [(2, 10), (4, 5)]  # Four do not fit.
+    assert found.best.flags == ''
+    assert found.other.flags == '--config.batch_size=64 --config.steps=10'
+    assert found.other.speed == pytest.approx(found.best.speed * 4 / 3)
+    assert '1.333 times as many examples per second, with another batch: --config.b' in (
+        suggest.to_text(found)
+    )
+    assert suggest.to_json(found)['batch_flags'] == found.other.flags
+
+
+def test_suggest_leaves_epochs_as_they_are(pretend):
+    found, _, _ = pretend(state=0.1, activations=0.1, fixed=1.0, steps=0, epochs=2.0)
+    assert found.other.flags == '--config.batch_size=256'
+
+
+def test_suggest_tries_a_smaller_batch_that_saves_what_costs_time(pretend):
+    found, _, others = pretend(state=0.1, activations=3.4)
+    assert found.best.flags == '--config.accumulate=4'
+    assert others == [(2, 10, 1, 'none', 4), (0.25, 80, 1, 'none', 1)]  # Half of it cannot fit.
+    assert found.other.flags == '--config.batch_size=8 --config.steps=80'
+
+
+def test_suggest_finds_a_batch_that_fits_where_the_own_one_does_not(pretend):
+    found, _, others = pretend(state=0.5, activations=32.0)
+    assert found.best is None and found.other.fits
+    # With full remat an eighth would take 1.2 times the memory, and the state some more.
+    assert [(own[0], *own[3:]) for own in others] == [(1 / 16, 'full', 1)]
+    assert 'none fits with this batch\n' in suggest.to_text(found)
+    assert suggest.to_json(found)['flags'] is None
+
+
+def test_suggest_knows_that_no_batch_helps_a_state_that_does_not_fit(pretend):
+    found, compiled, others = pretend(state=20.0, activations=0.1)
+    assert (compiled, others) == ([(1, 'none', 1)], [])
+    assert 'none of them fits: take more devices' in suggest.to_text(found)
 
 
 def test_suggest_says_so_if_nothing_fits_and_does_not_try_for_ever(pretend, monkeypatch):
     monkeypatch.setattr(suggest, 'MARGIN', 1e9)
-    found, compiled = pretend(state=0.9, activations=40.0)
-    assert found.best is None
+    found, compiled, others = pretend(state=0.9, activations=4000.0)
+    assert found.best is None and found.other is None
     assert len(compiled) == len(set(compiled)) == suggest.COMPILES
+    assert [own[0] for own in others] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
     assert {own[0] for own in compiled} == {1, 4, 16}
     assert 'none of them fits' in suggest.to_text(found)
