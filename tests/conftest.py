@@ -83,6 +83,19 @@ def start(*words: str, devices: int = 1, **options) -> subprocess.Popen:
     )
 
 
+def run_long(*words: str) -> str:
+    """Runs a command in a process of its own, which computes for minutes: compiled as for a user.
+
+    Returns:
+      What it printed.
+    """
+    words = [sys.executable, '-m', 'jaxtrain', *map(str, words)]
+    env = {**os.environ, 'XLA_FLAGS': ''}
+    done = subprocess.run(words, env=env, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope='session')
 def pretrained(tmp_path_factory) -> Path:
     """A finished run of tiny.py:full, to start from."""

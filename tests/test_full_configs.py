@@ -16,7 +16,7 @@ from jaxtrain import plan
 from jaxtrain.config_file import load
 from jaxtrain.data.corpus import open_texts
 from jaxtrain.data.sources import open_source
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_long
 
 # Recipe -> what the published target is called in its docstring.
 RECIPES = {
@@ -85,10 +85,8 @@ def test_gpt2_small_is_the_published_size():
 
 
 def trained(name: str, tmp_path, *words: str) -> dict:
-    from jaxtrain.cli import main
-
     workdir = tmp_path / name
-    assert main(['train', f'--config={path(name, "tiny")}', f'--workdir={workdir}', *words]) == 0
+    run_long('train', f'--config={path(name, "tiny")}', f'--workdir={workdir}', *words)
     return json.loads((workdir / 'result.json').read_text())
 
 

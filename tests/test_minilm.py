@@ -14,7 +14,7 @@ import pytest
 
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.import_weights import import_weights
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_long
 from tests.golden.make_minilm import LENGTH, TEXTS
 from tests.test_wrong_input import complaint
 from tests.texts import PACKAGES, docstrings, write_list
@@ -91,7 +91,7 @@ def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
 
 
 @pytest.mark.slow
-def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, jaxtrain, tmp_path):
+def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, tmp_path):
     """Which package of the standard library is a docstring of? Twelve examples of each of ten."""
     texts = write_list(tmp_path / 'docs.jsonl', docstrings(), ('text', 'label', 'split'))
     config = f'--config={ROOT}/configs/finetune/bert_classify.py'
@@ -100,9 +100,7 @@ def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, jaxtrain, tmp
         'batch_size': 12, 'eval_batch_size': 50, 'epochs': 6.0, 'eval_every': 3, 'compare.seeds': 2,
     }  # fmt: skip
     overrides = [f'--config.{key}={value}' for key, value in changes.items()]
-    outcome = jaxtrain('compare', config, f'--workdir={tmp_path}/compared', *overrides)
-    assert outcome.code == 0, outcome.err
-    print(outcome.out)
+    print(run_long('compare', config, f'--workdir={tmp_path}/compared', *overrides))
     found = json.loads((tmp_path / 'compared' / 'compare.json').read_text())
     arms = {arm['name']: arm for arm in found['arms']}
     assert arms['scratch']['init'] == 'random' and arms['finetune']['init'] == 'minilm (best)'
