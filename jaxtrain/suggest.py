@@ -155,7 +155,7 @@ def _attempt(
         job = make_job(changed(cfg, changes), devices=devices, opens=open_or_absent)
     except UserError as error:
         return Trial(changes, None, str(error))
-    held = sum(row['per_device'] for row in group_sizes(job).values())
+    held = _held(group_sizes(job))
     if held > chip.hbm_bytes:
         return Trial(changes, None, f'parameters and optimizer alone take {quantity(held)}B', True)
     return Trial(changes, of_job(job, where, price, say))
@@ -220,7 +220,9 @@ def _other_batches(
             return tried
         mesh, saving = best.mesh, 'none'
     else:
-        planned = [t for t in trials.values() if t.plan and _state(t.plan) < t.plan.chip.hbm_bytes]
+        planned = [
+            t for t in trials.values() if t.plan and _held(t.plan.groups) < t.plan.chip.hbm_bytes
+        ]
         if not planned:
             return tried
         mesh = min(planned, key=lambda t: t.plan.compiled.peak_bytes).mesh
@@ -271,13 +273,13 @@ def _too_large(
 
 def _peak(plan: Plan, accumulate: int) -> float:
     """A guess at the memory of a plan with another number of parts."""
-    state = _state(plan)
+    state = _held(plan.groups)
     return state + (plan.compiled.peak_bytes - state) * plan.accumulate / accumulate
 
 
-def _state(plan: Plan) -> int:
+def _held(groups: Mapping[str, Mapping[str, int]]) -> int:
     """Bytes of parameters and optimizer on a device."""
-    return sum(row['per_device'] for row in plan.groups.values())
+    return sum(row['per_device'] for row in groups.values())
 
 
 def to_text(found: Suggestion) -> str:

@@ -4,6 +4,7 @@ Set before JAX and TFDS are imported: everything runs on one CPU device, offline
 several devices or processes start processes of their own.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def on_devices(count: int) -> dict[str, str]:
     """The environment of a process that has so many simulated devices."""
     flags = f'{_XLA_FLAGS} --xla_force_host_platform_device_count={count}'
     return {**os.environ, 'XLA_FLAGS': flags}
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
+)
 
 
 class Outcome(NamedTuple):

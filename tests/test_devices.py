@@ -1,11 +1,10 @@
 """The same run on 1 device, on 8 simulated devices, and on 2 real processes: the same numbers."""
 
-import socket
-
 import pytest
 
 from jaxtrain.run import read_metrics
 from tests.conftest import TINY, start
+from tests.pod.test_meet import free_port
 
 CONFIG = (
     f'--config={TINY}:full',
@@ -46,10 +45,7 @@ def test_8_devices_equal_1(one_device, tmp_path):
 
 
 def test_2_processes_equal_1(one_device, tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    words = [*CONFIG, f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{port}']
+    words = [*CONFIG, f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{free_port()}']
     finish(*(start('train', *words, '--processes=2', f'--process={number}') for number in range(2)))
     assert losses(tmp_path / 'run') == pytest.approx(one_device, rel=1e-5)
 

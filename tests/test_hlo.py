@@ -4,7 +4,6 @@ Run as a module it compiles them for 8 simulated devices, which takes a process 
 prints their texts as JSON.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.hlo import Program
-from tests.conftest import ROOT, on_devices
+from tests.conftest import ROOT, needs_libtpu, on_devices
 
 DEVICES, ROWS, COLUMNS, TRIPS = 8, 128, 1024, 3
 SHARE = ROWS * COLUMNS * 4  # Bytes that each device has of the arrays below.
@@ -179,11 +178,6 @@ def test_one_message_in_several_fusions_and_a_loop_without_a_count():
     assert found.count == {'all-gather': 5}
     assert found.bytes == {'all-gather': 5 * 4 * 64 * 2}
     assert found.cycles == 5 * 70
-
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
-)
 
 
 @needs_libtpu

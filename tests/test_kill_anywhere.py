@@ -8,7 +8,6 @@ plays as many runs as it says, and prints which phases were hit.
 import os
 import random
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ import pytest
 from jaxtrain import storage
 from jaxtrain.run import read_metrics
 from tests.conftest import TINY, start
+from tests.pod.test_meet import free_port
 from tests.test_resume import assert_same
 
 STEPS, EVAL_EVERY = 60, 20
@@ -45,10 +45,7 @@ def launch(workdir: Path, processes: int) -> list[subprocess.Popen]:
     words = ['train', *CONFIG, f'--workdir={workdir}', '--start_timeout=60']
     if processes == 1:
         return [start(*words, devices=2)]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    words += [f'--coordinator=127.0.0.1:{port}', '--processes=2']
+    words += [f'--coordinator=127.0.0.1:{free_port()}', '--processes=2']
     return [start(*words, f'--process={number}') for number in range(2)]
 
 

@@ -1,7 +1,6 @@
 """Plans of small configs, on this machine's CPU and for TPU slices that are not there."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -20,11 +19,8 @@ from jaxtrain.job import make_job
 from jaxtrain.mesh import trace_step
 from jaxtrain.plan import Plan, group_sizes, plan, quantity, to_json, to_text
 from tests.configs.tiny import get_config
-from tests.conftest import TINY
+from tests.conftest import TINY, needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
-)
 CHIP = CHIPS['TPU v5e']
 
 

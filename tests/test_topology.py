@@ -1,6 +1,5 @@
 """The devices of slices that are not there."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,11 +8,7 @@ import pytest
 
 from jaxtrain.errors import UserError
 from jaxtrain.topology import devices
-from tests.conftest import ROOT
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
-)
+from tests.conftest import ROOT, needs_libtpu
 
 
 @needs_libtpu
