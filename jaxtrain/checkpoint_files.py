@@ -29,15 +29,22 @@ logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathnam
 class _Loop(asyncio.SelectorEventLoop):
     """Waits for what is under way before it closes.
 
-    Orbax closes its loops at the first error. What ends after that would print a traceback for each
-    array, and writes would go on in a folder that is being removed.
+    Orbax closes its loops at the first error. What ends at that time or later would print a
+    traceback for each array, and writes would go on in a folder that is being removed.
     """
 
     def close(self) -> None:
-        if not self.is_closed() and (left := asyncio.all_tasks(self)):
-            done, _ = self.run_until_complete(asyncio.wait(left, timeout=UNDER_WAY))
-            _ = [task.cancelled() or task.exception() for task in done]  # they are known
+        # A loop that is dropped while another one runs cannot be run any more.
+        if not (self.is_closed() or self.is_running() or asyncio._get_running_loop()):
+            self.run_until_complete(_rest(asyncio.all_tasks(self)))
         super().close()
+
+
+async def _rest(left: set[asyncio.Task]) -> None:
+    await asyncio.sleep(0)  # those that have ended just now tell it to whoever gathers them
+    if left:
+        done, _ = await asyncio.wait(left, timeout=UNDER_WAY)
+        _ = [task.cancelled() or task.exception() for task in done]  # they are known
 
 
 class _Policy(asyncio.DefaultEventLoopPolicy):

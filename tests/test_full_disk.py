@@ -3,9 +3,11 @@
 Real full disks are small file systems in memory, which only root may mount.
 """
 
+import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import json
 import os
 import shutil
@@ -197,6 +199,26 @@ def test_what_a_process_says_of_a_full_disk(disk, size):
     assert sum('trying again' in said for said in rest) == checkpoint.ATTEMPTS
     for word in ('Traceback', 'ERROR', 'WARNING', 'Exception', 'Error'):
         assert word not in out, out
+
+
+@pytest.mark.parametrize('later', range(8))
+def test_what_fails_after_the_first_error_is_not_told(later, caplog):
+    """Whether it does so before the loop ends, in its last round, or when it is closed."""
+
+    async def fail(after: int) -> None:
+        for _ in range(after):
+            await asyncio.sleep(0)
+        raise OSError(FULL)
+
+    async def save() -> None:
+        await asyncio.gather(*[asyncio.ensure_future(fail(after)) for after in (0, later)])
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(OSError, match=FULL):
+        loop.run_until_complete(save())
+    loop.close()
+    gc.collect()
+    assert not caplog.records, caplog.text
 
 
 def filled(monkeypatch, owner, name: str, place: Path, number: int = 1) -> None:
