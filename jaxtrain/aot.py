@@ -7,6 +7,7 @@ program.
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ import jax
 import jaxlib
 
 from jaxtrain import hlo
+from jaxtrain.errors import UserError
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # Changes with the fields below, so that what an older version kept is not read.
@@ -72,6 +74,7 @@ def measure(
       say: told before compiling.
 
     Raises:
+      UserError: for absent devices, the compiler took its process down on this program before.
       jax.errors.JaxRuntimeError: the compiler fails for another reason than memory.
     """
     text = '\n'.join([lowered.as_text(), devices, *_versions(), str(FORMAT)])
@@ -79,10 +82,13 @@ def measure(
     path = folder() / f'{digest}.json'
     if path.is_file():
         return Measured(**json.loads(path.read_text()))
-    say('compiling ...')
-    with _forgotten() if absent else contextlib.nullcontext():
-        found = _compile(lowered, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if absent:
+            stack.enter_context(_marked(path.with_suffix('.unfinished')))
+            stack.enter_context(_forgotten())
+        say('compiling ...')
+        found = _compile(lowered, digest)
     # Another process may look for it at the same time.
     part = path.with_suffix(f'.{os.getpid()}.part')
     part.write_text(json.dumps(dataclasses.asdict(found)))
@@ -94,6 +100,31 @@ def folder() -> Path:
     """Where it is kept: beside the compilation cache (`mesh.use_compilation_cache`)."""
     default = Path.home() / '.cache' / 'jaxtrain' / 'xla'
     return Path(os.environ.get('JAX_COMPILATION_CACHE_DIR', default)).parent / 'plans'
+
+
+@contextlib.contextmanager
+def _marked(mark: Path) -> Iterator[None]:
+    """Leaves a mark if the process ends meanwhile: the TPU's compiler has taken minutes to crash,
+    and would do so each time.
+    """
+    with mark.open('a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process compiles the same program, or the disk knows no locks
+            yield
+            return
+        if mark.stat().st_size:
+            raise UserError(
+                f'libtpu {_versions()[-1]} ended its process when it compiled this '
+                'program before: it crashed, or was killed. Take another batch, mesh or libtpu; '
+                f'to try the same again, remove {mark}'
+            )
+        file.write('compiling')
+        file.flush()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

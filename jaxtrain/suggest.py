@@ -153,12 +153,13 @@ def _attempt(
 ) -> Trial:
     try:
         job = make_job(changed(cfg, changes), devices=devices, opens=open_or_absent)
+        held = _held(group_sizes(job))
+        if held > chip.hbm_bytes:
+            why = f'parameters and optimizer alone take {quantity(held)}B'
+            return Trial(changes, None, why, state_too_large=True)
+        return Trial(changes, of_job(job, where, price, say))
     except UserError as error:
         return Trial(changes, None, str(error))
-    held = _held(group_sizes(job))
-    if held > chip.hbm_bytes:
-        return Trial(changes, None, f'parameters and optimizer alone take {quantity(held)}B', True)
-    return Trial(changes, of_job(job, where, price, say))
 
 
 def changed(cfg: Config, changes: dict[str, Any]) -> Config:

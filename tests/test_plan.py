@@ -4,13 +4,17 @@ import dataclasses
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from jaxtrain import suggest
-from jaxtrain.aot import Measured, needed
+from jaxtrain import aot, suggest
+from jaxtrain.aot import Measured, measure, needed
 from jaxtrain.chips import CHIPS
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
@@ -19,7 +23,7 @@ from jaxtrain.job import make_job
 from jaxtrain.mesh import trace_step
 from jaxtrain.plan import Plan, group_sizes, plan, quantity, to_json, to_text
 from tests.configs.tiny import get_config
-from tests.conftest import TINY, needs_libtpu
+from tests.conftest import ROOT, TINY, needs_libtpu
 
 CHIP = CHIPS['TPU v5e']
 
@@ -137,6 +141,69 @@ def test_quantities():
     assert [quantity(x) for x in (0, 999, 1234567, 2e12)] == ['0 ', '999 ', '1.235 M', '2 T']
 
 
+# A program that ends the process that compiles it, or says when it does so and waits.
+CRASHES = """
+import os, signal, sys, types
+from jaxtrain import aot
+def compile():
+    if sys.argv[1] == 'crash':
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print('compiling', flush=True)
+    input()
+lowered = types.SimpleNamespace(as_text=lambda: 'a program', compile=compile)
+aot.measure(lowered, 'devices', True, lambda text: None)
+"""
+
+
+def compiling(how: str) -> subprocess.Popen:
+    words = [sys.executable, '-c', CRASHES, how]
+    return subprocess.Popen(
+        words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """What `CRASHES` compiles, with nothing remembered; to be compiled here too."""
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'xla'))
+    real = jax.jit(lambda x: x + 1).lower(1.0)
+    return SimpleNamespace(as_text=lambda: 'a program', compile=real.compile)
+
+
+def measured(program) -> Measured:
+    return measure(program, 'devices', True, lambda text: None)
+
+
+def test_a_program_that_crashes_the_compiler_is_not_compiled_again(program):
+    assert compiling('crash').wait() == -signal.SIGSEGV
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match='it crashed, or was killed.*to try the same again'
+        ) as e:
+            measured(program)
+    Path(str(e.value).split()[-1]).unlink()
+    assert measured(program).memory
+    assert [path.suffix for path in aot.folder().iterdir()] == ['.json']
+
+
+def test_two_may_compile_the_same(program):
+    other = compiling('wait')
+    assert other.stdout.readline() == 'compiling\n'
+    found = measured(program)
+    other.kill()
+    assert measured(program) == found  # which is not compiled again, whatever became of the other
+
+
+def test_an_error_of_the_compiler_is_no_crash(program, monkeypatch):
+    def fail():
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            measured(SimpleNamespace(as_text=program.as_text, compile=fail))
+    assert measured(program).memory
+
+
 @needs_libtpu
 def test_for_a_slice_that_is_not_there():
     cache = Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
@@ -237,7 +304,7 @@ def pretend(monkeypatch):
     (fsdp, remat, accumulate), and what with others as (batch, steps, fsdp, remat, accumulate)).
     """
 
-    def run(state: float, activations: float, fixed: float = 0.0, **changes):
+    def run(state: float, activations: float, fixed: float = 0.0, crashes=(), **changes):
         compiled, others, steps = [], [], {}
 
         def make(cfg, devices, **options):
@@ -251,6 +318,8 @@ def pretend(monkeypatch):
                 compiled.append(own)
             else:
                 others.append((job.batch, steps[job.batch], *own))
+            if own in crashes:
+                raise UserError('crashed')
             return job.plan()
 
         monkeypatch.setattr(suggest, 'find_devices', lambda *_: [jax.devices()[0]] * 16)
@@ -276,6 +345,13 @@ def test_suggest_takes_the_fastest_that_fits(pretend):
     assert found.best.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
     assert suggest.to_text(found).endswith(f'\nfastest with this batch: {found.best.flags}')
     assert suggest.to_json(found)['flags'] == found.best.flags
+
+
+def test_suggest_goes_on_after_what_crashes_the_compiler(pretend):
+    found, compiled, _ = pretend(state=1.6, activations=1.1, crashes=[(4, 'none', 2)])
+    assert (4, 'none', 2) in compiled and found.best.flags and found.best.plan.accumulate != 2
+    assert {'crashed'} == {trial.reason for trial in found.trials if trial.reason[:5] == 'crash'}
+    assert 'cannot be run' in suggest.to_text(found)
 
 
 def test_suggest_leaves_out_what_cannot_fit(pretend):
