@@ -1,5 +1,6 @@
 """batch = f(seed, step): every example once an epoch, in an order that nothing else changes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -133,7 +134,8 @@ def test_workers_make_the_same_batches_of_a_data_set_on_disk():
     def ask_all_to_stop():  # as where a whole job is asked to, over and over
         while not done.wait(0.01):
             for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                    os.kill(worker.pid, signal.SIGTERM)
 
     asking = threading.Thread(target=ask_all_to_stop)
     asking.start()
