@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from jaxtrain import hlo
+from jaxtrain import hlo, storage
 from jaxtrain.errors import UserError
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -89,10 +89,8 @@ def measure(
             stack.enter_context(_forgotten())
         say('compiling ...')
         found = _compile(lowered, digest)
-    # Another process may look for it at the same time.
-    part = path.with_suffix(f'.{os.getpid()}.part')
-    part.write_text(json.dumps(dataclasses.asdict(found)))
-    part.replace(path)
+    # Whole, since another process may look for it at the same time.
+    storage.write(path, json.dumps(dataclasses.asdict(found)).encode())
     return found
 
 

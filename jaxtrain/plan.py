@@ -24,7 +24,7 @@ from jaxtrain.job import Job, make_job
 from jaxtrain.mesh import trace_step
 from jaxtrain.partition import flatten
 from jaxtrain.schedule import make_schedule
-from jaxtrain.sharding import path_of
+from jaxtrain.sharding import nbytes_per_device, path_of
 from jaxtrain.terminal import number, table
 from jaxtrain.topology import devices as absent_devices
 
@@ -239,8 +239,7 @@ def group_sizes(job: Job) -> dict[str, dict[str, int]]:
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             row = sizes[job.part.groups.get(path_of(keys), '')]
             row[name] += math.prod(leaf.shape) * leaf.dtype.itemsize
-            own = leaf.sharding.shard_shape(leaf.shape)
-            row['per_device'] += math.prod(own) * leaf.dtype.itemsize
+            row['per_device'] += nbytes_per_device(leaf)
     return {group: dict(sizes[group]) for group in sorted(sizes, key=lambda g: (not g, g))}
 
 

@@ -194,7 +194,7 @@ def test_two_may_compile_the_same(program):
     assert measured(program) == found  # which is not compiled again, whatever became of the other
 
 
-def test_an_error_of_the_compiler_is_no_crash(program, monkeypatch):
+def test_an_error_of_the_compiler_is_no_crash(program):
     def fail():
         raise KeyboardInterrupt
 
