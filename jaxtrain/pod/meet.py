@@ -179,7 +179,7 @@ def _join(
             raise Preempted(f'process 0 at {place.coordinator} does not answer')
         if answers:
             break
-    answer = answers[0]
+    answer, *link.early = answers
     if 'error' in answer:
         raise _error(answer['error'], answer['code'])
     if answer.get('welcome') != VERSION:

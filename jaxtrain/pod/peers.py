@@ -27,6 +27,8 @@ BEAT, SILENCE = 5.0, 60.0
 # Seconds for a process to end by itself, once another has said why it ends; and for what is done
 # before an end, which may hang as well.
 GRACE = 5.0
+# Seconds for the last line of a process to reach the others' machines.
+LAST = 1.0
 
 
 class Peers(contextlib.AbstractContextManager):
@@ -63,7 +65,7 @@ class Peers(contextlib.AbstractContextManager):
         self.judge(error)
         sys.stdout.flush()
         self._left = code = exit_code(error)
-        self._tell(bye=code, why=one_line(error))
+        self._tell_last(bye=code, why=one_line(error))
 
     def judge(self, error: BaseException | None) -> None:
         """Waits where an error may be that a peer is gone: then `_watch` ends the process now."""
@@ -103,10 +105,19 @@ class Peers(contextlib.AbstractContextManager):
         for link in self._links:
             link.send(**message)
 
+    def _tell_last(self, **message: Any) -> None:
+        """As the process is about to end."""
+        self._tell(**message)
+        deadline = time.monotonic() + LAST
+        for link in self._links:
+            link.flush(deadline - time.monotonic())
+
     def _watch(self) -> None:
         with selectors.DefaultSelector() as ready:
             for link in self._links:
                 ready.register(link.socket, selectors.EVENT_READ, link)
+                for message in link.early:
+                    self._hear(link, message)
             said = 0.0
             while ready.get_map():
                 for key, _ in ready.select(min(1.0, BEAT)):
@@ -153,7 +164,7 @@ class Peers(contextlib.AbstractContextManager):
 
     def _end_all(self, why: str, code: int = Preempted.exit_code, hung: bool = False) -> None:
         with self._ending:
-            self._tell(end=why, code=code, hung=hung)
+            self._tell_last(end=why, code=code, hung=hung)
             self._end(why, code, hung)
 
     def _end(self, why: str, code: int, hung: bool = False) -> None:

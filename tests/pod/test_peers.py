@@ -7,6 +7,7 @@ collective that does not end, until a test tells it by a line of Python what to 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxtrain.pod.meet import VERSION
 from tests.conftest import ROOT, Outcome
 from tests.pod.test_meet import HOST, free_port, until
 
@@ -129,21 +131,21 @@ def test_process_0_is_killed(run_of):
 @pytest.mark.parametrize('silent', [0, 1])
 def test_one_is_silent(run_of, silent):
     """As where a machine vanishes: nothing closes the connection."""
-    members = run_of(3, SILENCE=1.0, BEAT=0.1)
+    members = run_of(3, SILENCE=2.0, BEAT=0.1)
     began = time.monotonic()
     members[silent].freeze()
     for number in {0, 1, 2} - {silent}:
         code, _, err = members[number].end(20)
-        assert code == 42 and f'process {silent} ({HOST}) has said nothing for 1 s' in err
-    assert 0.8 < time.monotonic() - began < 8.0
+        assert code == 42 and f'process {silent} ({HOST}) has said nothing for 2 s' in err
+    assert 1.8 < time.monotonic() - began < 8.0
     members[silent].process.send_signal(signal.SIGCONT)
     assert members[silent].end(20).code == 42  # it finds that the others are gone
 
 
 def test_long_quiet_is_no_silence(run_of):
     """Whatever the main thread does, the lines go on."""
-    members = run_of(2, SILENCE=1.0, BEAT=0.1)
-    time.sleep(1.8)
+    members = run_of(2, SILENCE=2.0, BEAT=0.1)
+    time.sleep(3.5)
     assert [member.process.poll() for member in members] == [None, None]
     for member in members:
         member.process.stdin.close()
@@ -178,6 +180,20 @@ def test_one_crashes(run_of, wrong):
             assert 'Traceback' in err
         else:
             assert f'process {wrong} ({HOST}) ended with an error: ZeroDivisionError: of a' in err
+
+
+def test_process_0_ends_as_soon_as_they_have_met(tmp_path):
+    """What it says may come in one with its welcome."""
+    with socket.create_server(('127.0.0.1', 0)) as door:
+        member = Member(tmp_path, 1, 2, door.getsockname()[1], SHORT)
+        with door.accept()[0] as connection:
+            connection.recv(1 << 16)
+            welcome = {'welcome': VERSION, 'host': HOST}
+            said = [welcome, {'bye': 2, 'why': 'no such folder'}]
+            connection.sendall(b''.join(json.dumps(line).encode() + b'\n' for line in said))
+            connection.shutdown(socket.SHUT_WR)
+            why = f'process 0 ({HOST}) ended with an error: no such folder'
+            assert member.end(20) == (2, 'met\n', f'jaxtrain: {why}\n')
 
 
 def test_an_error_on_all(run_of):
