@@ -261,7 +261,7 @@ def test_killed_and_refused_now_and_then(local, trained, tmp_path):
         while not [s for s in steps(gcs) if s >= 14] and time.monotonic() < deadline:
             time.sleep(0.002)
         child.kill()
-        child.communicate(timeout=30)
+        child.communicate(timeout=60)
         assert steps(gcs) and 'result.json' not in names(gcs)
         reached = max(steps(gcs))
         for pattern in ('GET ', 'POST .*checkpoints/', 'POST .*events', 'DELETE .*checkpoints'):

@@ -116,7 +116,7 @@ class Job:
         )
 
     def finish(self, process) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def __call__(self, play: list, **env: str):
@@ -269,7 +269,7 @@ def test_more_signals_while_it_saves(job):
 
 def test_term_while_the_step_is_set_up(job):
     """scancel does not find the step yet."""
-    process = job.start([SAVES, SAVES], SETUP='0.7')
+    process = job.start([SAVES, SAVES], SETUP='2')
     while not (job.folder / 'calls').exists() or not job.calls('srun'):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

@@ -151,17 +151,18 @@ def test_missing_ones_are_named():
         assert isinstance(result, Preempted)
         assert 'of 5 processes 1, 3 did not come within 1 s' in str(result)
     # A busy machine has no effect on when they give up, only on when they are heard.
-    assert 1.0 <= meeting.seconds[0] < 4.0
-    assert max(meeting.seconds.values()) < 6.0
+    assert 1.0 <= meeting.seconds[0] < 10.0
+    assert max(meeting.seconds.values()) < 10.0
 
 
 def test_one_that_came_later_waits_for_process_0():
     """It is process 0 that knows who is missing, and it may have more time left."""
     meeting = Meeting(3)
+    meeting.come(0, timeout=2.0)
+    meeting.waits()
     meeting.come(1, timeout=0.2)
-    meeting.come(0, timeout=1.0)
     for result in meeting.end():
-        assert 'of 3 processes 2 did not come within 1 s' in str(result)
+        assert 'of 3 processes 2 did not come within 2 s' in str(result)
 
 
 def test_many_missing_ones():
@@ -177,7 +178,7 @@ def test_process_0_is_missing():
     assert isinstance(result, Preempted)
     said = f'process 1 could not reach process 0 at 127.0.0.1:{meeting.port} within 1 s'
     assert said in str(result)
-    assert meeting.seconds[0] < 7.0
+    assert meeting.seconds[0] < 10.0
 
 
 def test_processes_that_differ():
@@ -297,7 +298,7 @@ def test_a_stranger_on_the_port_does_not_stop_them(kind):
         strangers.enter_context(socket.create_connection(('127.0.0.1', meeting.port)))
         meeting.come(2)
         assert met(meeting.end())
-    assert max(meeting.seconds.values()) < 8.0
+    assert max(meeting.seconds.values()) < 20.0
 
 
 def test_a_stranger_that_comes_and_goes():
@@ -317,7 +318,7 @@ def test_missing_ones_are_named_in_time_in_spite_of_strangers():
     meeting.waits()
     with contextlib.closing(socket.create_connection(('127.0.0.1', meeting.port))):
         (result,) = meeting.end()
-    assert isinstance(result, Preempted) and meeting.seconds[0] < 4.0
+    assert isinstance(result, Preempted) and meeting.seconds[0] < 10.0
 
 
 def test_a_web_server_where_process_0_should_be():
@@ -356,7 +357,7 @@ def test_a_stop_while_waiting(number):
     """The one that is stopped says so at once; the others wait on, or know that 0 is gone."""
     meeting, stop = Meeting(3), threading.Event()
     keys = [
-        meeting.come(n, timeout=1.0 + n, stopped=stop.is_set if n == number else lambda: False)
+        meeting.come(n, timeout=3.0 + n, stopped=stop.is_set if n == number else lambda: False)
         for n in (0, 1)
     ]
     time.sleep(0.5)
@@ -364,10 +365,10 @@ def test_a_stop_while_waiting(number):
     stop.set()
     began = time.monotonic()
     until(lambda: keys[number] in meeting.results)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 2.0, 'before it would give up'
     results = meeting.end()
     assert 'stopped while waiting' in str(results[number])
-    other = 'went away before all were there' if number == 0 else '1, 2 did not come within 1 s'
+    other = 'went away before all were there' if number == 0 else '1, 2 did not come within 3 s'
     assert other in str(results[1 - number])
     assert all(isinstance(result, Preempted) for result in results)
 
@@ -378,4 +379,4 @@ def test_a_stop_before_process_0_is_there():
     time.sleep(0.3)
     stop.set()
     assert 'stopped while waiting' in str(meeting.end()[0])
-    assert meeting.seconds[0] < 3.0
+    assert meeting.seconds[0] < 10.0

@@ -47,7 +47,7 @@ cli.COMMANDS['member'] = member
 sys.exit(cli.main(['member']))
 """
 # Short ones, for tests that do not measure how long things take.
-SHORT = {'GRACE': 0.3}
+SHORT = {'GRACE': 1.0}
 
 
 class Member:
@@ -115,7 +115,7 @@ def test_one_is_killed(run_of):
         code, _, err = members[number].end(10)
         assert (code, err.count('\n')) == (42, 1)
         assert f'process 1 ({HOST}) is gone; start the same command again to go on' in err
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 10.0
 
 
 def test_process_0_is_killed(run_of):
@@ -125,7 +125,7 @@ def test_process_0_is_killed(run_of):
     for member in members[1:]:
         code, _, err = member.end(10)
         assert code == 42 and f'process 0 ({HOST}) is gone' in err
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 10.0
 
 
 @pytest.mark.parametrize('silent', [0, 1])
@@ -137,7 +137,7 @@ def test_one_is_silent(run_of, silent):
     for number in {0, 1, 2} - {silent}:
         code, _, err = members[number].end(20)
         assert code == 42 and f'process {silent} ({HOST}) has said nothing for 2 s' in err
-    assert 1.8 < time.monotonic() - began < 8.0
+    assert 1.8 < time.monotonic() - began < 15.0
     members[silent].process.send_signal(signal.SIGCONT)
     assert members[silent].end(20).code == 42  # it finds that the others are gone
 
@@ -232,10 +232,11 @@ def test_one_that_is_done_does_not_wait_for_one_that_is_gone(run_of):
     """JAX would, for minutes, where its processes leave together."""
     members = run_of(2, **SHORT)
     members[0].do('import atexit; atexit.register(time.sleep, 100)')
+    members[0].do('atexit.register(lambda: print("left", flush=True))')
     members[0].process.stdin.close()
-    time.sleep(0.5)
+    members[0].wait_for('left')
     members[1].process.kill()
-    assert members[0].end(20) == (0, 'met\n', '')
+    assert members[0].end(20) == (0, 'met\nleft\n', '')
 
 
 def test_an_error_because_a_peer_is_gone(run_of):
@@ -276,7 +277,7 @@ def test_an_end_that_fails_or_hangs_does_not_keep_the_process(run_of, act):
     began = time.monotonic()
     members[0].process.kill()
     assert members[1].end(20).code == 42
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 10.0
 
 
 # One hangs.
@@ -306,7 +307,7 @@ def _known(zero: Member, positions: list[tuple]) -> bool:
 
 @pytest.mark.parametrize('noticed', [0, 1, 2])
 def test_a_hang_names_who_is_behind_by_step(run_of, noticed):
-    members = run_of(3, BEAT=0.1)
+    members = run_of(3, BEAT=1.0)
     positions = [('train', 8, 9.0), ('train', 8, 9.0), ('data_wait', 7, 9.0)]
     why = 'train has not got on for 9 s; behind: process 2 in data_wait at step 7 for '
     why = why if noticed == 0 else f'process {noticed} ({HOST}): {why}'
@@ -319,18 +320,18 @@ def test_a_hang_names_who_is_behind_by_step(run_of, noticed):
 @pytest.mark.parametrize('noticed', [0, 1])
 def test_a_hang_names_who_is_behind_by_phase(run_of, noticed):
     positions = [('save', 8, 9.0), ('save', 8, 9.0), ('eval', 8, 9.0)]
-    for _, _, err in hang(run_of(3, BEAT=0.1), positions, noticed):
+    for _, _, err in hang(run_of(3, BEAT=1.0), positions, noticed):
         assert 'behind: process 2 in eval at step 8 for ' in err and 'process 0 in' not in err
 
 
 def test_a_hang_of_process_0(run_of):
     positions = [('data_wait', 7, 9.0), ('train', 8, 9.0), ('train', 8, 9.0)]
-    for code, _, err in hang(run_of(3, BEAT=0.1), positions, 1):
+    for code, _, err in hang(run_of(3, BEAT=1.0), positions, 1):
         assert code == 42 and 'behind: process 0 in data_wait at step 7' in err
 
 
 def test_a_hang_of_all(run_of):
-    for code, _, err in hang(run_of(2, BEAT=0.1), [('train', 8, 9.0)] * 2, 1):
+    for code, _, err in hang(run_of(2, BEAT=1.0), [('train', 8, 9.0)] * 2, 1):
         assert code == 42 and 'no process is behind the others' in err
 
 
@@ -348,10 +349,10 @@ def test_a_hang_says_where_the_one_that_noticed_is(run_of):
 @pytest.mark.parametrize('noticed', [0, 2])
 def test_a_hang_names_who_is_silent(run_of, noticed):
     """The last that was heard of it is that it was where the others are."""
-    members = run_of(3, BEAT=0.1)
+    members = run_of(3, BEAT=1.0)
     put(members, [('train', 8, 9.0)] * 3)
     members[1].freeze()
-    time.sleep(0.6)
+    time.sleep(2.5)
     members[noticed].do('p.hang("it hangs")')
     for number in (0, 2):
         code, _, err = members[number].end(20)
@@ -391,7 +392,7 @@ def test_stacks_that_cannot_be_written_do_not_keep_the_processes(run_of, act):
     began = time.monotonic()
     members[1].do('p.hang("it hangs")')
     assert [member.end(20).code for member in members] == [42, 42]
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 10.0
 
 
 # Aborts.
@@ -470,7 +471,7 @@ def test_jax_does_not_abort_where_its_coordinator_is_killed(tmp_path):
         began = time.monotonic()
         members[0].kill()
         assert members[1].wait(30) == 42, logs[1].read_text()
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 10.0
         assert f'process 0 ({HOST}) is gone' in logs[1].read_text()
     finally:
         for member in members:
