@@ -351,7 +351,7 @@ def test_a_bucket_that_denies(gcs, local):
     for outcome in call(gcs, *commands):
         line = complaint(outcome)
         assert 'gs://bucket/run' in line and 'Forbidden' in line
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150
     gcs._failures.clear()
     gcs.fail('(POST|PUT|DELETE)', times=10**9, status=403)
     train, evaluate = call(gcs, TRAIN, ['evaluate', f'--workdir={RUN}'])

@@ -72,7 +72,7 @@ while True:
 
 def test_a_writer_that_is_killed_leaves_old_or_new_content(tmp_path):
     place, seen = tmp_path / 'x', set()
-    for delay in (0.0, 0.0013, 0.0041, 0.0107, 0.0211, 0.05):
+    for delay in (0.0, 0.0013, 0.0041, 0.0107, 0.0211, 0.05, 1.0):
         child = subprocess.Popen(
             [sys.executable, '-c', WRITER, place], stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
