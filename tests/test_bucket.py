@@ -261,7 +261,7 @@ def test_killed_and_refused_now_and_then(local, trained, tmp_path):
         while not [s for s in steps(gcs) if s >= 14] and time.monotonic() < deadline:
             time.sleep(0.002)
         child.kill()
-        child.communicate(timeout=60)
+        child.communicate(timeout=30)
         assert steps(gcs) and 'result.json' not in names(gcs)
         reached = max(steps(gcs))
         for pattern in ('GET ', 'POST .*checkpoints/', 'POST .*events', 'DELETE .*checkpoints'):
@@ -351,7 +351,7 @@ def test_a_bucket_that_denies(gcs, local):
     for outcome in call(gcs, *commands):
         line = complaint(outcome)
         assert 'gs://bucket/run' in line and 'Forbidden' in line
-    assert time.monotonic() - began < 150
+    assert time.monotonic() - began < 60
     gcs._failures.clear()
     gcs.fail('(POST|PUT|DELETE)', times=10**9, status=403)
     train, evaluate = call(gcs, TRAIN, ['evaluate', f'--workdir={RUN}'])

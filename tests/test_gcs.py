@@ -55,7 +55,7 @@ class Asks:
     """Requests over one connection: `asks('GET', path) -> (status, headers, body)`."""
 
     def __init__(self, gcs):
-        self.connection = http.client.HTTPConnection(gcs.url.removeprefix('http://'), timeout=60)
+        self.connection = http.client.HTTPConnection(gcs.url.removeprefix('http://'), timeout=5)
 
     def __call__(self, method, path, body=None, **headers):
         headers = {name.replace('_', '-'): value for name, value in headers.items()}

@@ -182,7 +182,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     (tmp_path / 'killed.py').write_text(KILLED)
     command = [sys.executable, str(tmp_path / 'killed.py')]
     environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert (said.returncode, said.stdout) == (-9, '1\n')
 
 

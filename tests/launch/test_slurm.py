@@ -116,7 +116,7 @@ class Job:
         )
 
     def finish(self, process) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=30)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def __call__(self, play: list, **env: str):

@@ -84,7 +84,7 @@ def load(script: str):
     return module
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -623,7 +623,7 @@ def test_the_run_outlives_the_launcher_and_is_not_started_twice(bench):
     process = bench.start('run', 'r1', *WORDS)
     until(lambda: starts(fake, 0) and starts(fake, 1))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 130 and 'goes on there' in err
     run = fake.home() / 'jaxtrain-runs' / 'r1'
     pid = int((run / 'pid').read_text())
@@ -665,7 +665,7 @@ def test_a_run_that_vanished_is_lost(bench):
     process = bench.start('run', 'r1', *WORDS)
     until(lambda: starts(fake, 0) and starts(fake, 1))
     fake.end()  # as if the machines had started anew
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 42 and 'ended without an exit code' in err
 
 
@@ -682,7 +682,7 @@ def test_stop_lets_the_run_save_and_exit_42(bench):
     until(lambda: starts(bench.fake, 0) and starts(bench.fake, 1))
     outcome = bench('stop', 'r1')
     assert outcome.code == 0 and '2 of 2 workers had a run' in outcome.err
-    process.communicate(timeout=60)
+    process.communicate(timeout=10)
     assert process.returncode == 42
     for worker in (0, 1):
         run = bench.fake.home(worker) / 'jaxtrain-runs' / 'r1'
@@ -719,7 +719,7 @@ def test_logs_follow_until_interrupted(bench):
     assert '--worker=1' in fake.calls[-1] and 'tail -n 100 -F' in fake.calls[-1][-2]
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=10)
     assert process.returncode == 130
 
 
@@ -833,7 +833,7 @@ def test_a_signal_deletes_the_slice_and_a_second_one_changes_nothing(bench, verb
     for again in (signal.SIGINT, signal.SIGTERM):
         time.sleep(0.1)
         os.killpg(process.pid, again)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert fake.verbs.count('delete') == 2 and fake.verbs[-1] == 'delete' and not fake.slices
     assert 'deleting r1: wait for it' in err and 'r1 is deleted' in err
@@ -845,6 +845,6 @@ def test_a_signal_in_the_pause_before_a_retry(bench):
     process = bench.start('babysit', 'r1', *CREATE, '--backoff=60', *WORDS)
     until(lambda: 'delete' in fake.verbs)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=10)
     assert process.returncode == 143
     assert fake.verbs.count('create') == 1 and not fake.slices

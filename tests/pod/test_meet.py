@@ -151,8 +151,8 @@ def test_missing_ones_are_named():
         assert isinstance(result, Preempted)
         assert 'of 5 processes 1, 3 did not come within 1 s' in str(result)
     # A busy machine has no effect on when they give up, only on when they are heard.
-    assert 1.0 <= meeting.seconds[0] < 10.0
-    assert max(meeting.seconds.values()) < 10.0
+    assert 1.0 <= meeting.seconds[0] < 4.0
+    assert max(meeting.seconds.values()) < 6.0
 
 
 def test_one_that_came_later_waits_for_process_0():
@@ -178,7 +178,7 @@ def test_process_0_is_missing():
     assert isinstance(result, Preempted)
     said = f'process 1 could not reach process 0 at 127.0.0.1:{meeting.port} within 1 s'
     assert said in str(result)
-    assert meeting.seconds[0] < 10.0
+    assert meeting.seconds[0] < 7.0
 
 
 def test_processes_that_differ():
@@ -298,7 +298,7 @@ def test_a_stranger_on_the_port_does_not_stop_them(kind):
         strangers.enter_context(socket.create_connection(('127.0.0.1', meeting.port)))
         meeting.come(2)
         assert met(meeting.end())
-    assert max(meeting.seconds.values()) < 20.0
+    assert max(meeting.seconds.values()) < 8.0
 
 
 def test_a_stranger_that_comes_and_goes():
@@ -318,7 +318,7 @@ def test_missing_ones_are_named_in_time_in_spite_of_strangers():
     meeting.waits()
     with contextlib.closing(socket.create_connection(('127.0.0.1', meeting.port))):
         (result,) = meeting.end()
-    assert isinstance(result, Preempted) and meeting.seconds[0] < 10.0
+    assert isinstance(result, Preempted) and meeting.seconds[0] < 4.0
 
 
 def test_a_web_server_where_process_0_should_be():
@@ -379,4 +379,4 @@ def test_a_stop_before_process_0_is_there():
     time.sleep(0.3)
     stop.set()
     assert 'stopped while waiting' in str(meeting.end()[0])
-    assert meeting.seconds[0] < 10.0
+    assert meeting.seconds[0] < 3.0

@@ -115,7 +115,7 @@ def test_one_is_killed(run_of):
         code, _, err = members[number].end(10)
         assert (code, err.count('\n')) == (42, 1)
         assert f'process 1 ({HOST}) is gone; start the same command again to go on' in err
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 3.0
 
 
 def test_process_0_is_killed(run_of):
@@ -125,7 +125,7 @@ def test_process_0_is_killed(run_of):
     for member in members[1:]:
         code, _, err = member.end(10)
         assert code == 42 and f'process 0 ({HOST}) is gone' in err
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 3.0
 
 
 @pytest.mark.parametrize('silent', [0, 1])
@@ -137,7 +137,7 @@ def test_one_is_silent(run_of, silent):
     for number in {0, 1, 2} - {silent}:
         code, _, err = members[number].end(20)
         assert code == 42 and f'process {silent} ({HOST}) has said nothing for 2 s' in err
-    assert 1.8 < time.monotonic() - began < 15.0
+    assert 1.8 < time.monotonic() - began < 8.0
     members[silent].process.send_signal(signal.SIGCONT)
     assert members[silent].end(20).code == 42  # it finds that the others are gone
 
@@ -277,7 +277,7 @@ def test_an_end_that_fails_or_hangs_does_not_keep_the_process(run_of, act):
     began = time.monotonic()
     members[0].process.kill()
     assert members[1].end(20).code == 42
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 5.0
 
 
 # One hangs.
@@ -392,7 +392,7 @@ def test_stacks_that_cannot_be_written_do_not_keep_the_processes(run_of, act):
     began = time.monotonic()
     members[1].do('p.hang("it hangs")')
     assert [member.end(20).code for member in members] == [42, 42]
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 5.0
 
 
 # Aborts.
@@ -471,7 +471,7 @@ def test_jax_does_not_abort_where_its_coordinator_is_killed(tmp_path):
         began = time.monotonic()
         members[0].kill()
         assert members[1].wait(30) == 42, logs[1].read_text()
-        assert time.monotonic() - began < 10.0
+        assert time.monotonic() - began < 5.0
         assert f'process 0 ({HOST}) is gone' in logs[1].read_text()
     finally:
         for member in members:

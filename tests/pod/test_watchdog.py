@@ -71,13 +71,13 @@ def seconds_to_end(outcome: Outcome) -> float:
 
 
 def test_a_phase_over_its_budget(tmp_path):
-    found = watch(tmp_path, {'compile': 1.0, 'train': 60.0}, HANGS)
-    why = re.search('EVENT (.*)', found.out)[1]
-    said = r'compile has not got on for [1-9] s at step 0 \(config.budgets.compile\)'
-    assert re.fullmatch(said, why) and found.code == 42
-    assert f'ENDED 42 {why}\n' in found.out
+    # Seconds that are told rounded: as 2, also where they are noticed half a second late.
+    found = watch(tmp_path, {'compile': 1.6, 'train': 60.0}, HANGS)
+    why = 'compile has not got on for 2 s at step 0 (config.budgets.compile)'
+    assert found.code == 42
+    assert f'EVENT {why}\n' in found.out and f'ENDED 42 {why}\n' in found.out
     assert f'jaxtrain: {why}; start the same command again to go on\n' in found.err
-    assert 1.0 < seconds_to_end(found) < 10.0
+    assert 1.6 < seconds_to_end(found) < 3.0
     kept = (tmp_path / 'stacks' / '0.txt').read_text()
     for stacks in (kept, found.err):
         assert 'stacks of process 0' in stacks and 'in the_function_that_hangs' in stacks
@@ -117,7 +117,7 @@ with clock.phase('train'):
 """
     found = watch(tmp_path, {'train': 1.2, 'data_wait': 1.2}, act)
     assert 'ALIVE' in found.out and found.code == 42
-    assert 0.9 < seconds_to_end(found) < 10.0  # 0.15 s of it were before the call
+    assert 0.9 < seconds_to_end(found) < 4.0  # 0.15 s of it were before the call
 
 
 def test_nothing_is_watched_afterwards(tmp_path):
@@ -151,7 +151,7 @@ def test_what_cannot_be_written_does_not_prevent_the_end(tmp_path, broken):
     found = watch(tmp_path, {'compile': 0.5}, f'{pause}\n{HANGS}', before)
     assert found.code == 42 and 'compile has not got on' in found.err
     assert ('in the_function_that_hangs' in found.err) != (broken == 'no temporary file')
-    assert time.monotonic() - began < 30.0
+    assert time.monotonic() - began < 10.0
 
 
 # Whole runs.
@@ -254,7 +254,7 @@ def test_a_process_that_is_killed_while_they_train(tmp_path, begin):
     code, said = end(both[0])
     seconds = time.monotonic() - began
     assert code == 42 and f'process 1 ({HOST}) is gone' in said
-    assert seconds < 15.0
+    assert seconds < 5.0
 
 
 @pytest.mark.slow
