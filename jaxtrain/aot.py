@@ -149,7 +149,9 @@ def _compile(lowered: jax.stages.Lowered, digest: str) -> Measured:
         return Measured(digest, seconds, needed(words), {}, words, 0.0, 0.0, {}, 0, 0)
     seconds = time.perf_counter() - start
     stats, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    traffic = hlo.Program(compiled.as_text()).traffic()
+    text = compiled.as_text()
+    assert stats is not None and text is not None  # CPUs, GPUs and TPUs have both
+    traffic = hlo.Program(text).traffic()
     memory = {
         'arguments': stats.argument_size_in_bytes,
         'outputs': stats.output_size_in_bytes,

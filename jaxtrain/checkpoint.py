@@ -123,7 +123,7 @@ def save(
 
     def again(attempts: tenacity.RetryCallState) -> None:
         _recover(manager)
-        report(f'step {step} could not be saved ({storage.reason(attempts.outcome.exception())})')
+        report(f'step {step} could not be saved ({storage.reason(storage.failure(attempts))})')
 
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),
@@ -301,7 +301,7 @@ def _try(place: Path, abstract: TrainState) -> tuple[tuple[TrainState, dict] | N
         state = abstract.replace(**restored)
     except Exception as error:  # a damaged file shows in as many ways as there are readers
         why = storage.reason(error)
-    if not _all(not why):
+    if not _all(not why) or state is None:
         return None, why or 'another process could not read it'
     if changed := fingerprint.damaged(_parts(state), host.get('fingerprints', {})):
         return None, f'{len(changed)} arrays are not as they were saved, such as {changed[0]}'
@@ -328,7 +328,7 @@ def _meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _remove(place: Path) -> None:
+def _remove(place: storage.Path) -> None:
     if place.exists():
         place.rmtree() if storage.is_remote(place) else shutil.rmtree(place)
 

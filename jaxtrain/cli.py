@@ -181,7 +181,8 @@ def import_(argv: list[str]) -> None:
     _start_jax()
     from jaxtrain.import_weights import import_weights
 
-    print(import_weights(*words, values.model, values.workdir, values.drop))
+    origin, file = words
+    print(import_weights(origin, file, values.model, values.workdir, values.drop))
 
 
 def export(argv: list[str]) -> None:
@@ -256,7 +257,7 @@ def _predictions(values: flags.FlagValues) -> None:
 
 
 def _sampling(values: flags.FlagValues) -> None:
-    numbers = (
+    numbers: tuple[tuple[Callable, str, float, str], ...] = (
         (flags.DEFINE_integer, 'new_tokens', 64, 'of a language model: tokens to add to a prompt'),
         (flags.DEFINE_float, 'temperature', 1.0, '0 always takes the most probable token'),
         (flags.DEFINE_integer, 'top_k', 0, 'choose among so many most probable; 0 among all'),
@@ -288,7 +289,7 @@ def _full(values: flags.FlagValues) -> None:
 def _processes(values: flags.FlagValues) -> None:
     text = 'host:port of process 0, when several processes train; SLURM and TPUs tell it'
     _string(values, 'coordinator', '', text)
-    numbers = (
+    numbers: tuple[tuple[Callable, str, float, str], ...] = (
         (flags.DEFINE_integer, 'processes', 0, 'how many train; 0: as SLURM or the TPU tells'),
         (flags.DEFINE_integer, 'process', 0, 'number of this process'),
         (flags.DEFINE_integer, 'port', 0, 'of process 0, where SLURM or the TPU tells its host'),

@@ -73,7 +73,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     rows += [_arm(arm, found) for arm, found in runs.items()]
     scores = {arm: _scores(found) for arm, found in runs.items()}
     pairs = [Pair(b, a, interval(scores[b] - scores[a])) for a, b in combinations(arms, 2)]
-    result = {
+    result: dict[str, Any] = {
         'config': path,
         'arms': [asdict(row) for row in rows],
         'pairs': [asdict(pair) for pair in pairs],
@@ -123,11 +123,12 @@ def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> No
 
 
 def _arm(name: str, runs: list[Path]) -> Arm:
-    results = [RunDir(run).result() for run in runs]
-    if None in results:
-        raise UserError(
-            f'{runs[results.index(None)]} is not a finished run (it has no result.json)'
-        )
+    results = []
+    for run in runs:
+        result = RunDir(run).result()
+        if result is None:
+            raise UserError(f'{run} is not a finished run (it has no result.json)')
+        results.append(result)
     config = read_config(runs[0])['config']
     first, scores = results[0], _scores(runs)
     return Arm(

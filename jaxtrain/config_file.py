@@ -92,7 +92,7 @@ def _check_keys(tree: Mapping[str, Any]) -> None:
             raise UserError(f'config.{path} is missing; start from jaxtrain.config.base()')
 
 
-def _line(path: str, error: Exception) -> int | str:
+def _line(path: str, error: Exception) -> int | str | None:
     """The line of the config file that an error comes from."""
     name = str(Path(path).resolve())
     frames = traceback.extract_tb(error.__traceback__)

@@ -109,7 +109,7 @@ class Timeline(AbstractContextManager):
 
     def alive(self) -> None:
         """The run goes on, as far as its watchdog can see."""
-        if time.monotonic() - self._said > ALIVE_EVERY:
+        if self._clock and time.monotonic() - self._said > ALIVE_EVERY:
             phase, _, seconds = self._clock.position()
             self.add('alive', phase=phase, seconds=round(seconds, 1))
 

@@ -72,7 +72,9 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
 
 def encoded(rows: tuple[Row, ...], values: Mapping[str, np.ndarray], suffix: str) -> bytes:
     """A file of our arrays by path, under the names of a map: '.safetensors' or '.npz'."""
-    arrays = {row.theirs: np.ascontiguousarray(to_theirs(row, values)) for row in rows}
+    arrays: dict[str, Any] = {
+        row.theirs: np.ascontiguousarray(to_theirs(row, values)) for row in rows
+    }
     if suffix == '.safetensors':
         return save(arrays, metadata={'format': 'pt'})
     buffer = io.BytesIO()

@@ -19,8 +19,8 @@ from jaxtrain.errors import UserError
 def generate(
     model,
     variables: Any,
-    prompts: jax.Array,
-    lengths: jax.Array,
+    prompts: jax.Array | np.ndarray,
+    lengths: jax.Array | np.ndarray,
     new_tokens: int,
     key: jax.Array,
     temperature: float = 1.0,

@@ -147,7 +147,7 @@ class Program:
         counter, limit = (inside.get(operand) for operand in test.operands)
         if counter is None or limit is None or counter.opcode != 'get-tuple-element':
             return None
-        place = int(re.search(r'index=(\d+)', counter.rest).group(1))
+        place = int(re.findall(r'index=(\d+)', counter.rest)[0])
         before = self.computations[name]
         start = before.get(loop.operands[0])
         if start is None or start.opcode != 'tuple':
@@ -158,7 +158,8 @@ class Program:
 
 def _computations(text: str) -> Iterator[tuple[str, bool, list[str]]]:
     """(name, whether it is the entry, lines) of each computation of a text."""
-    name, is_entry, lines = '', False, []
+    lines: list[str] = []
+    name, is_entry = '', False
     for line in text.splitlines():
         head = re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line)
         if head:

@@ -158,7 +158,7 @@ def _write(
         opt_state={}, ema={},
     )  # fmt: skip
     with checkpoint.open_manager(folder, config['keep']) as manager:
-        host = {'seconds': {}, 'window': {}}
+        host: dict[str, Any] = {'seconds': {}, 'window': {}}
         checkpoint.write(manager, 0, state, host, wait=True)
 
 
@@ -167,16 +167,20 @@ def _data(match: Match) -> dict[str, Any] | None:
     text = len(match.inputs) == 1
     if not (text or match.outputs):
         return None
-    classes = match.classes
+    classes: Sequence[str] = match.classes
     if match.outputs and not classes and match.task != 'lm':
         classes = _numbers(match)
-    shape = [match.preprocessing['length']] if text else match.inputs
+    shape = match.inputs
+    if text:
+        assert match.preprocessing is not None  # it holds the length of texts
+        shape = (match.preprocessing['length'],)
     return {'classes': list(classes), 'shape': list(shape), 'examples': 0}
 
 
 def _numbers(match: Match) -> list[str]:
     """ImageNet's WordNet ids for 1000 outputs, whose order all its models share; else numbers."""
     package = importlib.util.find_spec('tensorflow_datasets')
+    assert package is not None and package.origin is not None  # jaxtrain needs it
     labels = Path(package.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
     if match.outputs == 1000 and not match.assumed and labels.exists():
         return labels.read_text().split()

@@ -164,13 +164,14 @@ def make_job(
     Raises:
       UserError: anything wrong with the config, the data or the checkpoint to start from.
     """
-    stored = None
+    stored, theirs = None, None
     if cfg.init_from:
         restoring, checkpoint_name = cfg.restore, cfg.init_checkpoint
         rule_list, origin, its_model = restoring.rules, restoring.origin, restoring.model
         if not resumes:
             stored = open_stored(cfg.init_from, checkpoint_name, origin, its_model)
-    cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, stored and stored.bundle)
+            theirs = stored.bundle
+    cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, theirs)
     mesh, parallel = meshes.make_mesh(cfg.mesh, devices), cfg.choose('parallel', PARALLEL)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, meshes.batch_shares(mesh), len(train))

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -127,13 +127,14 @@ def _run(
                 report = functools.partial(_report, 'failed', step, timeline, terminal)
                 checkpoint.save(manager, step, state, host, report, wait)
 
-        def leave() -> None:
+        def leave() -> NoReturn:
             if not step:
                 raise Preempted('stopped before the first step')
             save(wait=True)
             raise Preempted(f'stopped at step {step} of {job.steps}, state saved in {folder.path}')
 
-        def read(source: Source) -> dict[str, np.ndarray] | None:
+        def read(source: Source | None) -> dict[str, np.ndarray] | None:
+            assert source is not None  # only splits that there are get read
             with clock.phase('eval'):
                 return evaluate.per_example(
                     eval_step, state, source, plan.eval_batch_size, job.mesh, pod.stop.asked
@@ -337,6 +338,7 @@ def _choose(
         return plan.steps, state
     with clock.phase('restore'):
         found = checkpoint.resume(manager, job.abstract, ranked)
+    assert found is not None  # there is a step to read
     _say_damaged(found, timeline, terminal)
     return found.step, found.state
 

@@ -63,7 +63,7 @@ def make_mesh(cfg=None, devices: Sequence[jax.Device] = ()) -> Mesh:
     if devices[0].platform != 'tpu':
         return Mesh(np.asarray(devices).reshape(shape), AXES)
     # Neighbours on the mesh should be neighbours in the torus.
-    options = {'devices': devices, 'allow_split_physical_axes': True}
+    options: dict[str, Any] = {'devices': devices, 'allow_split_physical_axes': True}
     if slices == 1:
         return Mesh(mesh_utils.create_device_mesh(shape, **options), AXES)
     inside = (shape[0] // slices, *shape[1:])

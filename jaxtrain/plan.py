@@ -124,7 +124,7 @@ class Plan:
     @property
     def outlook(self) -> dict[str, float]:
         """What follows from the seconds of a step; {} where they are not known."""
-        if not self.seconds:
+        if not self.chip or not self.seconds:
             return {}
         step = self.seconds['step']
         hours = self.steps * step / 3600

@@ -116,10 +116,11 @@ def _of_images(
     require_head(record)
     fit, upright = images.make_fit(record.cfg.data), record.cfg.data.exif
     bad: set[int] = set()
+    height, width, channels = record.shape
 
     def read(index: int) -> np.ndarray:
         try:
-            return images.read(files[index], record.shape, upright, fit)
+            return images.read(files[index], (height, width, channels), upright, fit)
         except images.BadImage:
             if not skips:
                 raise
@@ -176,12 +177,12 @@ def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
     model, mesh = make_model(record.cfg.model, 1), make_mesh()
     if not hasattr(model, 'embed'):
         require_head(record)
-    variables = on_mesh(abstract_variables(model, source.shape), mesh)
+    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
     rules = (('head/.*', restore.INIT), ('.*', restore.LOAD))
     plan = restore.make_plan(of_checkpoint(folder), *variables, rules)
     params = unflatten(restore.read(plan, *variables))
 
-    def step(params: Any, batch: Any) -> dict[str, jax.Array]:
+    def step(params: Any, batch: Any) -> dict[str, Any]:
         return {'embedding': model.apply({'params': params}, batch['tokens'], method='embed')}
 
     return apply(record.cfg, params, step, source)['embedding']

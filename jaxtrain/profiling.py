@@ -59,7 +59,7 @@ class Trace(AbstractContextManager):
 
     def after(self, step: int, outputs: Any) -> None:
         """To be called when they are handed over, with what they will have returned."""
-        if not self._running:
+        if not self._running or self._steps is None:
             return
         self._call.__exit__(None, None, None)
         if step >= self._steps[1]:

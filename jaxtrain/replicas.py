@@ -54,14 +54,15 @@ class Replicas:
         """Context for `model.apply` to a batch of so many rows (under pmap, of this device's)."""
         if self.axis:
             return nn.intercept_methods(self._dropout_of_whole_batch)
-        if self.mesh is None or rows % batch_shares(self.mesh):
+        mesh = self.mesh
+        if mesh is None or rows % batch_shares(mesh):
             return contextlib.nullcontext()
 
         def keep(x: Any) -> Any:
             if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] != rows:
                 return x
             spec = PartitionSpec(BATCH_AXES, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
-            return lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+            return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
         def intercept(call, args, kwargs, context):
             return jax.tree.map(keep, call(*args, **kwargs))

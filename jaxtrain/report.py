@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -109,7 +110,8 @@ def _draw(arms: list[Arm], cfg: Config) -> bytes:
     source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     shows = 'image' in source.features
     figure = Figure(figsize=(7.2, 4.8), layout='constrained')
-    upper, lower = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
+    upper, lower = halves
     widest = max(arm.flops for arm in arms) / 1e9
     axes = upper.add_subplot()
     taken: list[float] = []

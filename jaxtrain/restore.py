@@ -224,6 +224,7 @@ def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[
     if have.dtype != want.dtype:
         return DIFFERS
     if action == CLASSES:
+        assert stored.bundle is not None  # else `_same_classes` has found no class
         known = len(stored.bundle.classes)
         fits = have.shape[-1:] == (known,) and want.shape[-1:] == (len(classes),)
         return CLASSES if fits and have.shape[:-1] == want.shape[:-1] else 'NO OUTPUT PER CLASS'

@@ -125,7 +125,7 @@ class RunDir:
 
     def write_npz(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # `allow_pickle` is no array
         self.write_bytes(name, buffer.getvalue())
 
     def write_curves(self) -> None:

@@ -13,8 +13,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.partition import Partition, merge
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """A pytree; the step is a pure function of it and a batch.
 
     Attributes:
@@ -27,8 +26,8 @@ class TrainState:
       ema: moving average of the trainable parameters, or {} when config.ema is 0.
     """
 
-    step: jax.Array
-    seed: jax.Array
+    step: Any
+    seed: Any
     params: Any
     model_state: Any
     opt_state: Any
@@ -78,7 +77,7 @@ def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
 
 
 def init_state(
-    params: Any, model_state: Any, seed: jax.Array, tx: optax.GradientTransformation,
+    params: Any, model_state: Any, seed: jax.typing.ArrayLike, tx: optax.GradientTransformation,
     part: Partition, ema: float,
 ) -> TrainState:  # fmt: skip
     """The state before the first step."""

@@ -53,7 +53,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        batch = replicas.own(task.train_inputs(replicas.gather(batch), augment_key))
+        whole = replicas.own(task.train_inputs(replicas.gather(batch), augment_key))
         trainable, frozen = part.split(state.params)
 
         def loss(trainable: Any, model_state: Any, micro: MicroBatch, key: jax.Array):
@@ -75,7 +75,7 @@ def make_train_step(
             return sums['loss'], (sums, model_state)
 
         grads, sums, model_state = _gradients(
-            loss, trainable, state.model_state, batch, dropout_key, accumulate
+            loss, trainable, state.model_state, whole, dropout_key, accumulate
         )
         grads, sums = replicas.sum((grads, sums))
         weight = sums.pop(WEIGHT)

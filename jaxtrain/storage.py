@@ -12,14 +12,14 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import tenacity
 from etils import epath
 
 from jaxtrain.errors import UserError
 
-Path = pathlib.Path | epath.Path
+Path: TypeAlias = pathlib.Path | epath.Path
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # What passes by itself: on disks over the network, or once another has made room.
 _PASSING = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, *_FULL}
@@ -57,7 +57,7 @@ def on_disk(text: str | Path, command: str) -> pathlib.Path:
     return pathlib.Path(text)
 
 
-def is_remote(place: Path) -> bool:
+def is_remote(place: Path) -> TypeGuard[epath.Path]:
     return '://' in str(place)
 
 
@@ -76,6 +76,13 @@ def may_pass(error: BaseException) -> bool:
     if str(error).startswith('Forbidden') or getattr(error, 'code', None) in _REFUSALS:
         return False
     return not isinstance(error, ValueError | TypeError | AttributeError | KeyError)
+
+
+def failure(attempts: tenacity.RetryCallState) -> BaseException:
+    """What the last attempt has raised, on which another one follows."""
+    error = attempts.outcome.exception() if attempts.outcome else None
+    assert error is not None
+    return error
 
 
 def reason(error: BaseException) -> str:
@@ -222,7 +229,7 @@ class Appender:
         self._unsaved = False
 
     def _again(self, attempts: tenacity.RetryCallState) -> None:
-        if getattr(attempts.outcome.exception(), 'errno', None) in _FULL:
+        if getattr(failure(attempts), 'errno', None) in _FULL:
             self._make_room()
 
     def _put(self) -> None:

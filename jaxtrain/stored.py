@@ -265,7 +265,8 @@ def _leaves(
     archive: Archive, match: Match, shapes: Mapping
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, str], dict[str, str]]:
     """(leaves by path, path -> key and form in the file, keys that are no weights -> why)."""
-    leaves, keys, ignored = {}, {}, {}
+    ignored: dict[str, list[str]] = {}
+    leaves, keys = {}, {}
     for found in match.rows:
         there = archive.arrays[found.theirs]
         for part in found.parts:
@@ -336,7 +337,9 @@ def _in_their_order(part: Part, array: np.ndarray) -> np.ndarray:
     where they are in brackets, for no view could join them again.
     """
     ours, theirs = part.pattern.split('->')
-    first, others = re.fullmatch(r'\s*(\([^)]*\)|\S+)(.*)', theirs).groups()
+    axes = re.fullmatch(r'\s*(\([^)]*\)|\S+)(.*)', theirs)
+    assert axes is not None, part.pattern
+    first, others = axes.groups()
     others = others.replace('(', ' ').replace(')', ' ')
     found = rearrange(array, f'{ours} -> {first} {others}', **dict(part.sizes))
     assert np.may_share_memory(found, array), f'{part.pattern}: what is written would be lost'

@@ -66,7 +66,7 @@ class Trial:
     @property
     def speed(self) -> float:
         """Examples per second; 0 if it does not fit."""
-        return self.plan.outlook['examples_per_second'] if self.fits else 0.0
+        return self.plan.outlook['examples_per_second'] if self.plan and self.fits else 0.0
 
     @property
     def mesh(self) -> dict[str, Any]:
@@ -110,8 +110,9 @@ def suggest(
     devices = find_devices(topology, slices)
     where = named(devices, topology, slices)
     say('plans it as it is')
-    first = Trial({}, of_job(prepare(cfg, devices), where, price, say))
-    if first.plan.chip is None:
+    plan = of_job(prepare(cfg, devices), where, price, say)
+    first, chip = Trial({}, plan), plan.chip
+    if chip is None:
         raise UserError(
             f'--suggest compares estimated times, and of {devices[0].device_kind} no figures are '
             'known; name a TPU slice with --topology, such as v5e:4x4'
@@ -120,7 +121,7 @@ def suggest(
 
     def attempt(changes: dict[str, Any]) -> Trial:
         say(f'plans {_words(changes)}')
-        found = _attempt(cfg, changes, devices, first.plan.chip, where, price, say)
+        found = _attempt(cfg, changes, devices, chip, where, price, say)
         trials[_words(changes)] = found
         return found
 
@@ -178,12 +179,12 @@ def _worth_trying(
     Reads of `trials`, by their words, how the ones before went: on a mesh on which one fits,
     nothing that saves more memory is tried, since it only takes longer.
     """
-    remat = trials[_words({})].plan.remat
+    remat = _remat(trials)
     meshes = list(_meshes(cfg, devices))
     for saving, accumulate in SAVINGS:
         if saving != 'none' and not remat:
             continue
-        own = {'model.remat': saving} if remat and saving != remat else {}
+        own: dict[str, Any] = {'model.remat': saving} if remat and saving != remat else {}
         own |= {'accumulate': accumulate} if accumulate != cfg.accumulate else {}
         for mesh in list(meshes):
             changes = {**mesh, **own}
@@ -209,8 +210,8 @@ def _other_batches(
       attempt: makes a trial of changes.
     """
     tried: list[Trial] = []
-    remat = trials[_words({})].plan.remat
-    if best:
+    remat = _remat(trials)
+    if best and best.plan:
         before = best
         for factor in LARGER:
             tried.append(attempt(best.changes | _batch(cfg, cfg.batch_size * factor)))
@@ -222,11 +223,13 @@ def _other_batches(
         mesh, saving = best.mesh, 'none'
     else:
         planned = [
-            t for t in trials.values() if t.plan and _held(t.plan.groups) < t.plan.chip.hbm_bytes
+            (t.plan.compiled.peak_bytes, t.mesh)
+            for t in trials.values()
+            if t.plan and _held(t.plan.groups) < _room(t.plan)
         ]
         if not planned:
             return tried
-        mesh = min(planned, key=lambda t: t.plan.compiled.peak_bytes).mesh
+        _, mesh = min(planned, key=lambda found: found[0])
         saving = 'full'
     own = {**mesh, **({'model.remat': saving} if remat not in ('', saving) else {})}
     own |= {'accumulate': 1} if cfg.accumulate != 1 else {}
@@ -267,9 +270,21 @@ def _too_large(
         return True
     plans = (trial.plan for trial in same if trial.plan and trial.plan.remat in ('', saving))
     return any(
-        plan.accumulate < accumulate and _peak(plan, accumulate) > MARGIN * plan.chip.hbm_bytes
+        plan.accumulate < accumulate and _peak(plan, accumulate) > MARGIN * _room(plan)
         for plan in plans
     )
+
+
+def _remat(trials: Mapping[str, Trial]) -> str:
+    plan = trials[_words({})].plan
+    assert plan is not None  # of the config as it is: `suggest` has planned it before all others
+    return plan.remat
+
+
+def _room(plan: Plan) -> float:
+    """Bytes of a device's memory."""
+    assert plan.chip is not None  # `suggest` refuses devices of which no figures are known
+    return plan.chip.hbm_bytes
 
 
 def _peak(plan: Plan, accumulate: int) -> float:

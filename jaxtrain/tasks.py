@@ -175,6 +175,7 @@ def _lm(source: Source, smoothing: float):
     def probabilities(logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits.astype(jnp.float32))
 
+    assert source.tokenizer is not None  # data with targets are windows of text
     return metrics, probabilities, source.tokenizer.size
 
 

@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -43,7 +44,7 @@ class Terminal(AbstractContextManager):
             transient=True,
             disable=silent or not self._console.is_terminal,
         )
-        self._task = None
+        self._task: TaskID | None = None
         self._columns: list[str] = []
 
     def __exit__(self, *error):
@@ -89,8 +90,8 @@ def table(columns: tuple[str, ...], rows: list[tuple]) -> str:
 
 def short_params(rows: list[tuple]) -> str:
     """The parameter table in short: one line per module where it would be long."""
-    columns = ('path', 'shape', 'group', 'lr_mult', 'decay', 'from')
-    lines = [(r[0], r[1], r[3], r[4], r[5], r[8]) for r in rows]
+    columns: tuple[str, ...] = ('path', 'shape', 'group', 'lr_mult', 'decay', 'from')
+    lines: list[tuple] = [(r[0], r[1], r[3], r[4], r[5], r[8]) for r in rows]
     if len(lines) > SHORT:
         columns = ('module', 'leaves', 'bytes', 'group', 'lr_mult', 'decay', 'from')
         modules: dict[tuple, list[int]] = {}
@@ -121,7 +122,7 @@ def _predicted(lines: Sequence[Mapping[str, Any]]) -> str:
     places = [f'{x["file"]}:{x["line"]}' if 'line' in x else x['file'] for x in lines]
     if 'class' in lines[0]:
         found = [(x['class'], f'{x["probability"]:.3f}') for x in lines]
-        rows = [(place, *cells) for place, cells in zip(places, found, strict=True)]
+        rows: list[tuple] = [(place, *cells) for place, cells in zip(places, found, strict=True)]
         return table(('file', 'class', 'probability'), rows)
     if 'embedding' in lines[0]:
         rows = [(place, len(x['embedding'])) for place, x in zip(places, lines, strict=True)]

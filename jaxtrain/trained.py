@@ -116,7 +116,7 @@ def load(cfg: Config, folder: Path, source: Source) -> Trained:
     mesh = make_mesh()
     task = make_task(cfg, source)
     model = make_model(cfg.model, task.outputs)
-    variables = on_mesh(abstract_variables(model, source.shape), mesh)
+    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
     part = make_partition(cfg, *variables)
     plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
     params, model_state = from_paths(restore.read(plan, *variables), *variables)
@@ -137,7 +137,9 @@ def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, 
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     batch = abstract_batch(source.features, batch_size, mesh)
     compiled = compile_step(step, jax.tree.map(_abstract, state), batch, mesh)
-    return per_example(compiled, state, source, batch_size, mesh)
+    values = per_example(compiled, state, source, batch_size, mesh)
+    assert values is not None  # nothing asks it to stop
+    return values
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

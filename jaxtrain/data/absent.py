@@ -95,7 +95,7 @@ def _splits(made: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
 def _image_shape(cfg, own: tuple[int | None, ...]) -> tuple[int, int, int]:
     """(height, width, channels) of images as the model is given them; `own` is the data set's."""
     height, width = asked_size(cfg) or own[:2]
-    if None in (height, width):
+    if height is None or width is None:
         raise UserError(
             f'config.data.image_size: the images of {cfg.name!r} differ in size; give (height, '
             'width)'

@@ -66,6 +66,7 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
         return {'image': images.reshape(-1, *shape), 'label': labels[indices]}
 
     def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        assert shares  # without them the source has no `crop`
         pairs = zip(arrays.images[rows[indices]], numbers, strict=True)
         images = [resize_part(x, size, random_region(shares, number)) for x, number in pairs]
         return {'image': np.stack(images).reshape(-1, *shape), 'label': labels[indices]}

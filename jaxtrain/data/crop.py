@@ -53,7 +53,8 @@ def random_region(shares: tuple[float, float], seed: int) -> Region:
     def region(height: int, width: int) -> Box:
         rng = np.random.default_rng(seed)
         areas = height * width * rng.uniform(*shares, TRIES)
-        aspects = np.exp(rng.uniform(*np.log(ASPECT), TRIES))
+        narrow, wide = np.log(ASPECT)
+        aspects = np.exp(rng.uniform(narrow, wide, TRIES))
         places = rng.random(2)
         for area, aspect in zip(areas, aspects, strict=True):
             down, across = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))

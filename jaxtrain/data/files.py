@@ -33,7 +33,7 @@ class Files:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
 
-    def take(self, indices: Sequence[int]) -> 'Files':
+    def take(self, indices: Sequence[int] | np.ndarray) -> 'Files':
         return Files(
             tuple(self.names[i] for i in indices),
             tuple(self.paths[i] for i in indices),
@@ -83,7 +83,7 @@ def _open(
 
     def look(index: int) -> None:
         image, good[index] = _read(files.paths[index], shape, upright, fit, skip=skip)
-        if fits and good[index]:
+        if images is not None and good[index]:
             images[index] = image
 
     if fits or skip:
@@ -100,11 +100,12 @@ def _open(
         return {'image': np.stack(found), 'label': labels[indices]}
 
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        if fits:
+        if images is not None:
             return {'image': images[rows[indices]], 'label': labels[indices]}
         return read_all(indices, [None] * len(indices))
 
     def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        assert shares  # without them the source has no `crop`
         return read_all(indices, [random_region(shares, number) for number in numbers])
 
     marked = digest(files.names, (files.classes[label] for label in files.labels))
@@ -121,13 +122,13 @@ def _read(
     fit: Fit,
     region: Region | None = None,
     skip: bool = False,
-) -> tuple[np.ndarray | None, bool]:
+) -> tuple[np.ndarray, bool]:
     """The image, and whether it could be read; UserError if not and that is not to be skipped."""
     try:
         return read(path, shape, upright, fit, region), True
     except BadImage as error:
         if skip:
-            return None, False
+            return np.empty(0, np.uint8), False
         raise UserError(
             f"{error}, or leave such files out with config.data.on_bad_image='skip'"
         ) from error

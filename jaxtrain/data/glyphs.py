@@ -133,7 +133,9 @@ def render(character: str, face: str) -> np.ndarray:
 
     image = Image.new('L', (3 * CANVAS, 3 * CANVAS))  # room on all sides, to be cut off
     ImageDraw.Draw(image).text((CANVAS, CANVAS), character, fill=255, font=_font(face))
-    left, top, right, bottom = image.getbbox()
+    box = image.getbbox()
+    assert box, f'{character!r} has no ink'
+    left, top, right, bottom = box
     x, y = (left + right - CANVAS) // 2, (top + bottom - CANVAS) // 2
     return np.asarray(image.crop((x, y, x + CANVAS, y + CANVAS)))
 

@@ -22,6 +22,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -34,11 +35,11 @@ from jaxtrain.errors import UserError
 TEST = 'ILSVRC2012_img_test.tar'  # TFDS has no checksum of it, and its images have the label -1
 _LABELS = 'datasets/imagenet2012/validation_labels.txt'
 
-_Builder = tfds.builder_cls('imagenet2012')
+_Builder: Any = tfds.builder_cls('imagenet2012')
 _theirs = sys.modules[_Builder.__module__]
 
 
-class Imagenet2012(_Builder, skip_registration=True):
+class Imagenet2012(_Builder, skip_registration=True):  # type: ignore[call-arg]
     """TFDS's builder of `imagenet2012`."""
 
     name = 'imagenet2012'
@@ -111,7 +112,7 @@ def rgb_jpeg(data: bytes) -> bytes:
     it. But its decoder takes the fast inverse DCT, which Pillow does not offer: pixels of CMYK
     images differ by up to 3 of 255 levels before they are encoded again.
     """
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     if image.mode == 'CMYK':
         light = np.asarray(image).astype(np.int32)  # what each ink leaves of white
         if 'adobe' in image.info:  # Adobe stores that, and Pillow inverts all, Adobe's or not

@@ -30,7 +30,7 @@ _PLAIN_CHUNKS = {b'IHDR', b'IDAT', b'IEND', b'pHYs', b'tEXt', b'tIME'}
 _PLAIN_KINDS = (b'\x08\x00', b'\x08\x02')  # bit depth 8; grey, or red, green and blue
 _ORIENTATION = 0x0112
 # What turns an image upright, by its EXIF orientation (EXIF 2.32, 4.6.4).
-_TURNS = {
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
     4: lambda x: x[::-1],
@@ -149,16 +149,16 @@ def decode(
     """
     height, width, channels = shape
     pixels = _decode_png(data, channels) if _is_plain_png(data) else None
-    if region is not None and pixels is None:
-        return _stretch(_decode_part(data, shape, upright, region), (height, width)).reshape(shape)
-    if region is not None:
+    if region is not None and pixels is not None:
         return resize_part(pixels, (height, width), region).reshape(shape)
+    if region is not None:
+        return _stretch(_decode_part(data, shape, upright, region), (height, width)).reshape(shape)
     if pixels is None:
         pixels = _decode_any(data, channels, upright)
     return resize(pixels, (height, width), fit).reshape(shape)
 
 
-def resize_part(image: np.ndarray, size: tuple[int, int], region: Region) -> np.ndarray:
+def resize_part(image: np.ndarray, size: tuple[int, ...], region: Region) -> np.ndarray:
     """uint8 [h, w] or [h, w, c] -> its region at `size`."""
     return _stretch(_cut(image, region(*image.shape[:2])), size)
 
@@ -168,7 +168,7 @@ def _cut(image: np.ndarray, box: Box) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def resize(image: np.ndarray, size: tuple[int, int], fit: Fit = PLAIN) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, ...], fit: Fit = PLAIN) -> np.ndarray:
     """uint8 [h, w] or [h, w, c] -> the same at `size`."""
     if image.shape[2:] == (1,):  # which PIL does not know
         return resize(image[..., 0], size, fit)[..., None]
@@ -186,7 +186,7 @@ def resize(image: np.ndarray, size: tuple[int, int], fit: Fit = PLAIN) -> np.nda
     return image[top : top + rows, left : left + columns]
 
 
-def _stretch(image: np.ndarray, size: tuple[int, int], interpolation: str = 'auto') -> np.ndarray:
+def _stretch(image: np.ndarray, size: tuple[int, ...], interpolation: str = 'auto') -> np.ndarray:
     height, width = size
     if image.shape[:2] == size:
         return image
@@ -366,8 +366,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
     pixels, rows = np.empty((height, width, 3), np.uint8), max(1, 2**16 // width)
     for top in range(0, height, rows):
         strip = pixels[top : top + rows]
-        part = image.crop((0, top, width, top + len(strip))).tobytes('raw', 'RGBX')
-        part = np.frombuffer(part, np.uint8).reshape(-1, width, 4)
+        data = image.crop((0, top, width, top + len(strip))).tobytes('raw', 'RGBX')
+        part = np.frombuffer(data, np.uint8).reshape(-1, width, 4)
         cv2.cvtColor(part, cv2.COLOR_RGBA2RGB, dst=strip)
     return pixels
 

@@ -155,7 +155,7 @@ def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] =
 def _of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> list[Row]:
     """The rows of a split; in a file for one split alone (not `whole`) there must be no others."""
     found = [row for row in rows if row.split in (split, None)]
-    others = sorted({row.split for row in rows} - {split, None})
+    others = sorted({row.split for row in rows if row.split is not None} - {split})
     if not whole and others:
         raise UserError(f'{file} has lines of the split {others[0]!r}; move them to their own file')
     if not found:

@@ -37,7 +37,8 @@ def open_manifest(
 
 def _clean(file: str, rows: list[Row]) -> list[Row]:
     """The rows with paths as `_path` gives them. UserError if two name the same image."""
-    folder, lines = os.path.dirname(file), {}
+    lines: dict[str, int] = {}
+    folder = os.path.dirname(file)
     rows = [replace(row, content=_path(row.content, folder)) for row in rows]
     for row in rows:
         if row.content in lines:

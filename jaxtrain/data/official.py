@@ -13,6 +13,7 @@ import gzip
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import cv2
@@ -29,7 +30,11 @@ _IDX_FILES = {
 }
 
 
-class _Idx:
+# Beside the classes below stand TFDS's, whose types are not known.
+_Beside: Any = object
+
+
+class _Idx(_Beside):
     """Reads the archives of the MNIST family: two gzipped IDX files for each split."""
 
     quiet = False  # True: no progress bar, on a terminal either
@@ -48,7 +53,7 @@ class _Idx:
             yield row, {'image': _png(images[row]), 'label': int(labels[row])}
 
 
-class _Binary:
+class _Binary(_Beside):
     """Reads the archives of the CIFAR family: a tar of files of labels and pixels, row by row."""
 
     quiet = False
@@ -78,19 +83,19 @@ class _Binary:
 # `url_infos` looks for checksums beside the file that a class is in, hence the last lines.
 
 
-class MNIST(_Idx, mnist.MNIST, skip_registration=True):
+class MNIST(_Idx, mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
     url_infos = mnist.MNIST.url_infos
 
 
-class FashionMNIST(_Idx, mnist.FashionMNIST, skip_registration=True):
+class FashionMNIST(_Idx, mnist.FashionMNIST, skip_registration=True):  # type: ignore[call-arg]
     url_infos = mnist.FashionMNIST.url_infos
 
 
-class Cifar10(_Binary, cifar.Cifar10, skip_registration=True):
+class Cifar10(_Binary, cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
     url_infos = cifar.Cifar10.url_infos
 
 
-class Cifar100(_Binary, cifar.Cifar100, skip_registration=True):
+class Cifar100(_Binary, cifar.Cifar100, skip_registration=True):  # type: ignore[call-arg]
     url_infos = cifar.Cifar100.url_infos
 
 
@@ -113,9 +118,10 @@ def read_tar(path: Path, prefix: str) -> dict[str, bytes]:
     """Reads the files of a gzipped tar that lie under `prefix`: name without it -> content."""
     with tarfile.open(path, 'r:gz') as tar:
         return {
-            member.name.removeprefix(prefix): tar.extractfile(member).read()
+            member.name.removeprefix(prefix): file.read()
             for member in tar
             if member.isfile() and member.name.startswith(prefix)
+            if (file := tar.extractfile(member))
         }
 
 

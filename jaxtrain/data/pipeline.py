@@ -15,10 +15,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import resource_tracker
+from typing import Any, Protocol
 
 import grain.python as grain
 import numpy as np
@@ -29,6 +30,12 @@ from jaxtrain.errors import UserError
 
 Batch = dict[str, np.ndarray]
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Batches(Iterator[Batch], Protocol):
+    """Batches that are closed when no more are wanted."""
+
+    def close(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,12 @@ def train_batches(
     source: Source,
     batch_size: int,
     seed: int,
-    bounds: Sequence[int],
+    bounds: Sequence[int] | np.ndarray,
     part: Slice,
     threads: int,
     ahead: int,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Batches:
     """This process's batches, arrays by name as `Source.features` tells.
 
     Args:
@@ -127,7 +134,7 @@ def train_batches(
     )
 
 
-def _shielded(dataset: grain.IterDataset) -> Iterator[Batch]:
+def _shielded(dataset: grain.IterDataset) -> Generator[Batch, None, None]:
     """Its items, from processes that no request to stop can end while they start.
 
     Such a request may reach all processes of a job, and the one that trains answers it. Grain
@@ -152,7 +159,9 @@ def _start_worker(index: int, count: int) -> None:
     del index, count
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # this is a worker
+        parent.join()
         os._exit(0)
 
     threading.Thread(target=follow, daemon=True).start()

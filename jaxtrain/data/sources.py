@@ -150,6 +150,7 @@ def _open(
         return read(indices, [None] * len(indices))
 
     def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        assert shares  # without them the source has no `crop`
         return read(indices, [random_region(shares, number) for number in numbers])
 
     source = Source(fetch, len(records), image_shape, tuple(features['label'].names))

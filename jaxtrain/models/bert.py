@@ -7,6 +7,8 @@ For similar sentences, take `embed`:
     similarities = vectors @ vectors.T
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -159,7 +161,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, seen, *, train):
-        inits = {'kernel_init': _NORMAL, 'out_init': _NORMAL}
+        inits: dict[str, Any] = {'kernel_init': _NORMAL, 'out_init': _NORMAL}
         drop = nn.Dropout(self.dropout, deterministic=not train)
         # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
         attention = Attention(self.heads, self.dropout, **inits, name='attention')

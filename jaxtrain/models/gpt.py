@@ -2,6 +2,8 @@
 "Language Models are Unsupervised Multitask Learners", section 2.3).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -145,7 +147,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x, seen, *, train, cache, start):
         # 2 * depth layers add to the residual stream, whose variance should not grow with them.
-        inits = {
+        inits: dict[str, Any] = {
             'kernel_init': nn.initializers.normal(_STD),
             'out_init': nn.initializers.normal(_STD / (2 * self.depth) ** 0.5),
         }

@@ -1,7 +1,7 @@
 """Layers that several model families share."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> j
     step of the network in configs/full/cifar10_cnn.py from 50 to 80 a second; padded convolutions
     did not gain (the network of configs/alphabets.py lost half), nor did the large layers of VGG.
     """
-    direct = functools.partial(
+    direct: Callable[..., jax.Array] = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
     window = kernel.shape[0] * kernel.shape[1]

@@ -6,6 +6,7 @@ width / heads, width].
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,7 @@ class Attention(nn.Module):
             for name in ('query', 'key', 'value')
         )
         if cache:
+            assert start is not None  # where to write into the cache
             key = self._keep('keys', key, cache, start)
             value = self._keep('values', value, cache, start)
         rng = self.make_rng('dropout') if train and self.dropout else None
@@ -100,7 +102,7 @@ def _attend(
     # Fused attention drops no weights, and takes its softmax in float32 where all is float64. It
     # takes a mask too, but cuDNN's kernel would want that as an array of all queries and keys.
     if rng is None and query.dtype != jnp.float64:
-        fused = 'cudnn' if mask is None and _fits_cudnn(query) else None
+        fused: Literal['cudnn'] | None = 'cudnn' if mask is None and _fits_cudnn(query) else None
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, is_causal=causal, implementation=fused
         )

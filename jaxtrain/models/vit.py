@@ -5,6 +5,8 @@ Face and DINOv2 differ in the GELU, in the norm's eps, in how the tokens become 
 where positions are added.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,7 +189,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: jax.Array | None, *, train: bool) -> jax.Array:
-        inits = {'kernel_init': _XAVIER, 'out_init': _XAVIER}
+        inits: dict[str, Any] = {'kernel_init': _XAVIER, 'out_init': _XAVIER}
         drop = nn.Dropout(self.dropout, deterministic=not train)
         y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
         y = Attention(self.heads, **inits, name='attention')(y, None, train=train)

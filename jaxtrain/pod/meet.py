@@ -50,7 +50,7 @@ def meet(
 
 
 def _gather(
-    place: Place, facts: dict[str, Any], deadline: float, timeout: float, give_up: Callable
+    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, give_up: Callable
 ) -> list[Link]:
     """On process 0: the links to all others."""
     links: dict[int, Link] = {}
@@ -118,7 +118,7 @@ def _comers(
 
 
 def _objection(
-    place: Place, facts: dict[str, Any], links: Mapping[int, Link], link: Link, greeting: dict
+    place: Place, facts: Mapping[str, Any], links: Mapping[int, Link], link: Link, greeting: dict
 ) -> str:
     """What speaks against a process that has come; '' if nothing does."""
     if greeting['processes'] != place.processes or not 0 < link.process < place.processes:
@@ -144,7 +144,7 @@ def _objection(
 
 
 def _join(
-    place: Place, facts: dict[str, Any], deadline: float, timeout: float, give_up: Callable
+    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, give_up: Callable
 ) -> list[Link]:
     """On the other processes: the link to process 0."""
     connection = None

@@ -121,7 +121,7 @@ class Peers(contextlib.AbstractContextManager):
             said = 0.0
             while ready.get_map():
                 for key, _ in ready.select(min(1.0, BEAT)):
-                    link: Link = key.data
+                    link = key.data
                     messages = link.receive()
                     if messages is None:
                         ready.unregister(link.socket)
@@ -137,9 +137,9 @@ class Peers(contextlib.AbstractContextManager):
                         self._end_all(f'{link} has said nothing for {SILENCE:.0f} s')
 
     def _closed(self, link: Link) -> None:
-        if self._left is not None:
+        if (code := self._left) is not None:
             # This process is on its way out, and JAX would wait long for one that is gone.
-            _later(GRACE, lambda: os._exit(self._left))
+            _later(GRACE, lambda: os._exit(code))
         elif link.left is None:
             self._end_all(f'{link} is gone')
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxtrain.weights import timm, torchvision
 from jaxtrain.weights.archive import Archive
-from jaxtrain.weights.names import SAME1, SAME2, Match, Row, expand, row
+from jaxtrain.weights.names import SAME1, SAME2, Match, Part, Row, expand, row
 
 SAME3, SAME4 = 'a b c -> a b c', 'a b c d -> a b c d'
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     name: {**fields, 'gelu': 'tanh'}
     for name, fields in timm.MODELS.items()
     if name.startswith('vit_') and fields['patch'][0] in (16, 32, 14, 8)
@@ -79,6 +79,7 @@ def rows(
     prefix = ('' if augreg else 'params/') if prefix is None else prefix
     places = (PLACES if augreg else KINDS) if places is None else places
     found = expand((*FRONT, *([CLASS] if full['class_token'] else [])), p=prefix)
+    parts: tuple[Part, ...]
     if augreg:
         key, parts = (
             'Transformer/posembed_input/pos_embedding',

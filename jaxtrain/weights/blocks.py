@@ -7,7 +7,7 @@ that an array is in memory once and not twice.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ def read(path: Path, leaf: jax.ShapeDtypeStruct, start: int) -> Iterator[np.ndar
         ) from error
 
 
-def stream(file: BinaryIO, leaf: jax.ShapeDtypeStruct) -> Iterator[np.ndarray]:
+def stream(file: IO[bytes], leaf: jax.ShapeDtypeStruct) -> Iterator[np.ndarray]:
     """The pieces of an array that an open file goes on with; EOFError if it ends too early.
 
     Each is valid until the next one is asked for. A scalar is a single piece without axes.
@@ -57,10 +57,10 @@ def stream(file: BinaryIO, leaf: jax.ShapeDtypeStruct) -> Iterator[np.ndarray]:
         yield found.view(leaf.dtype).reshape(rows, *leaf.shape[1:])
 
 
-def _fill(file: BinaryIO, buffer: np.ndarray) -> np.ndarray:
-    view, at = memoryview(buffer), 0
+def _fill(file: IO[bytes], buffer: np.ndarray) -> np.ndarray:
+    view, at = buffer.data, 0
     while at < len(view):
-        got = file.readinto(view[at:])
+        got = file.readinto(view[at:])  # type: ignore[attr-defined]  # all files here have it
         if not got:
             raise EOFError('it ends too early')
         at += got

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import h5py
 import numpy as np
@@ -76,7 +77,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         raise UserError(f'{path} {what}; give the .h5 or .keras file that Keras has saved')
     with contextlib.ExitStack() as stack:
         try:
-            source = path
+            source: Path | IO[bytes] = path
             if zipfile.is_zipfile(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 source = stack.enter_context(archive.open(_ARCHIVED))
@@ -204,7 +205,9 @@ def _convention(arrays: list[str]) -> str:
 
 def _natural(key: str) -> list:
     """'conv2d' < 'conv2d_2' < 'conv2d_10'."""
-    stem, number = re.fullmatch(r'(.*?)_?(\d*)', key).groups()
+    parts = re.fullmatch(r'(.*?)_?(\d*)', key)
+    assert parts is not None  # which every key matches
+    stem, number = parts.groups()
     return [stem, int(number or 0)]
 
 

@@ -231,7 +231,7 @@ def _checked(
 
 
 def _pooling(archive: Archive, described: dict[str, Any]) -> dict[str, Any]:
-    found = (
+    found: dict[str, Any] = (
         {'pad': int(described['pad_token_id'])} if described.get('pad_token_id') is not None else {}
     )
     said = read_json(archive, '1_Pooling/config.json')

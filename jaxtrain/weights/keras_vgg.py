@@ -84,7 +84,9 @@ def match(layout: Layout, model: str, path: Path) -> VGGMatch:
     targets |= {f'head/{name}': layer for name, layer in zip(head, top, strict=True)}
     ignored = _left_over(layout, list(targets.values()), path)
     sources = _sources(layout, targets, path)
-    fields, outputs, size = {'name': 'vgg', 'depth': depth}, 0, ()
+    fields: dict[str, Any] = {'name': 'vgg', 'depth': depth}
+    size: tuple[int, ...] = ()
+    outputs = 0
     if top:
         fields['features'], size = _features(layout, top, path)
         *hidden, outputs = (layout.shapes[layer.arrays[1]][0] for layer in top)
@@ -94,7 +96,7 @@ def match(layout: Layout, model: str, path: Path) -> VGGMatch:
 
 def _sources(layout: Layout, targets: dict[str, Layer], path: Path) -> dict[str, str]:
     """Parameter path -> address, for our modules and their layers."""
-    found = {}
+    found: dict[str, str] = {}
     for target, layer in targets.items():
         dimensions = [len(layout.shapes[address]) for address in layer.arrays]
         if dimensions != [2 if target.startswith('head/') else 4, 1]:

@@ -152,8 +152,10 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
 
 def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     """The first byte of a member that is stored as it is, behind its local header."""
-    archive.fp.seek(info.header_offset + 26)
-    name, extra = struct.unpack('<HH', archive.fp.read(4))
+    file = archive.fp
+    assert file is not None  # as long as the archive is open
+    file.seek(info.header_offset + 26)
+    name, extra = struct.unpack('<HH', file.read(4))
     return info.header_offset + 30 + name + extra
 
 

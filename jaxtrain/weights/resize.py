@@ -33,7 +33,7 @@ def resize(path: str, array: jax.Array, want: Shape) -> jax.Array:
     return array if array.shape[:2] == want[:2] else patches(array, want[:2])
 
 
-def positions(grid: jax.Array, size: tuple[int, int]) -> jax.Array:
+def positions(grid: jax.Array, size: Shape) -> jax.Array:
     """Position embeddings [rows, columns, width] for another grid, bicubic with antialiasing, as
     timm's resample_abs_pos_embed does it.
     """
@@ -41,7 +41,7 @@ def positions(grid: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jax.image.resize(grid, shape, 'bicubic', antialias=True)
 
 
-def patches(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
+def patches(kernel: jax.Array, size: Shape) -> jax.Array:
     """A patch kernel [rows, columns, channels, width] for patches of another size, such that a
     patch and the same patch resized give the same embedding, as near as can be (FlexiViT,
     arXiv:2212.08013, equation 5): by the pseudo-inverse of a resize, bicubic with antialiasing as

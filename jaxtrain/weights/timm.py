@@ -33,7 +33,7 @@ SIZES = {
 }
 PATCHES = {'ti': (16,), 's': (32, 16, 14, 8), 'b': (32, 16, 14, 8), 'l': (32, 16, 14)}
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     **{
         f'vit_{size}{patch}': {'name': 'vit', 'patch': (patch, patch), **SIZES[size]}
         for size, patches in PATCHES.items()
@@ -125,7 +125,10 @@ def match(archive: Archive, model: str) -> Match:
     if MODELS[model]['name'] == 'resnet':
         found = torchvision.match(archive, model)
         size = found.inputs[:2]
-        preprocessing = {**found.preprocessing, **_preprocessing(described, size, positions=False)}
+        preprocessing = {
+            **(found.preprocessing or {}),
+            **_preprocessing(described, size, positions=False),
+        }
         return Match(
             found.fields, found.outputs, (*preprocessing['image_size'], found.inputs[2]),
             found.rows, found.ignored, preprocessing, _labels(described, found.outputs),
@@ -198,7 +201,7 @@ def image_size(
 
 
 def _preprocessing(
-    described: dict[str, Any], size: tuple[int, int], positions: bool = True
+    described: dict[str, Any], size: tuple[int, ...], positions: bool = True
 ) -> dict[str, Any]:
     """Keys of `config.data` by `pretrained_cfg`; the size too, where no positions tell it."""
     said = described.get('pretrained_cfg', {})

@@ -3,6 +3,8 @@
 Preprocessing is that of the weights called IMAGENET1K_V1: 224x224 out of 256, bilinear.
 """
 
+from typing import Any
+
 from jaxtrain.models import resnet as resnets
 from jaxtrain.models import vgg as vggs
 from jaxtrain.weights.archive import Archive
@@ -17,7 +19,7 @@ PREPROCESSING = {
     'channel_order': 'rgb',
 }
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     **{f'resnet{depth}': {'name': 'resnet', 'depth': depth} for depth in resnets.STAGES},
     **{
         f'vgg{depth}': {'name': 'vgg', 'depth': depth, 'pool': 7, 'hidden': (4096, 4096)}
