@@ -20,7 +20,7 @@ finetune  the same                       full          54,720 of 54,720   70.8% 
 Measured in one comparison of 5 seeds, on 2 cores of an x86-64 server CPU, where all of it took 2.5
 minutes: 18 s to make the letters, 53 s for full, and 2 to 6 s for each run of the others.
 
-The interval (95 in 100) is over seeds and test images. jaxtrain/keys.py documents every key.
+The interval (95 in 100) is over seeds and test images. jaxtrain/config/keys.py documents every key.
 """
 
 from jaxtrain.config import base, known_variant

@@ -16,7 +16,7 @@ finetune  the same                       full          53,362 of 53,362   95.4% 
 Measured in one comparison of 5 seeds, on 2 cores of an x86-64 server CPU, where it took one minute.
 Verdict: no measurable difference between scratch and finetune; linear falls below both.
 
-The interval (95 in 100) is over seeds and test images. jaxtrain/keys.py documents every key.
+The interval (95 in 100) is over seeds and test images. jaxtrain/config/keys.py documents every key.
 """
 
 from jaxtrain.config import base, known_variant

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from absl import flags
 
-from jaxtrain.config import flatten
-from jaxtrain.config_file import load
+from jaxtrain.config.closed import flatten
+from jaxtrain.config.files import load
+from jaxtrain.config.keys import RESUMABLE
 from jaxtrain.errors import Preempted, UserError, nearest
-from jaxtrain.keys import RESUMABLE
 
 
 def main(argv: list[str]) -> int:
@@ -64,9 +64,9 @@ def train(argv: list[str]) -> None:
     values, _ = _parse(train, argv, _config, _workdir, _processes)
     cfg = load(values.config, _overrides(argv))
     _start_jax()
-    from jaxtrain import run
-    from jaxtrain.loop import train as run_train
+    from jaxtrain.loop.train import train as run_train
     from jaxtrain.pod import join, place
+    from jaxtrain.runs import run
     from jaxtrain.terminal import Terminal
 
     where = place.find_place(
@@ -87,7 +87,7 @@ def evaluate(argv: list[str]) -> None:
     """
     values, _ = _parse(evaluate, argv, _workdir, _split, _checkpoint)
     _start_jax()
-    from jaxtrain import trained
+    from jaxtrain.inference import trained
     from jaxtrain.terminal import number
 
     found = trained.evaluate(values.workdir, values.split, values.checkpoint)
@@ -103,8 +103,8 @@ def predict(argv: list[str]) -> None:
     groups = (_workdir, _checkpoint, _predictions, _sampling)
     values, paths = _parse(predict, argv, *groups, words='PATH...')
     _start_jax()
-    from jaxtrain.predict import Sampling
-    from jaxtrain.predict import predict as run_predict
+    from jaxtrain.inference.predict import Sampling
+    from jaxtrain.inference.predict import predict as run_predict
     from jaxtrain.terminal import predictions
 
     sampling = Sampling(
@@ -125,7 +125,7 @@ def inspect(argv: list[str]) -> None:
     values, _ = _parse(inspect, argv, _config)
     cfg = load(values.config, _overrides(argv))
     _start_jax()
-    from jaxtrain.inspect import inspect as run_inspect
+    from jaxtrain.inspection.inspect import inspect as run_inspect
 
     print(run_inspect(cfg))
 
@@ -138,8 +138,9 @@ def plan(argv: list[str]) -> None:
     values, _ = _parse(plan, argv, _config, _devices)
     cfg = load(values.config, _overrides(argv))
     _start_jax()
-    from jaxtrain import plan as plans
-    from jaxtrain import run, suggest
+    from jaxtrain.inspection import plan as plans
+    from jaxtrain.inspection import suggest
+    from jaxtrain.runs import run
 
     words = (cfg, values.topology, values.slices, values.price)
     found = plans.plan(*words, say=_progress)
@@ -161,7 +162,7 @@ def status(argv: list[str]) -> None:
     _start_jax()
     import json
 
-    from jaxtrain import status as states
+    from jaxtrain.inspection import status as states
 
     found = states.status(values.workdir)
     print(json.dumps(states.to_json(found)) if values.json else states.to_text(found))
@@ -179,7 +180,7 @@ def import_(argv: list[str]) -> None:
             'see jaxtrain import --help'
         )
     _start_jax()
-    from jaxtrain.import_weights import import_weights
+    from jaxtrain.weights.import_weights import import_weights
 
     origin, file = words
     print(import_weights(origin, file, values.model, values.workdir, values.drop))
@@ -192,7 +193,7 @@ def export(argv: list[str]) -> None:
     """
     values, _ = _parse(export, argv, _workdir, _checkpoint, _export)
     _start_jax()
-    from jaxtrain.export_weights import export_weights
+    from jaxtrain.inference.export_weights import export_weights
 
     print(export_weights(values.workdir, values.checkpoint, values.origin, values.output))
 
@@ -204,7 +205,7 @@ def compare(argv: list[str]) -> None:
     """
     values, _ = _parse(compare, argv, _config, _workdir, _full)
     _start_jax()
-    from jaxtrain.compare import compare as run_compare
+    from jaxtrain.study.compare import compare as run_compare
 
     run_compare(values.config, _overrides(argv), values.workdir, values.full)
 
@@ -364,7 +365,7 @@ def _start_jax() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's own chatter
     from absl import logging
 
-    from jaxtrain import mesh
+    from jaxtrain.parallel import mesh
 
     logging.set_verbosity(logging.ERROR)
     mesh.use_compilation_cache()
@@ -386,7 +387,7 @@ def _help(command, values: flags.FlagValues, words: str, takes_config: bool) -> 
         said = f' (default: {default})' if default not in (None, '') else ''
         lines.append(f'  --{name:12} {values[name].help}{said}')
     if takes_config:
-        lines.append('  --config.KEY=VALUE  changes a key; jaxtrain/keys.py lists them')
+        lines.append('  --config.KEY=VALUE  changes a key; jaxtrain/config/keys.py lists them')
     return '\n'.join(lines)
 
 

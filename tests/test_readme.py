@@ -52,7 +52,7 @@ def test_links_lead_somewhere():
 
 @pytest.mark.parametrize('number', range(3))
 def test_three_configs_load(number, tmp_path):
-    from jaxtrain.config_file import load
+    from jaxtrain.config.files import load
 
     source = re.findall(r'^```python\n(.*?)^```', README, re.MULTILINE | re.DOTALL)[number]
     (tmp_path / 'config.py').write_text(source)

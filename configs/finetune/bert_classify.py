@@ -15,8 +15,8 @@ the same network from random parameters.
     jaxtrain compare --config=configs/finetune/bert_classify.py --workdir=runs/topics_compared
 
 Test accuracy of all-MiniLM-L6-v2 on docstrings of Python 3.11, by which of ten packages of the
-standard library they are of (tests/texts.py; 12 examples of each, 64 tokens, 60 steps of 12; three
-seeds, 400 test examples, 95% intervals; rates chosen on val):
+standard library they are of (tests/support/texts.py; 12 examples of each, 64 tokens, 60 steps of
+12; three seeds, 400 test examples, 95% intervals; rates chosen on val):
 
 variant   accuracy
 finetune  61.9% [57.2, 66.6]

@@ -9,9 +9,9 @@ test/CLASS/*.jpg, or just CLASS/*.jpg, which is dealt out 80:10:10. At 150x150 t
 4x4x512 features; then a dense layer of 256 with ReLU and one output with sigmoid cross-entropy:
 16,812,353 parameters of which 2,097,665 are trained, by RMSprop at 2e-5, batches of 20, 10 epochs
 of 100 steps. It is the feature extraction of F. Chollet, Deep Learning with Python (2017), section
-5.3.1; the losses of 100 steps were those of Keras to 1e-4 (tests/test_parity.py). Accuracy on val,
-published there for 2,000 photos of cats and dogs (with dropout and plain rescaling): "about 90%";
-not measured here yet.
+5.3.1; the losses of 100 steps were those of Keras to 1e-4 (tests/runs/test_parity.py). Accuracy on
+val, published there for 2,000 photos of cats and dogs (with dropout and plain rescaling): "about
+90%"; not measured here yet.
 
     jaxtrain train --config=configs/finetune/vgg16_folder.py:finetune_top --workdir=runs/pets_top
 

@@ -5,8 +5,8 @@
 Three 3x3 convolutions without padding (32, 64, 64), two 2x2 max-pools, a dense layer of 64, 10
 outputs: 122,570 parameters, Adam at 1e-3, batches of 32, 10 epochs, and after each the accuracy on
 the test split. From the same weights, the losses of 100 steps in float64 are Keras's to 1e-4
-(tests/test_parity.py). CIFAR-10 is fetched on first use (170 MB), without TensorFlow; where there
-is no network, put its archive where the message says. Test accuracy, published: "over 70%"
+(tests/runs/test_parity.py). CIFAR-10 is fetched on first use (170 MB), without TensorFlow; where
+there is no network, put its archive where the message says. Test accuracy, published: "over 70%"
 (tensorflow.org/tutorials/images/cnn); not measured here yet.
 
 As in the tutorial, the best checkpoint is chosen on the test split itself. For a number to report,

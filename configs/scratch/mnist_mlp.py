@@ -4,7 +4,7 @@
 
 784-128-64-10 with ReLU, 109,386 parameters, Adam at 1e-3, batches of 64, 10 epochs; a line with the
 mean loss after each. From the same weights, the losses of 100 steps in float64 are PyTorch's to
-1e-4 (tests/test_parity.py). MNIST is fetched on first use (11.6 MB), without TensorFlow; where
+1e-4 (tests/runs/test_parity.py). MNIST is fetched on first use (11.6 MB), without TensorFlow; where
 there is no network, put its four archives where the message says. Test accuracy: not measured yet.
 """
 

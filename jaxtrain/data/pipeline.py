@@ -25,7 +25,7 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
-from jaxtrain.data.sources import Source
+from jaxtrain.data.sources.open import Source
 from jaxtrain.errors import UserError
 
 Batch = dict[str, np.ndarray]

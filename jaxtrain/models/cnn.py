@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.layers import Head, check_choices, conv, flat, max_pool
+from jaxtrain.models.parts.layers import Head, check_choices, conv, flat, max_pool
 
 
 class CNN(nn.Module):

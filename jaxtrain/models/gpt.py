@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxtrain.models.blocks import REMAT, Stack, run_blocks
-from jaxtrain.models.layers import check_choices
-from jaxtrain.models.transformer import GELU, MLP, Attention
+from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.layers import check_choices
+from jaxtrain.models.parts.transformer import GELU, MLP, Attention
 
 # Fields that change what restored weights compute, and show in no shape.
 FIXED = ('gelu', 'norm_eps')

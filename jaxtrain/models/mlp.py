@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.layers import Head, flat
+from jaxtrain.models.parts.layers import Head, flat
 
 
 class MLP(nn.Module):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.blocks import checkpointed
-from jaxtrain.models.layers import Head, check_choices, check_widths
+from jaxtrain.models.parts.blocks import checkpointed
+from jaxtrain.models.parts.layers import Head, check_choices, check_widths
 
 # Depth -> (blocks per stage, whether they are bottlenecks).
 STAGES = {

@@ -9,8 +9,8 @@ import functools
 import jax
 from flax import linen as nn
 
-from jaxtrain.models.blocks import checkpointed
-from jaxtrain.models.layers import (
+from jaxtrain.models.parts.blocks import checkpointed
+from jaxtrain.models.parts.layers import (
     Head,
     average_to,
     check_choices,

@@ -13,9 +13,9 @@ import numpy as np
 from flax import linen as nn
 
 from jaxtrain.errors import UserError
-from jaxtrain.models.blocks import REMAT, Stack, run_blocks
-from jaxtrain.models.layers import check_choices
-from jaxtrain.models.transformer import GELU, MLP, Attention, DropPath
+from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.layers import check_choices
+from jaxtrain.models.parts.transformer import GELU, MLP, Attention, DropPath
 
 FIXED = ('gelu', 'norm_eps', 'norm_after_pool')
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 
 from jaxtrain import storage
-from jaxtrain.events import Timeline
 from jaxtrain.pod.peers import Peers, within
+from jaxtrain.runs.events import Timeline
 
 # Seconds to write an event in: what hangs may be the disk.
 WRITING = 5.0

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtrain.errors import UserError
-from jaxtrain.weights.archive import Archive
+from jaxtrain.weights.formats.archive import Archive
 
 # Our names of what config.json says of the activation.
 GELUS = {'gelu': 'erf', 'gelu_new': 'tanh', 'gelu_fast': 'tanh', 'gelu_pytorch_tanh': 'tanh'}

@@ -33,8 +33,8 @@ def make(kind: str, folder: str) -> None:
     """Writes a format's file."""
     import numpy as np
 
-    from jaxtrain.weights import huggingface_text
-    from tests.weights import foreign_files, keras_files, pth_files
+    from jaxtrain.weights.origins import huggingface_text
+    from tests.support import foreign_files, keras_files, pth_files
 
     path = Path(folder) / FORMATS[kind][0]
     if kind == 'h5':
@@ -53,8 +53,8 @@ def restored(kind: str, folder: str) -> tuple[float, float]:
     """Restores a format's file as a job does. Returns the seconds of planning and of reading."""
     import jax
 
-    from jaxtrain import restore, stored
-    from jaxtrain.mesh import make_mesh, on_mesh
+    from jaxtrain.parallel.mesh import make_mesh, on_mesh
+    from jaxtrain.weights import restore, stored
 
     name, origin, model = FORMATS[kind]
     start = time.perf_counter()
@@ -70,7 +70,7 @@ def memory(kind: str, folder: str) -> float:
     """Peak host memory of restoring a format's file, per byte of it; in a fresh process."""
     import jax
 
-    from jaxtrain import restore, stored  # noqa: F401
+    from jaxtrain.weights import restore, stored  # noqa: F401
 
     jax.numpy.zeros(1).block_until_ready()
     before = _status('VmRSS')

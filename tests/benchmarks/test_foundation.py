@@ -9,8 +9,8 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxtrain.mesh import Compiled
-from jaxtrain.partition import count
+from jaxtrain.parallel.mesh import Compiled
+from jaxtrain.params.partition import count
 from tests.benchmarks import foundation, foundation_ours
 from tests.benchmarks.foundation import BATCHES, SPECS, TINY, OutOfMemory
 from tests.benchmarks.table import OURS

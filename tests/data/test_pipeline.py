@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain.bundle import resolve
 from jaxtrain.config import Config, base
 from jaxtrain.data.pipeline import (
     Slice,
@@ -22,8 +21,9 @@ from jaxtrain.data.pipeline import (
     train_batches,
     train_indices,
 )
-from jaxtrain.data.sources import Source, open_source
+from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
+from jaxtrain.weights.bundle import resolve
 
 SIZE = 23
 WHOLE = Slice()

@@ -5,7 +5,7 @@ import pytest
 
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
-from tests.texts import SPECIAL, WORDS, word_tokenizer
+from tests.support.texts import SPECIAL, WORDS, word_tokenizer
 
 NUMBERS = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
 

@@ -39,7 +39,7 @@ def write(folder: Path) -> None:
     import jax
 
     jax.config.update('jax_enable_x64', True)
-    from jaxtrain.export_weights import encoded
+    from jaxtrain.inference.export_weights import encoded
     from tests.weights.test_parity import apply, leaves_of, table
 
     for name, case in written().items():

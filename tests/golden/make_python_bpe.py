@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jaxtrain.config_file import load
-from jaxtrain.data.corpus import open_texts
+from jaxtrain.config.files import load
+from jaxtrain.data.sources.corpus import open_texts
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'full'
 SIZE = 2048

@@ -3,10 +3,10 @@
     pip install tensorflow tensorflow-datasets==4.9.10 array-record importlib_resources pillow
     python tests/golden/make_tfds_digests.py
 
-TFDS's own builders prepare the archives of tests/surrogates.py. They are told the checksums of
-these, and MNIST's are told how many examples there are; all else is as it comes. imagenet2012.npz
-holds the images that ImageNet's archive is made of, and what it makes of those that it does not
-leave alone: 'NAME' and 'NAME:made'.
+TFDS's own builders prepare the archives of tests/support/surrogates.py. They are told the
+checksums of these, and MNIST's are told how many examples there are; all else is as it comes.
+imagenet2012.npz holds the images that ImageNet's archive is made of, and what it makes of those
+that it does not leave alone: 'NAME' and 'NAME:made'.
 """
 
 import io

@@ -44,7 +44,7 @@ class Case(NamedTuple):
     """A small model of an origin.
 
     Attributes:
-      origin: of `jaxtrain.weights.origins.ORIGINS`.
+      origin: of `jaxtrain.weights.origins.origins.ORIGINS`.
       fields: of our model.
       outputs: width of its head; 0 compares embeddings.
       shape: of one input.

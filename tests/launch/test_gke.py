@@ -109,7 +109,7 @@ def test_topologies(rendered, topology, accelerator, hosts, chips):
 
 
 def test_same_generations_as_plan():
-    from jaxtrain.topology import GENERATIONS
+    from jaxtrain.costs.topology import GENERATIONS
 
     ours = {name: dimensions for name, (_, dimensions) in render.GENERATIONS.items()}
     assert ours == {name: dimensions for name, (dimensions, _) in GENERATIONS.items()}

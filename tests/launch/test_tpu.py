@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Outcome
-from tests.launch.fakes import FakeGcloud
+from tests.support.fakes import FakeGcloud
 
 LAUNCHER = ('tpu.py', 'gcloud.py', 'workers.py', 'checkout.py')
 
@@ -432,7 +432,7 @@ def test_the_archive_holds_local_changes_and_new_files(own_bench):
     found = {str(path.relative_to(code)) for path in code.rglob('*') if path.is_file()}
     assert found == {
         *(f'launch/{name}' for name in LAUNCHER),
-        *('jaxtrain/loop.py', 'run.sh', '.gitignore', 'ünew file.py', 'REVISION'),
+        *('jaxtrain/loop/train.py', 'run.sh', '.gitignore', 'ünew file.py', 'REVISION'),
     }
     assert (code / 'jaxtrain' / 'loop.py').read_text() == 'print("changed")\n'
     commit, _, change = (code / 'REVISION').read_text().rstrip('\n').partition('+')

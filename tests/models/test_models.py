@@ -11,9 +11,9 @@ from flax import linen as nn
 from jaxtrain.config import Config, base
 from jaxtrain.errors import UserError
 from jaxtrain.models import MODELS, TEXT, describe, make_model
-from jaxtrain.models.layers import PATCHES_MIB, Head, conv, flat, max_pool
-from jaxtrain.partition import count, flatten
-from jaxtrain.state import abstract_variables
+from jaxtrain.models.parts.layers import PATCHES_MIB, Head, conv, flat, max_pool
+from jaxtrain.params.partition import count, flatten
+from jaxtrain.step.state import abstract_variables
 
 
 @pytest.fixture(autouse=True, scope='module')

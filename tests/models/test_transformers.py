@@ -13,9 +13,9 @@ import pytest
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model, resnet
-from jaxtrain.partition import count, flatten
-from jaxtrain.state import abstract_variables
-from jaxtrain.weights import huggingface_text, timm
+from jaxtrain.params.partition import count, flatten
+from jaxtrain.step.state import abstract_variables
+from jaxtrain.weights.origins import huggingface_text, timm
 
 IMAGE = (32, 48, 3)
 

@@ -8,10 +8,10 @@ import pytest
 from flax import linen as nn
 
 from jaxtrain.errors import UserError
-from jaxtrain.models.transformer import DropPath
+from jaxtrain.models.parts.transformer import DropPath
 from jaxtrain.models.vit import ViT, sincos2d
-from jaxtrain.partition import flatten, unflatten
-from jaxtrain.state import abstract_variables
+from jaxtrain.params.partition import flatten, unflatten
+from jaxtrain.step.state import abstract_variables
 
 IMAGE = (8, 12, 1)  # 2 x 3 patches
 

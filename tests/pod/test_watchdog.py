@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from jaxtrain import storage
-from jaxtrain.run import read_metrics
-from jaxtrain.schedule import _budgets
+from jaxtrain.loop.schedule import _budgets
+from jaxtrain.runs.run import read_metrics
 from tests.conftest import ROOT, TINY, Outcome, start
 from tests.pod.test_meet import HOST, free_port, until
 
@@ -23,7 +23,7 @@ WATCHED = """
 import json, sys, threading, time
 from pathlib import Path
 from jaxtrain import storage
-from jaxtrain.clock import Clock
+from jaxtrain.runs.clock import Clock
 from jaxtrain.pod import peers, watchdog
 from jaxtrain.pod.place import Place
 
@@ -231,7 +231,7 @@ def test_a_process_that_stops_without_a_word(tmp_path, begin, late, stopped):
     assert budget - 1.0 < seconds < 2 * budget + 15.0, said
     print(f'known after {seconds:.1f} s of {budget:.1f}')
     stacks = (tmp_path / 'run' / 'stacks' / f'{1 - stopped}.txt').read_text()
-    assert 'jaxtrain/loop.py' in stacks
+    assert 'jaxtrain/loop/train.py' in stacks
     both[stopped].send_signal(signal.SIGCONT)
     began = time.monotonic()
     code, said = end(both[stopped])

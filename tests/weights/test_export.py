@@ -5,13 +5,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxtrain.errors import UserError
-from jaxtrain.export_weights import export_weights
-from jaxtrain.import_weights import import_weights
-from jaxtrain.partition import by_path
-from jaxtrain.stored import target_model
-from jaxtrain.weights import augreg
-from jaxtrain.weights.names import Match, their_shape
-from tests.weights.foreign_files import made
+from jaxtrain.inference.export_weights import export_weights
+from jaxtrain.params.partition import by_path
+from jaxtrain.weights.import_weights import import_weights
+from jaxtrain.weights.origins import augreg
+from jaxtrain.weights.origins.names import Match, their_shape
+from jaxtrain.weights.stored import target_model
+from tests.support.foreign_files import made
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxtrain.errors import UserError
-from jaxtrain.weights import huggingface_text, huggingface_vit, timm
-from jaxtrain.weights.archive import Archive
-from tests.weights.foreign_files import arrays
+from jaxtrain.weights.formats.archive import Archive
+from jaxtrain.weights.origins import huggingface_text, huggingface_vit, timm
+from tests.support.foreign_files import arrays
 
 
 def archive(folder: Path, module, model: str, outputs: int, inputs=(224, 224, 3)) -> Archive:

@@ -14,13 +14,13 @@ from flax.errors import FlaxError
 
 from jaxtrain.config import Config, base
 from jaxtrain.models import make_model, vgg
-from jaxtrain.partition import by_path, from_paths
-from jaxtrain.state import abstract_variables
-from jaxtrain.stored import of_leftovers, target_model
-from jaxtrain.weights import augreg, keras
-from jaxtrain.weights.archive import Archive
-from jaxtrain.weights.names import Match, Part, Row, row, their_shape, to_ours, to_theirs
-from jaxtrain.weights.origins import ORIGINS
+from jaxtrain.params.partition import by_path, from_paths
+from jaxtrain.step.state import abstract_variables
+from jaxtrain.weights.formats.archive import Archive
+from jaxtrain.weights.origins import augreg, keras
+from jaxtrain.weights.origins.names import Match, Part, Row, row, their_shape, to_ours, to_theirs
+from jaxtrain.weights.origins.origins import ORIGINS
+from jaxtrain.weights.stored import of_leftovers, target_model
 from tests.golden.make_weights import CASES, WHOLE, family, inputs, unfolded, weight
 
 GOLDEN = Path(__file__).parents[1] / 'golden'

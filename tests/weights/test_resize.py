@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import restore
-from jaxtrain.bundle import Bundle
-from jaxtrain.config_file import load
+from jaxtrain.config.files import load
 from jaxtrain.errors import UserError
-from jaxtrain.job import first_state, make_job
-from jaxtrain.mesh import make_mesh, on_mesh
-from jaxtrain.partition import flatten, unflatten
-from jaxtrain.stored import Stored, of_file
-from jaxtrain.weights import resize, timm, torchvision
+from jaxtrain.loop.job import first_state, make_job
+from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.params.partition import flatten, unflatten
+from jaxtrain.weights import resize, restore
+from jaxtrain.weights.bundle import Bundle
+from jaxtrain.weights.origins import timm, torchvision
+from jaxtrain.weights.stored import Stored, of_file
 from tests.golden import make_resize as golden
-from tests.weights.foreign_files import arrays, write
+from tests.support.foreign_files import arrays, write
 
 CASES = {
     'positions': (golden.POSITIONS, resize.positions),

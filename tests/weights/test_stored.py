@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import restore, stored
 from jaxtrain.errors import UserError
-from jaxtrain.mesh import make_mesh, on_mesh
-from jaxtrain.partition import unflatten
-from jaxtrain.weights import blocks, timm
-from jaxtrain.weights.archive import Archive
-from jaxtrain.weights.names import Match, Part, Row, row, their_shape, to_ours
+from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.params.partition import unflatten
+from jaxtrain.weights import restore, stored
+from jaxtrain.weights.formats import blocks
+from jaxtrain.weights.formats.archive import Archive
+from jaxtrain.weights.origins import timm
+from jaxtrain.weights.origins.names import Match, Part, Row, row, their_shape, to_ours
 from tests.golden.make_weights import CASES
-from tests.weights import foreign_files
+from tests.support import foreign_files
 from tests.weights.test_parity import MAPS, shapes_of, table
 
 

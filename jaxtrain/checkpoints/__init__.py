@@ -1,0 +1,1 @@
+"""Checkpoints: saved, checked, named, read in part."""

@@ -1,0 +1,145 @@
+"""The closed config that the program reads, and what config files are written with.
+
+A config file starts from `base()`, which knows every key and its default (keys.py), and changes
+what differs:
+
+    from jaxtrain.config import base
+
+    def get_config(variant='scratch'):
+        c = base()
+        c.data.name = 'digits'
+        ...
+        return c
+
+Nothing is silently ignored. A key that does not exist is an error when it is set (with the nearest
+one that does); a value of another type is an error; and a key that was changed but that this run
+never reads is an error before the first step (`Config.require_read`).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxtrain.config.keys import OPEN_SECTIONS, base
+from jaxtrain.errors import UserError, nearest
+
+
+def known_variant(variant: str, variants: tuple[str, ...]) -> None:
+    """UserError, with the nearest, unless a config file knows the variant that was asked for."""
+    if variant not in variants:
+        raise UserError(
+            f'--config: there is no variant {variant!r}{nearest(variant, variants)}; '
+            f'choose from {", ".join(variants)}'
+        )
+
+
+class Config:
+    """A read-only config that remembers which keys were read.
+
+    Sections and keys are attributes; there is no `get` with a default, because every key has its
+    default in `base()` and nowhere else.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], _path: str = '', _read: set[str] | None = None):
+        self._tree, self._path = tree, _path
+        self._read = set() if _read is None else _read
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_') or name not in self._tree:
+            raise AttributeError(f'config.{self._path}{name}')
+        value, path = self._tree[name], self._path + name
+        if isinstance(value, Mapping):
+            return Config(value, path + '.', self._read)
+        self._read.add(path)
+        return value
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """The keys and values of an open section."""
+        return ((name, getattr(self, name)) for name in self._tree)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> 'Config':
+        """The config that config.json holds, whose lists were tuples.
+
+        Keys that are newer than the run have their defaults, which is what it did.
+        """
+        return cls(unflatten({**dict(flatten(base().to_dict())), **dict(flatten(_tuples(tree)))}))
+
+    def to_dict(self) -> dict[str, Any]:
+        return _deep(self._tree)
+
+    def replace(self, **changes: Any) -> 'Config':
+        """A copy, with nothing read yet; `__` stands for the dot: `replace(data__limit=5)`."""
+        flat = dict(flatten(self._tree))
+        for name, value in changes.items():
+            key = name.replace('__', '.')
+            if key not in flat:
+                raise KeyError(key)
+            flat[key] = value
+        return Config(unflatten(flat))
+
+    def updated(self, **sections: Mapping[str, Any]) -> 'Config':
+        """A copy with other values in some sections, which shares what was read."""
+        tree = {name: {**self._tree[name], **values} for name, values in sections.items()}
+        return Config({**self._tree, **tree}, self._path, self._read)
+
+    def choose(self, name: str, allowed) -> Any:
+        """The value of a key that must be one of `allowed`; UserError with the nearest if not."""
+        value = getattr(self, name)
+        if value not in allowed:
+            raise UserError(
+                f'config.{self._path}{name}={value!r} is not known{nearest(value, allowed)}; '
+                f'choose from {", ".join(sorted(map(str, allowed)))}'
+            )
+        return value
+
+    def require_read(self, but: tuple[str, ...] = ()) -> None:
+        """UserError if a key was changed from its default and nothing has read it."""
+        defaults = dict(flatten(base().to_dict()))
+        for path, value in flatten(self._tree):
+            changed = path not in defaults or defaults[path] != value
+            if changed and path not in self._read and not path.startswith(but):
+                raise UserError(
+                    f'config.{path}={value!r} was set, but nothing in this run reads it; '
+                    'remove it, or set the key that puts it to use'
+                )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """`{'a': {'b': 1}}` -> `('a.b', 1)`. An empty section has no items."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f'{prefix}{name}.')
+        else:
+            yield prefix + name, value
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`; sections of `base()` that have no keys stay as empty ones."""
+    tree: dict[str, Any] = {}
+    for section in OPEN_SECTIONS:
+        _descend(tree, section.split('.'))
+    for path, value in flat.items():
+        *parents, name = path.split('.')
+        _descend(tree, parents)[name] = value
+    return tree
+
+
+def is_open(path: str) -> bool:
+    """Whether a key belongs to a section whose keys are checked where they are used."""
+    return path.rsplit('.', 1)[0] in OPEN_SECTIONS
+
+
+def _descend(tree: dict, names: list[str]) -> dict:
+    for name in names:
+        tree = tree.setdefault(name, {})
+    return tree
+
+
+def _deep(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _deep(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

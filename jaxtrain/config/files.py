@@ -1,0 +1,127 @@
+"""Loads a config file, applies the overrides of the command line, and checks every key.
+
+Whatever goes wrong is one line: with its number for a line of the file, with its flag for the
+command line.
+"""
+
+import re
+import runpy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxtrain.config import Config, base
+from jaxtrain.config.closed import flatten, is_open
+from jaxtrain.errors import UserError, nearest
+
+
+def load(spec: str, overrides: list[str]) -> Config:
+    """Loads `FILE.py` or `FILE.py:variant` and applies `--config.key=value` overrides.
+
+    Args:
+      spec: path of the config file, and after a colon the argument of its `get_config`.
+      overrides: command line words, each `--config.path=value`.
+
+    Raises:
+      UserError: no such file or variant, an error inside the file, an unknown key, a wrong type.
+    """
+    path, *variant = spec.split(':', 1)
+    if not Path(path).is_file():
+        raise UserError(f'--config={spec}: there is no file {path!r}; give a path to a config file')
+    config = _read(path, variant)
+    _check_overrides(config, overrides)
+    tree = _override(config, overrides).to_dict()
+    _check_keys(tree)
+    return Config(tree)
+
+
+def _read(path: str, variant: list[str]) -> ConfigDict:
+    """What the file's get_config returns. UserError, with the line, for an error inside it."""
+    try:
+        config = runpy.run_path(path)['get_config'](*variant)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'{path}:{_line(path, error)}: {_explain(error)}') from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'{path}: get_config() must return the config; end it with `return c`')
+    return config
+
+
+def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """The config with the command line's values, each parsed by the type of its key."""
+    values, argv = flags.FlagValues(), ['jaxtrain', *overrides]
+    try:
+        # New attributes are those of the open sections; all others have been checked.
+        config_flags.DEFINE_config_dict(
+            'config',
+            config,
+            flag_values=values,
+            lock_config=False,
+            accept_new_attributes=True,
+            sys_argv=argv,
+        )
+        values(argv)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(_first_line(error) + _wanted_type(str(error))) from error
+    return values.config
+
+
+def _check_overrides(config: ConfigDict, overrides: list[str]) -> None:
+    known = dict(flatten(config.to_dict()))
+    for word in overrides:
+        path = word.lstrip('-').split('=', 1)[0].removeprefix('config.')
+        if '=' not in word:
+            raise UserError(f'{word} has no value; write --config.{path}=VALUE')
+        if path not in known and not is_open(path):
+            raise UserError(f'--config.{path}: there is no such key{nearest(path, known)}')
+
+
+def _check_keys(tree: Mapping[str, Any]) -> None:
+    """A file may build its own ConfigDict; its keys must be those of `base()` all the same."""
+    defaults = dict(flatten(base().to_dict()))
+    given = dict(flatten(tree))
+    for path in given:
+        if path not in defaults and not is_open(path):
+            raise UserError(f'config.{path} does not exist{nearest(path, defaults)}')
+    for path in defaults:
+        if path not in given:
+            raise UserError(f'config.{path} is missing; start from jaxtrain.config.base()')
+
+
+def _line(path: str, error: Exception) -> int | str | None:
+    """The line of the config file that an error comes from."""
+    name = str(Path(path).resolve())
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [f.lineno for f in frames if str(Path(f.filename).resolve()) == name]
+    return inside[-1] if inside else getattr(error, 'lineno', '?')
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, KeyError) and error.args == ('get_config',):
+        return 'there is no function get_config in it'
+    if 'does not exist and cannot be added' in text:
+        key = text.split('"')[1]
+        names = [path.rsplit('.', 1)[-1] for path, _ in flatten(base().to_dict())]
+        return f'config key {key!r} does not exist{nearest(key, names)}'
+    return f'{type(error).__name__}: {_first_line(error)}'
+
+
+def _wanted_type(message: str) -> str:
+    """What the key of a `--config.key=value` that was refused would take."""
+    defaults = dict(flatten(base().to_dict()))
+    found = re.search(r'--config\.([\w.]+)=', message)
+    if not found or found[1] not in defaults:
+        return ''
+    default = defaults[found[1]]
+    return f'; config.{found[1]} is of type {type(default).__name__}, like {default!r}'
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

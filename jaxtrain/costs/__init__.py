@@ -1,0 +1,1 @@
+"""What a program costs: operations, memory, messages, by compiler and by count."""

@@ -1,0 +1,1 @@
+"""TFDS data sets that are prepared without TensorFlow."""

@@ -1,0 +1,1 @@
+"""Image files on the host: finding, decoding, cropping."""

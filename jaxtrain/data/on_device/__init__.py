@@ -1,0 +1,1 @@
+"""Images inside the jitted step: normalisation, augmentation, mixing."""

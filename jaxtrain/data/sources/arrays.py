@@ -1,0 +1,177 @@
+"""Arrays as a data set: npz files, as numpy.savez writes them."""
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from jaxtrain.data.images.crop import make_random_crop, random_region
+from jaxtrain.data.images.decode import Fit, make_fit, resize, resize_part
+from jaxtrain.data.sources.deal import deal
+from jaxtrain.data.sources.examples import Source, check_classes, digest, relabel, require_all
+from jaxtrain.data.sources.listing import file_of_split
+from jaxtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What an npz file holds: uint8 [n, h, w, c], int64 [n], class names or (), a checksum."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    checksum: str
+
+
+def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[str, ...]) -> Source:
+    """A split of the arrays `config.data.path`, which are always kept in memory.
+
+    That is FILE.npz, whose rows are dealt out to splits by their numbers, or a folder with a file
+    SPLIT.npz per split. A file has `image`, uint8 [n, h, w, c] or [n, h, w] with 1 or 3 channels;
+    `label`, integers [n]; and if wanted `classes`, the names of the labels. Without them classes
+    are called by their numbers, and labels of other splits are taken for the same ones.
+
+    Args, raises: as `folder.open_folder`.
+    """
+    path = os.path.expanduser(cfg.path)
+    whole = not os.path.isdir(path)
+    file = path if whole else file_of_split(path, split, key, ('.npz',))
+    try:
+        stamp = os.stat(file)
+    except OSError as error:
+        raise UserError(
+            f"config.data.path: {file} cannot be read ({error.strerror}); for source='npz' name "
+            'an npz file, or a folder with one for each split'
+        ) from error
+    fit = make_fit(cfg)
+    shares = make_random_crop(cfg, size) if split == cfg.train else None
+    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), () if shares else size, fit)
+    labels, classes = _labels(arrays, classes, file)
+    rows = np.arange(len(labels))
+    if whole:
+        rows = deal(cfg, [str(row) for row in rows], split, key)
+        labels = labels[rows]
+        if split == cfg.train:
+            require_all(labels.tolist(), classes, key, split)
+
+    shape = (*(size or arrays.images.shape[1:3]), arrays.images.shape[3])
+
+    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+        images = arrays.images[rows[indices]]
+        if shares:  # then they are kept as they are
+            images = np.stack([resize(image, size, fit) for image in images])
+        return {'image': images.reshape(-1, *shape), 'label': labels[indices]}
+
+    def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        assert shares  # without them the source has no `crop`
+        pairs = zip(arrays.images[rows[indices]], numbers, strict=True)
+        images = [resize_part(x, size, random_region(shares, number)) for x, number in pairs]
+        return {'image': np.stack(images).reshape(-1, *shape), 'label': labels[indices]}
+
+    names = [f'{arrays.checksum}/{row}' for row in rows]
+    marked = digest(names, (classes[label] for label in labels))
+    return Source(
+        fetch, len(rows), shape, classes, marked, labels=labels, crop=crop if shares else None
+    )
+
+
+@lru_cache(maxsize=8)
+def _load(file: str, stamp: tuple[int, int], size: tuple[int, ...], fit: Fit) -> Arrays:
+    # Cached: the splits of one file, and the seeds and arms of a comparison, share their data.
+    del stamp  # when the file was written and how long it is: another one is loaded again
+    if not zipfile.is_zipfile(file):
+        raise UserError(f'{file} is no npz file, or a broken one; write it with numpy.savez')
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            arrays = {n: found[n] for n in ('image', 'label', 'classes') if n in found.files}
+            names = found.files
+        with zipfile.ZipFile(file) as archive:
+            checksum = f'{archive.getinfo("image.npy").CRC:08x}' if 'image' in arrays else ''
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f'{file} is a broken npz file ({error}); write it again with numpy.savez'
+        ) from error
+    except ValueError as error:  # what numpy says of an array of objects
+        raise UserError(
+            f'{file} holds an array of objects ({error}); give image and label as arrays of '
+            'numbers, and classes as one of strings'
+        ) from error
+    for name in ('image', 'label'):
+        if name not in arrays:
+            raise UserError(f'{file} has no {name!r}; it has {", ".join(names) or "nothing"}')
+    _check(file, arrays)
+    images = arrays['image'].reshape(*arrays['image'].shape[:3], -1)
+    if size:
+        images = np.stack([resize(image, size, fit) for image in images])
+        images = images.reshape(*images.shape[:3], -1)
+    return Arrays(images, arrays['label'], _names(arrays), checksum)
+
+
+def _check(file: str, arrays: dict[str, np.ndarray]) -> None:
+    """UserError unless the arrays have the types and shapes that `open_npz` tells."""
+    images, labels = arrays['image'], arrays['label']
+    if images.dtype != np.uint8:
+        raise UserError(f'{file}: image is {images.dtype}; give uint8, 0 to 255')
+    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)) or not images.size:
+        raise UserError(
+            f'{file}: image has the shape {images.shape}; give [examples, height, width] or '
+            '[examples, height, width, channels] with 1 or 3 channels'
+        )
+    if labels.dtype.kind not in 'iu' or labels.ndim != 1:
+        raise UserError(
+            f'{file}: label is {labels.dtype} of shape {labels.shape}; give integers [examples]'
+        )
+    if len(labels) != len(images):
+        raise UserError(f'{file}: {len(images)} images but {len(labels)} labels; give one for each')
+    names = arrays.get('classes')
+    if names is not None and (
+        names.dtype.kind != 'U' or names.ndim != 1 or len(set(names.tolist())) < len(names)
+    ):
+        raise UserError(
+            f'{file}: classes is {names.dtype} of shape {names.shape}; give distinct strings '
+            '[classes]'
+        )
+    if labels.min() < 0 or (names is not None and labels.max() >= len(names)):
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        room = f'0 to {len(names) - 1}, as classes has' if names is not None else '0 or more'
+        raise UserError(f'{file}: label has {wrong}; give {room}')
+
+
+def _names(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    return tuple(arrays['classes'].tolist()) if 'classes' in arrays else ()
+
+
+def _labels(
+    arrays: Arrays, classes: tuple[str, ...], file: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as int32 [n] that refer to the classes of the run, and those classes."""
+    count = int(arrays.labels.max()) + 1
+    if not classes:
+        classes = arrays.classes or _numbers(arrays.labels, file)
+        check_classes(classes, file)
+        return arrays.labels.astype(np.int32), classes
+    if not arrays.classes:
+        if count > len(classes):
+            raise UserError(
+                f'{file}: label has {count - 1}; the run trains on {len(classes)} classes, 0 to '
+                f'{len(classes) - 1}'
+            )
+        return arrays.labels.astype(np.int32), classes
+    labels = relabel(arrays.classes, classes, file)
+    order = np.array([labels[name] for name in arrays.classes], np.int32)
+    return order[arrays.labels], classes
+
+
+def _numbers(labels: np.ndarray, file: str) -> tuple[str, ...]:
+    """The names of classes that have none."""
+    found = np.unique(labels)
+    if found[-1] != len(found) - 1:
+        missing = int(np.argmax(found != np.arange(len(found))))
+        raise UserError(
+            f'{file}: label goes up to {found[-1]}, but no example has {missing}; number the '
+            'classes from 0 without gaps, or name them all in an array called classes'
+        )
+    return tuple(map(str, found.tolist()))

@@ -1,0 +1,231 @@
+"""Lists of examples: CSV (RFC 4180, with a header) or JSON Lines, a line an example.
+
+A line has what the example is (`path` of an image, or `text`), its `label`, and perhaps `split`.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from jaxtrain.data.sources.deal import deal
+from jaxtrain.data.sources.examples import check_classes, relabel, require_all
+from jaxtrain.errors import UserError, nearest
+
+SUFFIXES = ('.csv', '.jsonl')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line.
+
+    Attributes:
+      line: its number in the file, from 1; of a CSV record over several, the last.
+      content: the path or the text.
+      label: the class, '' where none is read.
+      split: the split if it names one.
+    """
+
+    line: int
+    content: str
+    label: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The examples of a split: the file that lists them, and of each its line and its label."""
+
+    file: str
+    rows: tuple[Row, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+def open_list(
+    cfg,
+    split: str,
+    key: str,
+    column: str,
+    classes: tuple[str, ...],
+    clean: Callable[[str, list[Row]], list[Row]],
+    name: Callable[[Row], str],
+) -> Listed:
+    """A split of the list `config.data.path`, or of the folder that holds a list per split.
+
+    Args:
+      cfg: `config.data`.
+      split: the split to open.
+      key: the config key or flag that names it, for messages.
+      column: as of `read_list`.
+      classes: class names by label; () takes those of the data, sorted.
+      clean: (file, its rows) -> the rows as they are to be used.
+      name: what an example is called, by which it is dealt to a split where no line has one.
+
+    Raises:
+      UserError: see the messages.
+    """
+    path = os.path.expanduser(cfg.path)
+    whole = not os.path.isdir(path)
+    file = path if whole else file_of_split(path, split, key)
+    rows = clean(file, read_list(file, column))
+    dealt = whole and rows[0].split is None
+    if not dealt:
+        rows = _of_split(rows, split, key, file, whole)
+    if not classes:
+        classes = _in_order({row.label for row in rows})
+        check_classes(classes, file)
+    numbers = relabel(sorted({row.label for row in rows}), classes, file)
+    if dealt:
+        rows = [rows[i] for i in deal(cfg, [name(row) for row in rows], split, key)]
+    labels = tuple(numbers[row.label] for row in rows)
+    if dealt and split == cfg.train:
+        require_all(labels, classes, key, split)
+    return Listed(file, tuple(rows), labels, classes)
+
+
+def read_list(
+    file: str, column: str, labelled: bool = True, key: str = 'config.data.path'
+) -> list[Row]:
+    """All lines of a list.
+
+    Args:
+      file: a .csv or .jsonl file.
+      column: what holds the content of an example, 'path' or 'text'.
+      labelled: whether a line must have a label.
+      key: what names the file, for messages.
+
+    Raises:
+      UserError: not a readable CSV or JSONL file in UTF-8, no lines, or one that is malformed.
+    """
+    kind = os.path.splitext(file)[1].lower()
+    if kind not in SUFFIXES:
+        raise UserError(
+            f'{key}: {file} is not a list of examples; name a file that ends in '
+            f'{" or ".join(SUFFIXES)}, or a folder with one for each split'
+        )
+    text = read_text(file, key)
+    wanted = (column, 'label') if labelled else (column,)
+    rows: list[Row] = []
+    for line, fields in (_csv if kind == '.csv' else _jsonl)(file, text, wanted):
+        row = _row(file, line, fields, column, labelled)
+        if rows and (row.split is None) != (rows[0].split is None):
+            raise UserError(f'{file}, line {line}: give a split in every line, or in none')
+        rows.append(row)
+    if not rows:
+        raise UserError(
+            f'{file} is empty; give a line with {" and ".join(wanted)} for each example'
+        )
+    return rows
+
+
+def read_text(path: str, key: str = 'config.data.path') -> str:
+    """The content of a file in UTF-8. UserError if it is none; `key` is what names it."""
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as opened:
+            return opened.read()
+    except OSError as error:
+        raise UserError(
+            f'{key}: {path} cannot be read ({error.strerror}); name a file that can'
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f'{key}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8'
+        ) from error
+
+
+def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
+    """The file SPLIT.csv or the like in a folder. UserError if there is none, or more than one."""
+    names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in suffixes)
+    fit = [name for name in names if os.path.splitext(name)[0] == split]
+    if len(fit) > 1:
+        raise UserError(f'{folder} has both {" and ".join(fit)}; remove one of them')
+    if not fit:
+        splits = [os.path.splitext(name)[0] for name in names]
+        wanted = ' or '.join(split + suffix for suffix in suffixes)
+        raise UserError(
+            f'{key}={split!r}: {folder} has no {wanted}{nearest(split, splits)}; it has '
+            f'{", ".join(names) or "none for any split"}'
+        )
+    return os.path.join(folder, fit[0])
+
+
+def _of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> list[Row]:
+    """The rows of a split; in a file for one split alone (not `whole`) there must be no others."""
+    found = [row for row in rows if row.split in (split, None)]
+    others = sorted({row.split for row in rows if row.split is not None} - {split})
+    if not whole and others:
+        raise UserError(f'{file} has lines of the split {others[0]!r}; move them to their own file')
+    if not found:
+        raise UserError(
+            f'{key}={split!r}: no line of {file} has that split{nearest(split, others)}; it has '
+            f'{", ".join(others)}'
+        )
+    return found
+
+
+def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of labels: as numbers if all of them are."""
+    try:
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def _csv(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    # Some fields, being whole texts, are longer than the module's usual limit.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        for name in wanted:
+            if text.strip() and columns.count(name) != 1:
+                raise UserError(
+                    f'{file}: its first line must name the columns {" and ".join(wanted)}, '
+                    f'separated by commas, once each; it has {", ".join(columns)}'
+                )
+        for fields in reader:
+            if None in fields or None in fields.values():
+                raise UserError(
+                    f'{file}, line {reader.line_num}: it has not the {len(columns)} fields of the '
+                    'first line; put fields with a comma in quotes'
+                )
+            yield reader.line_num, fields
+    except csv.Error as error:
+        line = reader.line_num + 1  # the last one that was whole is counted
+        raise UserError(f'{file}, line {line}: {error}; mend the line') from error
+
+
+def _jsonl(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    for line, words in enumerate(text.split('\n'), 1):
+        if not words.strip():
+            continue
+        try:
+            fields = json.loads(words)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f'{file}, line {line}: it is not JSON ({error}); mend it') from error
+        if not isinstance(fields, dict) or not set(wanted) <= set(fields):
+            has = ', '.join(fields) or 'none' if isinstance(fields, dict) else 'no keys'
+            raise UserError(
+                f'{file}, line {line}: it must be an object with {" and ".join(wanted)}; it has '
+                f'{has}'
+            )
+        yield line, fields
+
+
+def _row(file: str, line: int, fields: dict, column: str, labelled: bool) -> Row:
+    names = (column, 'label', 'split') if labelled else (column,)
+    words = {name: fields[name] for name in names if name in fields}
+    if type(words.get('label')) is int:
+        words['label'] = str(words['label'])
+    for name, word in words.items():
+        if not isinstance(word, str) or not word.strip():
+            kinds = {'label': 'a name or an integer', 'text': 'some text'}
+            raise UserError(
+                f'{file}, line {line}: {name} is {word!r}; give {kinds.get(name, "a name")}'
+            )
+    split = words['split'].strip() if 'split' in words else None
+    return Row(line, words[column], words['label'].strip() if labelled else '', split)

@@ -1,0 +1,1 @@
+"""A run put to use: evaluate, predict, generate, export."""

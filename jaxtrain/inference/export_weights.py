@@ -1,0 +1,109 @@
+"""The command export: the weights of a run as safetensors, under the names of another framework.
+
+AugReg's names are those of npz files, which timm and big_vision read; they can be written too.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from jaxtrain import storage
+from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.errors import UserError, nearest
+from jaxtrain.models import MODELS, fixed_fields
+from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.weights.bundle import of_run
+from jaxtrain.weights.origins.names import Row, to_theirs
+from jaxtrain.weights.origins.origins import EXPORTS
+from jaxtrain.weights.stored import of_checkpoint
+
+
+def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
+    """Writes a checkpoint of a run (its moving average, where it kept one) for another framework.
+
+    Args:
+      workdir: the run directory.
+      name: 'best', 'last' or a step.
+      origin: whose names and layout; one whose map goes both ways.
+      output: the .safetensors file to write, or for AugReg an .npz.
+
+    Returns:
+      What was written, in a line; it tells too what that framework's usual models compute in
+      another way.
+
+    Raises:
+      UserError: not a run, a file of another kind, an origin that has no such model, or parameters
+        that it has no names for; nothing is written then.
+    """
+    target = Path(output)
+    if not target.parent.is_dir():
+        raise UserError(f'--output={target}: there is no folder {target.parent}; make it first')
+    bundle = of_run(workdir)
+    module = _module(origin, bundle.model['name'])
+    allowed = ('.safetensors', '.npz') if origin == 'augreg' else ('.safetensors',)
+    if target.suffix not in allowed:
+        raise UserError(
+            f'--output={target}: weights named as in {origin} are written as '
+            f'{" or ".join(allowed)}; give a file that ends so'
+        )
+    stored = of_checkpoint(checkpoint_files.find(workdir, name, '--checkpoint'), bundle)
+    head = stored.leaves.get('head/logits/kernel')
+    rows = module.rows(dict(bundle.model), head.shape[-1] if head is not None else 0)
+    parts = {part.path for row in rows for part in row.parts}
+    if spare := sorted({*stored.leaves} ^ parts):
+        raise UserError(
+            f'{workdir}: {origin} has no place for {len(spare)} parameters of this model, first '
+            f'{spare[0]}; choose another --origin'
+        )
+    leaves = stored.read(on_mesh(dict(stored.leaves), make_mesh()))
+    storage.write(
+        target, encoded(rows, {k: np.asarray(v) for k, v in leaves.items()}, target.suffix)
+    )
+    return (
+        f'{len(rows)} arrays of {bundle.model["name"]} in {target}, named as in {origin}'
+        f'{_otherwise(module, bundle.model)}'
+    )
+
+
+def encoded(rows: tuple[Row, ...], values: Mapping[str, np.ndarray], suffix: str) -> bytes:
+    """A file of our arrays by path, under the names of a map: '.safetensors' or '.npz'."""
+    arrays: dict[str, Any] = {
+        row.theirs: np.ascontiguousarray(to_theirs(row, values)) for row in rows
+    }
+    if suffix == '.safetensors':
+        return save(arrays, metadata={'format': 'pt'})
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _module(origin: str, model: str) -> ModuleType:
+    """The map of an origin that knows models of this kind."""
+    if origin not in EXPORTS:
+        raise UserError(
+            f'--origin={origin!r} is not known{nearest(origin, EXPORTS)}; '
+            f'choose from {", ".join(EXPORTS)}'
+        )
+    for module in EXPORTS[origin]:
+        if model in {known['name'] for known in module.MODELS.values()}:
+            return module
+    raise UserError(f'--origin={origin} has no names for model {model!r}; choose another origin')
+
+
+def _otherwise(module: ModuleType, fields: Mapping[str, Any]) -> str:
+    """What no key tells a reader: fields that all models of the origin have in another way."""
+    kind = fields['name']
+    known = [each for each in module.MODELS.values() if each['name'] == kind]
+    defaults = {f.name: f.default for f in dataclasses.fields(MODELS[kind])}
+    found = [
+        f'{name}={fields[name]!r}'
+        for name in dict.fromkeys((*fixed_fields(kind), 'pool'))
+        if name in fields and fields[name] not in [m.get(name, defaults[name]) for m in known]
+    ]
+    return f'; it computes with {", ".join(found)}, which must be set there too' if found else ''

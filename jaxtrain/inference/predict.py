@@ -1,0 +1,263 @@
+"""The command predict: what a run makes of images or texts, or how it goes on with prompts.
+
+Every line of predictions.jsonl has `file`, as it was named or found under a folder that was; a text
+that is one of several in a file has its `line` too.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain import storage
+from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.data.images import decode as images
+from jaxtrain.data.sources.corpus import text_files
+from jaxtrain.data.sources.listing import SUFFIXES, read_list, read_text
+from jaxtrain.data.sources.open import Source
+from jaxtrain.data.sources.text import text_source
+from jaxtrain.data.tokenizer import open_tokenizer
+from jaxtrain.errors import UserError
+from jaxtrain.inference.generate import generate
+from jaxtrain.inference.trained import Record, apply, load, read_record, require_head
+from jaxtrain.models import make_model
+from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.params.partition import unflatten
+from jaxtrain.step.state import abstract_variables
+from jaxtrain.step.steps import make_predict_step
+from jaxtrain.weights import restore
+from jaxtrain.weights.stored import of_checkpoint
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a language model goes on; see `generate.generate`."""
+
+    new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text and where it stands: {'file': ...}, and {'line': ...} in a list."""
+
+    place: dict[str, Any]
+    content: str
+
+    def __str__(self) -> str:
+        line = f', line {self.place["line"]}' if 'line' in self.place else ''
+        return f'{self.place["file"]}{line}'
+
+
+def predict(
+    workdir: str, paths: list[str], name: str, output: str, on_bad_image: str, top: int,
+    sampling: Sampling = Sampling(),
+) -> dict[str, Any]:  # fmt: skip
+    """Writes what a checkpoint of a run says, one JSON object a line.
+
+    Of images, and of texts by a run that was trained on classes of them, a line has `class`,
+    `probability` and `probabilities`, the `top` highest by class. Of texts by a sentence encoder
+    without a head, `embedding`, of length 1. By a language model, `text`, what follows the prompt.
+
+    Args:
+      workdir: the run directory.
+      paths: images or texts, and folders that are searched for them. A text is a file, or a line of
+        a list (.csv or .jsonl with a column `text`).
+      name: 'best', 'last' or a step.
+      output: the file to write; '' for predictions.jsonl in the run directory.
+      on_bad_image: 'error', or 'skip' to leave out what cannot be read.
+      top: classes to list for each.
+      sampling: of a language model.
+
+    Returns:
+      {'step', 'output', 'unit', 'predictions': [...], 'skipped': [...]}.
+
+    Raises:
+      UserError: not a run, no such checkpoint, a path without images or texts, or one that cannot
+        be read; nothing is written then.
+    """
+    record = read_record(workdir)
+    folder = checkpoint_files.find(workdir, name, '--checkpoint')
+    if top < 1:
+        raise UserError(f'--top={top} must be at least 1')
+    if on_bad_image not in ('error', 'skip'):
+        raise UserError(f"--on_bad_image={on_bad_image} is not known; choose 'error' or 'skip'")
+    target = storage.path(output or storage.path(workdir) / 'predictions.jsonl')
+    if not target.parent.is_dir():
+        raise UserError(f'--output={target}: there is no folder {target.parent}; make it first')
+    if not paths:
+        raise UserError('nothing was named to predict; add paths of files, or of folders')
+    skipped: list[str] = []
+    if len(record.shape) == 1:
+        unit, lines = _of_texts(record, folder, _find_texts(record, paths), top, sampling)
+    else:
+        files, skips = list(dict.fromkeys(images.find(paths))), on_bad_image == 'skip'
+        unit, (lines, skipped) = 'images', _of_images(record, folder, files, skips, top)
+    storage.write(target, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    return {
+        'step': int(folder.name),
+        'output': str(target),
+        'unit': unit,
+        'predictions': lines,
+        'skipped': skipped,
+    }
+
+
+def _of_images(
+    record: Record, folder: Path, files: list[str], skips: bool, top: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(a line for each image, the files that are left out)."""
+    require_head(record)
+    fit, upright = images.make_fit(record.cfg.data), record.cfg.data.exif
+    bad: set[int] = set()
+    height, width, channels = record.shape
+
+    def read(index: int) -> np.ndarray:
+        try:
+            return images.read(files[index], (height, width, channels), upright, fit)
+        except images.BadImage:
+            if not skips:
+                raise
+            bad.add(index)
+            return np.zeros(record.shape, np.uint8)  # what is said of it is left out below
+
+    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+        found = [read(i) for i in indices.tolist()]
+        return {'image': np.stack(found), 'label': np.zeros(len(found), np.int32)}
+
+    source = Source(fetch, len(files), record.shape, record.classes)
+    chances = _chances(record, folder, source)
+    lines = [
+        {'file': file, **_classes(row, source.classes, top)}
+        for i, (file, row) in enumerate(zip(files, chances, strict=True))
+        if i not in bad
+    ]
+    skipped = [files[i] for i in sorted(bad)]
+    if not lines:
+        raise UserError(f'none of the {len(files)} images can be read, for instance {skipped[0]}')
+    return lines, skipped
+
+
+def _of_texts(
+    record: Record, folder: Path, texts: list[_Text], top: int, sampling: Sampling
+) -> tuple[str, list[dict[str, Any]]]:
+    """(what they are called, a line for each)."""
+    if record.cfg.task.name == 'lm':
+        return 'prompts', _continued(record, folder, texts, sampling)
+    for text in texts:
+        if not text.content.strip():
+            raise UserError(f'{text} is empty; give some text, or leave it out')
+    tokenizer, length = open_tokenizer(record.cfg.data.tokenizer), record.cfg.data.length
+    contents = [text.content for text in texts]
+    source = text_source(contents, [0] * len(texts), record.classes or ('',), tokenizer, length)
+    if not record.has_head:
+        rows = _embeddings(record, folder, source)
+        found = [{'embedding': row.tolist()} for row in rows]
+    else:
+        chances = _chances(record, folder, source)
+        found = [_classes(row, source.classes, top) for row in chances]
+    return 'texts', [{**t.place, **line} for t, line in zip(texts, found, strict=True)]
+
+
+def _chances(record: Record, folder: Path, source: Source) -> np.ndarray:
+    """float32 [examples, classes]."""
+    found = load(record.cfg, folder, source)
+    step = make_predict_step(found.model, found.task, found.part, found.precision)
+    return apply(record.cfg, found.state, step, source)['probabilities']
+
+
+def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
+    """float32 [texts, width], of length 1, by a model that has no head."""
+    model, mesh = make_model(record.cfg.model, 1), make_mesh()
+    if not hasattr(model, 'embed'):
+        require_head(record)
+    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
+    rules = (('head/.*', restore.INIT), ('.*', restore.LOAD))
+    plan = restore.make_plan(of_checkpoint(folder), *variables, rules)
+    params = unflatten(restore.read(plan, *variables))
+
+    def step(params: Any, batch: Any) -> dict[str, Any]:
+        return {'embedding': model.apply({'params': params}, batch['tokens'], method='embed')}
+
+    return apply(record.cfg, params, step, source)['embedding']
+
+
+def _continued(
+    record: Record, folder: Path, texts: list[_Text], sampling: Sampling
+) -> list[dict[str, Any]]:
+    tokenizer = open_tokenizer(record.cfg.data.tokenizer)
+    source = Source(_nothing, len(texts), record.shape, (), tokenizer=tokenizer)
+    found = load(record.cfg, folder, source)
+    prompts = tokenizer.pieces([text.content for text in texts])
+    for text, prompt in zip(texts, prompts, strict=True):
+        if not prompt and tokenizer.end < 0:
+            raise UserError(f'{text} is empty; begin with some text')
+        if len(prompt) + sampling.new_tokens > found.model.context:
+            raise UserError(
+                f'{text} has {len(prompt)} tokens, which with --new_tokens={sampling.new_tokens} '
+                f'are more than the {found.model.context} that the model sees; shorten either'
+            )
+    prompts = [prompt or [tokenizer.end] for prompt in prompts]
+    longest = max(map(len, prompts))
+    size = min(record.cfg.eval_batch_size or record.cfg.batch_size, len(prompts))
+    lines = []
+    for start in range(0, len(prompts), size):
+        # The last batch is filled up by repeating, so that one program serves all.
+        rows = [prompts[min(i, len(prompts) - 1)] for i in range(start, start + size)]
+        tokens = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
+        lengths = np.array(list(map(len, rows)), np.int32)
+        key = jax.random.fold_in(jax.random.key(sampling.seed), start)
+        out = generate(
+            found.model, {'params': found.state.params}, tokens, lengths, sampling.new_tokens, key,
+            sampling.temperature, sampling.top_k, sampling.top_p, stop=tokenizer.end,
+        )  # fmt: skip
+        for text, row in zip(texts[start : start + size], np.asarray(out).tolist(), strict=False):
+            kept = row[: row.index(tokenizer.end)] if tokenizer.end in row else row
+            said = {'text': tokenizer.decode(kept), 'tokens': len(kept)}
+            lines.append({**text.place, 'prompt': text.content, **said})
+    return lines
+
+
+def _nothing(indices: np.ndarray) -> dict[str, np.ndarray]:
+    raise NotImplementedError('prompts are not fetched')
+
+
+def _find_texts(record: Record, paths: Sequence[str]) -> list[_Text]:
+    """The texts in files, lists, and folders of files.
+
+    Raises:
+      UserError: a path that does not exist, or a folder or list without texts.
+    """
+    found = []
+    for path in paths:
+        path = os.path.expanduser(path)
+        if os.path.isdir(path):
+            names = text_files(path, record.cfg.data.pattern)
+            found += [_file(os.path.join(path, name)) for name in names]
+        elif os.path.splitext(path)[1].lower() in SUFFIXES:
+            rows = read_list(path, 'text', labelled=False, key='PATH')
+            found += [_Text({'file': path, 'line': row.line}, row.content) for row in rows]
+        else:
+            found.append(_file(path))
+    return found
+
+
+def _file(path: str) -> _Text:
+    return _Text({'file': path}, read_text(path, 'PATH'))
+
+
+def _classes(chances: np.ndarray, classes: tuple[str, ...], top: int) -> dict[str, Any]:
+    best = np.argsort(-chances, kind='stable')[:top]
+    return {
+        'class': classes[best[0]],
+        'probability': float(chances[best[0]]),
+        'probabilities': {classes[i]: float(chances[i]) for i in best},
+    }

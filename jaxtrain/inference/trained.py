@@ -1,0 +1,149 @@
+"""A finished or unfinished run put to use: its checkpoint on the devices, and `evaluate`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from jaxtrain import storage
+from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.config import Config
+from jaxtrain.data.pipeline import check_batch_size
+from jaxtrain.data.sources.open import Source, open_source
+from jaxtrain.errors import UserError
+from jaxtrain.models import make_model
+from jaxtrain.parallel.mesh import abstract_batch, compile_step, make_mesh, on_mesh
+from jaxtrain.params.partition import Partition, from_paths, make_partition
+from jaxtrain.runs import run
+from jaxtrain.step.evaluate import means, per_example
+from jaxtrain.step.precision import Precision, make_precision
+from jaxtrain.step.state import TrainState, abstract_inputs, abstract_variables
+from jaxtrain.step.steps import make_eval_step
+from jaxtrain.tasks.tasks import Task, make_task
+from jaxtrain.weights import bundle, restore
+from jaxtrain.weights.stored import of_checkpoint
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run directory says of its run.
+
+    Attributes:
+      workdir: the folder.
+      cfg: the run's config; its tokenizer is the copy in the folder.
+      classes: class names by output, () without a head or without labels.
+      shape: of an example, as `Source.shape`.
+      has_head: whether the run's model has one.
+    """
+
+    workdir: str
+    cfg: Config
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    has_head: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run, on the devices.
+
+    Attributes:
+      model, task, part, precision: what the run's step was made of.
+      state: params (the moving average, where the run kept one) and model_state; the rest is None.
+    """
+
+    model: nn.Module
+    task: Task
+    part: Partition
+    precision: Precision
+    state: TrainState
+
+
+def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run, opening nothing but that split.
+
+    Args:
+      workdir: the run directory.
+      split: 'train', 'val' or 'test' for the run's own splits, or any other of its data set.
+      name: 'best', 'last' or a step.
+
+    Returns:
+      {'split', 'step', 'examples', 'metrics': {name: mean}}.
+
+    Raises:
+      UserError: not a run, no such checkpoint, or no such split.
+    """
+    record = require_head(read_record(workdir))
+    cfg, folder = record.cfg, checkpoint_files.find(workdir, name, '--checkpoint')
+    named = {key: getattr(cfg.data, key) for key in ('train', 'val', 'test')}
+    limit = cfg.data.limit if split == 'train' else 0
+    split = named.get(split) or split
+    source = open_source(cfg.data, split, '--split', limit, record.classes)
+    found = load(cfg, folder, source)
+    step = make_eval_step(found.model, found.task, found.part, found.precision)
+    values = apply(cfg, found.state, step, source)
+    return {
+        'split': split,
+        'step': int(folder.name),
+        'examples': len(source),
+        'metrics': means(values),
+    }
+
+
+def read_record(workdir: str) -> Record:
+    """What config.json and the files beside it say. UserError if the folder is not a run."""
+    found = run.read_config(workdir)
+    cfg, data = Config.from_json(found['config']), found.get('data', {'classes': (), 'shape': ()})
+    if own := bundle.beside(storage.path(workdir)):
+        cfg = cfg.replace(data__tokenizer=own)
+    has_head = bool(data['classes']) or cfg.task.name == 'lm'
+    return Record(workdir, cfg, tuple(data['classes']), tuple(data['shape']), has_head)
+
+
+def require_head(record: Record) -> Record:
+    """The record; UserError if the run holds weights without a head."""
+    if not record.has_head:
+        raise UserError(
+            f'{record.workdir!r} has no classes: it holds weights without a top; train a head on '
+            'them first, with config.init_from'
+        )
+    return record
+
+
+def load(cfg: Config, folder: Path, source: Source) -> Trained:
+    """The checkpoint in a folder, for examples as those of the source."""
+    mesh = make_mesh()
+    task = make_task(cfg, source)
+    model = make_model(cfg.model, task.outputs)
+    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
+    part = make_partition(cfg, *variables)
+    plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
+    params, model_state = from_paths(restore.read(plan, *variables), *variables)
+    # The plan has put the moving average in its place already, where the run kept one.
+    state = TrainState(
+        step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
+    )
+    precision = make_precision(cfg, model, abstract_inputs(source.shape))
+    return Trained(model, task, part, precision, state)
+
+
+def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, np.ndarray]:
+    """What a step `(state, batch) -> values per example` gives for all of a source."""
+    mesh = make_mesh()
+    batch_size = cfg.eval_batch_size or cfg.batch_size
+    check_batch_size('eval_batch_size', batch_size, mesh.size)
+    # No larger than a few examples need, of which each device takes as many.
+    batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
+    batch = abstract_batch(source.features, batch_size, mesh)
+    compiled = compile_step(step, jax.tree.map(_abstract, state), batch, mesh)
+    values = per_example(compiled, state, source, batch_size, mesh)
+    assert values is not None  # nothing asks it to stop
+    return values
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

@@ -1,0 +1,32 @@
+"""What a config would train: the whole parameter table and the restore plan, nothing allocated."""
+
+from jaxtrain.config import Config
+from jaxtrain.loop.train import prepare
+from jaxtrain.params.partition import TABLE_COLUMNS
+from jaxtrain.terminal import table
+from jaxtrain.weights import restore
+
+
+def inspect(cfg: Config) -> str:
+    """The text that `jaxtrain inspect` prints.
+
+    Raises:
+      UserError: anything that would keep `train` from starting.
+    """
+    job, _ = prepare(cfg)
+    sizes = job.sizes()
+    unit, size = 'images', 'x'.join(map(str, job.train.shape))
+    if job.train.tokenizer:
+        unit, size = 'tokens', f'{job.train.shape[0]} of {job.train.tokenizer.size:,}'
+    classes = f' of {len(job.train.classes)} classes' if job.train.classes else ''
+    lines = [
+        table(TABLE_COLUMNS, job.table()),
+        '',
+        f'regime {job.regime}: {job.steps:,} steps of {cfg.batch_size} on {len(job.train):,} '
+        f'examples{classes}, {unit} {size}',
+        f'parameters {sizes["params_total"]:,}, trained {sizes["params_trainable"]:,}, '
+        f'optimizer {sizes["opt_state_bytes"]:,} bytes',
+    ]
+    if job.plan:
+        lines += ['', job.plan.summary(), restore.to_text(job.plan.leaves)]
+    return '\n'.join(lines)

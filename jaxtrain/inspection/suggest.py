@@ -1,0 +1,347 @@
+"""Looks for the way to run a config on given devices that the estimates say is the fastest.
+
+First only what leaves the training as it is may vary: how a step's examples are taken in parts,
+what is computed anew to save memory, and how the state lies on the devices. Then the batch, for as
+many examples in all: that is another experiment, and is told apart.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxtrain.config import Config
+from jaxtrain.costs.chips import Chip
+from jaxtrain.errors import UserError
+from jaxtrain.inspection.plan import (
+    Plan,
+    find_devices,
+    group_sizes,
+    named,
+    of_job,
+    open_or_absent,
+    prepare,
+    quantity,
+)
+from jaxtrain.loop.job import make_job
+from jaxtrain.terminal import number, table
+
+COMPILES = 12
+# How far beyond the memory a guess has to be for the compiler not to be asked.
+MARGIN = 1.2
+FSDP = (1, 4, 16)
+# (remat, accumulate), what costs least first: the first that fits is the one to take.
+SAVINGS = (
+    ('none', 1), ('dots', 1), ('none', 2), ('full', 1),
+    ('none', 4), ('full', 2), ('full', 4), ('full', 8),
+)  # fmt: skip
+# Other batches: so many times as large, as long as each is so much faster than the one before; or
+# so many times as small, up to the first that fits.
+LARGER, GAIN = (2, 4, 8), 1.01
+SMALLER = (2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run it.
+
+    Attributes:
+      changes: flag -> value, where they differ from the config.
+      plan: None if it cannot be run.
+      reason: why not, else ''.
+      state_too_large: whether parameters and optimizer alone do not fit.
+    """
+
+    changes: dict[str, Any]
+    plan: Plan | None
+    reason: str = ''
+    state_too_large: bool = False
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.plan and self.plan.fits)
+
+    @property
+    def speed(self) -> float:
+        """Examples per second; 0 if it does not fit."""
+        return self.plan.outlook['examples_per_second'] if self.plan and self.fits else 0.0
+
+    @property
+    def mesh(self) -> dict[str, Any]:
+        """The changes to the mesh."""
+        return {key: value for key, value in self.changes.items() if key.startswith('mesh.')}
+
+    @property
+    def flags(self) -> str:
+        """What to add to the command line; '' for the config as it is."""
+        return ' '.join(f'--config.{key}={value}' for key, value in self.changes.items())
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What was tried.
+
+    Attributes:
+      trials: in the order in which they were tried; the first one is the config as it is.
+      best: the fastest one that fits and takes the config's batch; None if none does.
+      other: the fastest one with another batch; None if it is no faster than `best`.
+    """
+
+    trials: list[Trial]
+    best: Trial | None
+    other: Trial | None
+
+
+def suggest(
+    cfg: Config,
+    topology: str = '',
+    slices: int = 1,
+    price: float = 0.0,
+    say: Callable[[str], Any] = lambda text: None,
+) -> Suggestion:
+    """Tries at most `COMPILES` ways to run a config, and some other batches; arguments as of
+    `plan.plan`.
+
+    Raises:
+      UserError: as `plan.plan` does, or devices of which no figures are known.
+    """
+    devices = find_devices(topology, slices)
+    where = named(devices, topology, slices)
+    say('plans it as it is')
+    plan = of_job(prepare(cfg, devices), where, price, say)
+    first, chip = Trial({}, plan), plan.chip
+    if chip is None:
+        raise UserError(
+            f'--suggest compares estimated times, and of {devices[0].device_kind} no figures are '
+            'known; name a TPU slice with --topology, such as v5e:4x4'
+        )
+    trials = {_words({}): first}
+
+    def attempt(changes: dict[str, Any]) -> Trial:
+        say(f'plans {_words(changes)}')
+        found = _attempt(cfg, changes, devices, chip, where, price, say)
+        trials[_words(changes)] = found
+        return found
+
+    for changes in _worth_trying(cfg, len(devices) // slices, trials):
+        if _compiled(trials) == COMPILES:
+            break
+        attempt(changes)
+    best = _fastest(trials.values())
+    others = _other_batches(cfg, dict(trials), best, attempt)
+    other = _fastest([t for t in others if not best or t.speed > GAIN * best.speed])
+    return Suggestion(list(trials.values()), best, other)
+
+
+def _fastest(trials: Iterable[Trial]) -> Trial | None:
+    return max((t for t in trials if t.fits), key=lambda t: t.speed, default=None)
+
+
+def _compiled(trials: Mapping[str, Trial]) -> int:
+    return sum(trial.plan is not None for trial in trials.values())
+
+
+def _attempt(
+    cfg: Config,
+    changes: dict[str, Any],
+    devices: Sequence[jax.Device],
+    chip: Chip,
+    where: str,
+    price: float,
+    say: Callable[[str], Any],
+) -> Trial:
+    try:
+        job = make_job(changed(cfg, changes), devices=devices, opens=open_or_absent)
+        held = _held(group_sizes(job))
+        if held > chip.hbm_bytes:
+            why = f'parameters and optimizer alone take {quantity(held)}B'
+            return Trial(changes, None, why, state_too_large=True)
+        return Trial(changes, of_job(job, where, price, say))
+    except UserError as error:
+        return Trial(changes, None, str(error))
+
+
+def changed(cfg: Config, changes: dict[str, Any]) -> Config:
+    """The config with other values, by key, such as 'mesh.fsdp'."""
+    for key, value in changes.items():
+        section, _, name = key.rpartition('.')
+        cfg = cfg.updated(**{section: {name: value}}) if section else cfg.replace(**{name: value})
+    return cfg
+
+
+def _worth_trying(
+    cfg: Config, devices: int, trials: Mapping[str, Trial]
+) -> Iterator[dict[str, Any]]:
+    """Changes to the config in the order to try them, on slices of so many devices.
+
+    Reads of `trials`, by their words, how the ones before went: on a mesh on which one fits,
+    nothing that saves more memory is tried, since it only takes longer.
+    """
+    remat = _remat(trials)
+    meshes = list(_meshes(cfg, devices))
+    for saving, accumulate in SAVINGS:
+        if saving != 'none' and not remat:
+            continue
+        own: dict[str, Any] = {'model.remat': saving} if remat and saving != remat else {}
+        own |= {'accumulate': accumulate} if accumulate != cfg.accumulate else {}
+        for mesh in list(meshes):
+            changes = {**mesh, **own}
+            if _words(changes) not in trials:
+                if _too_large(mesh, saving, accumulate, trials):
+                    continue
+                yield changes
+            if _words(changes) in trials and trials[_words(changes)].fits:
+                meshes.remove(mesh)
+
+
+def _other_batches(
+    cfg: Config,
+    trials: Mapping[str, Trial],
+    best: Trial | None,
+    attempt: Callable[[dict[str, Any]], Trial],
+) -> list[Trial]:
+    """Tries larger batches, run as is best for the config's own. Smaller ones where that one has to
+    save memory, which they may do without, or where it does not fit.
+
+    Args:
+      cfg, trials, best: with the config's batch.
+      attempt: makes a trial of changes.
+    """
+    tried: list[Trial] = []
+    remat = _remat(trials)
+    if best and best.plan:
+        before = best
+        for factor in LARGER:
+            tried.append(attempt(best.changes | _batch(cfg, cfg.batch_size * factor)))
+            if tried[-1].speed < GAIN * before.speed:
+                break
+            before = tried[-1]
+        if best.plan.remat in ('', 'none') and best.plan.accumulate == 1:
+            return tried
+        mesh, saving = best.mesh, 'none'
+    else:
+        planned = [
+            (t.plan.compiled.peak_bytes, t.mesh)
+            for t in trials.values()
+            if t.plan and _held(t.plan.groups) < _room(t.plan)
+        ]
+        if not planned:
+            return tried
+        _, mesh = min(planned, key=lambda found: found[0])
+        saving = 'full'
+    own = {**mesh, **({'model.remat': saving} if remat not in ('', saving) else {})}
+    own |= {'accumulate': 1} if cfg.accumulate != 1 else {}
+    for factor in SMALLER:
+        if cfg.batch_size % factor:
+            break
+        # Its memory is that of the config's batch in so many parts.
+        if _too_large(mesh, saving, factor, trials):
+            continue
+        tried.append(attempt(own | _batch(cfg, cfg.batch_size // factor)))
+        if tried[-1].fits:
+            break
+    return tried
+
+
+def _batch(cfg: Config, size: int) -> dict[str, Any]:
+    """Another batch for as many examples in all."""
+    steps = {'steps': math.ceil(cfg.steps * cfg.batch_size / size)} if cfg.steps else {}
+    return {'batch_size': size, **steps}
+
+
+def _meshes(cfg: Config, devices: int) -> Iterator[dict[str, Any]]:
+    """Changes to the mesh: first none, then other sizes of fsdp."""
+    yield {}
+    for fsdp in FSDP:
+        if fsdp != cfg.mesh.fsdp and devices % (fsdp * max(1, cfg.mesh.tensor)) == 0:
+            yield {'mesh.fsdp': fsdp, **({'mesh.data': -1} if cfg.mesh.data != -1 else {})}
+
+
+def _too_large(
+    mesh: dict[str, Any], saving: str, accumulate: int, trials: Mapping[str, Trial]
+) -> bool:
+    """Whether a trial with fewer parts tells that this one does not fit: of the memory that is not
+    the state, as many parts take as small a part.
+    """
+    same = [trial for trial in trials.values() if trial.mesh == mesh]
+    if any(trial.state_too_large for trial in same):
+        return True
+    plans = (trial.plan for trial in same if trial.plan and trial.plan.remat in ('', saving))
+    return any(
+        plan.accumulate < accumulate and _peak(plan, accumulate) > MARGIN * _room(plan)
+        for plan in plans
+    )
+
+
+def _remat(trials: Mapping[str, Trial]) -> str:
+    plan = trials[_words({})].plan
+    assert plan is not None  # of the config as it is: `suggest` has planned it before all others
+    return plan.remat
+
+
+def _room(plan: Plan) -> float:
+    """Bytes of a device's memory."""
+    assert plan.chip is not None  # `suggest` refuses devices of which no figures are known
+    return plan.chip.hbm_bytes
+
+
+def _peak(plan: Plan, accumulate: int) -> float:
+    """A guess at the memory of a plan with another number of parts."""
+    state = _held(plan.groups)
+    return state + (plan.compiled.peak_bytes - state) * plan.accumulate / accumulate
+
+
+def _held(groups: Mapping[str, Mapping[str, int]]) -> int:
+    """Bytes of parameters and optimizer on a device."""
+    return sum(row['per_device'] for row in groups.values())
+
+
+def to_text(found: Suggestion) -> str:
+    """The table of what was tried, the best at the end, as flags."""
+    columns = ('tried', 'fits', 'peak bytes', 'seconds a step', 'examples per second', 'MFU')
+    rows = [(_words(t.changes), *_cells(t)) for t in found.trials]
+    best, other = found.best, found.other
+    if best is None:
+        said = ['none fits with this batch' if other else 'none of them fits: take more devices']
+    else:
+        said = [f'fastest with this batch: {best.flags or "the config as it is"}']
+    if other:
+        times = f'{number(other.speed / best.speed)} times as many' if best else 'so many'
+        said.append(f'{times} examples per second, with another batch: {other.flags}')
+        said.append('(another batch is another experiment: learning rate and warm-up are for you)')
+    return '\n'.join([table(columns, rows), *said])
+
+
+def to_json(found: Suggestion) -> dict[str, Any]:
+    """For plan.json: {'tried': [...], 'flags': ..., 'batch_flags': ...}; of flags, '' stands for
+    the config as it is, and None for none that fits, or none with another batch that is faster.
+    """
+    tried = [
+        {
+            'changes': t.changes,
+            'reason': t.reason,
+            'fits': t.plan.fits if t.plan else None,
+            'peak_bytes': t.plan.compiled.peak_bytes if t.plan else None,
+            'seconds': t.plan.seconds.get('step') if t.plan else None,
+            'examples_per_second': t.speed or None,
+        }
+        for t in found.trials
+    ]
+    flags = {'flags': found.best, 'batch_flags': found.other}
+    return {'tried': tried} | {name: t.flags if t else None for name, t in flags.items()}
+
+
+def _cells(trial: Trial) -> tuple[str, ...]:
+    if trial.plan is None:
+        return ('cannot be run', '-', '-', '-', '-')
+    peak = quantity(trial.plan.compiled.peak_bytes)
+    if not trial.plan.fits:
+        return ('no', peak, '-', '-', '-')
+    step, mfu = trial.plan.seconds['step'], trial.plan.outlook['mfu']
+    return ('yes', peak, number(step), quantity(trial.speed), f'{100 * mfu:.1f}%')
+
+
+def _words(changes: dict[str, Any]) -> str:
+    return ' '.join(f'{key}={value}' for key, value in changes.items()) or 'as it is'

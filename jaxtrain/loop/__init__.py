@@ -1,0 +1,1 @@
+"""The training loop: what a config stands for, and the outline of a run."""

@@ -1,0 +1,146 @@
+"""What happens after which step, and on which data: the loop's part of the config."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxtrain.config import Config
+from jaxtrain.data.pipeline import check_batch_size
+from jaxtrain.data.sources.open import Source, open_source
+from jaxtrain.errors import UserError
+from jaxtrain.loop.job import Job
+from jaxtrain.loop.profiling import check_profile
+from jaxtrain.parallel.mesh import batch_shares
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All of it is a function of the step, so a run that resumes does the same as one that did not.
+
+    Attributes:
+      steps: length of the run.
+      unit: examples in what log_every, eval_every and save_every count: a step or an epoch.
+      log_every, eval_every, save_every: in units; 0 means only at the end.
+      steps_per_call: how many steps one call of the compiled program takes, where it can.
+      profile: first and last step to trace.
+      budgets: seconds by phase, without those that may take for ever.
+      val, test: sources to evaluate on, or None.
+    """
+
+    seed: int
+    steps: int
+    batch_size: int
+    eval_batch_size: int
+    unit: int
+    log_every: int
+    eval_every: int
+    save_every: int
+    steps_per_call: int
+    profile: tuple[int, int] | None
+    budgets: Mapping[str, float]
+    keep: int
+    best_metric: str
+    threads: int
+    workers: int
+    prefetch: int
+    val: Source | None
+    test: Source | None
+
+    def logs(self, step: int) -> bool:
+        return self._due(step, self.log_every)
+
+    def evaluates(self, step: int) -> bool:
+        return step == self.steps or self._due(step, self.eval_every)
+
+    def validates(self, step: int) -> bool:
+        return self.val is not None and self.evaluates(step)
+
+    def saves(self, step: int) -> bool:
+        return step == self.steps or self._due(step, self.save_every)
+
+    def calls(self, first: int) -> np.ndarray:
+        """Where the calls of the compiled program begin, and where the last one ends.
+
+        A call takes `steps_per_call` steps, or a single one where something is due before so many
+        are done: two programs at most.
+
+        Args:
+          first: steps done.
+
+        Returns:
+          int64 [calls + 1]: call `i` takes the steps from element `i` to element `i + 1`.
+        """
+        if self.steps_per_call == 1:
+            return np.arange(first, self.steps + 1)
+        bounds = [first]
+        while bounds[-1] < self.steps:
+            step, several = bounds[-1], self.steps_per_call
+            whole = step + several <= self.steps
+            whole = whole and not any(map(self.stops, range(step + 1, step + several)))
+            bounds.append(step + (several if whole else 1))
+        return np.array(bounds)
+
+    def stops(self, step: int) -> bool:
+        """Whether something but the log is due after this step, so that a call must end with it."""
+        return self.evaluates(step) or self.saves(step)
+
+    def _due(self, step: int, every: int) -> bool:
+        """Whether this step completes another `every` units; an epoch may end within a step."""
+        period, seen = every * self.unit, step * self.batch_size
+        return bool(every) and seen // period > (seen - self.batch_size) // period
+
+
+def make_schedule(cfg: Config, job: Job, opens: Callable[..., Source] = open_source) -> Schedule:
+    """Reads and checks the loop's keys; `opens` opens the data to evaluate on. UserError for a key
+    out of range or a split that is wrong.
+    """
+    least = {
+        'log_every': 1, 'eval_every': 0, 'save_every': 0, 'eval_batch_size': 0, 'keep': 1,
+        'steps_per_call': 1,
+    }  # fmt: skip
+    for name, minimum in least.items():
+        if getattr(cfg, name) < minimum:
+            raise UserError(f'config.{name}={getattr(cfg, name)} must be at least {minimum}')
+    if cfg.data.workers < 0:
+        raise UserError(f'config.data.workers={cfg.data.workers} must be at least 0 (threads)')
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
+    eval_batch_size = cfg.eval_batch_size or cfg.batch_size
+    check_batch_size('eval_batch_size', eval_batch_size, batch_shares(job.mesh))
+    units = {'steps': cfg.batch_size, 'epochs': len(job.train)}
+    data = cfg.data
+    val, test = (
+        opens(data, split, f'config.data.{name}', classes=job.train.classes) if split else None
+        for name, split in (('val', data.val), ('test', data.test))
+    )
+    return Schedule(
+        seed=cfg.seed,
+        steps=job.steps,
+        batch_size=cfg.batch_size,
+        eval_batch_size=eval_batch_size,
+        unit=units[cfg.choose('every', units)],
+        log_every=cfg.log_every,
+        eval_every=cfg.eval_every,
+        save_every=cfg.save_every,
+        steps_per_call=cfg.steps_per_call,
+        profile=check_profile(cfg.profile, job.steps),
+        budgets=_budgets(cfg),
+        keep=cfg.keep,
+        best_metric=cfg.choose('best_metric', ('accuracy', 'loss')),
+        threads=data.threads,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        val=val,
+        test=test,
+    )
+
+
+def _budgets(cfg: Config) -> dict[str, float]:
+    """Seconds by phase of the clock. UserError for one below 0."""
+    found = {name: getattr(cfg.budgets, name) for name in ('restore', 'compile', 'eval', 'save')}
+    for name, seconds in (('step', cfg.budgets.step), *found.items()):
+        if seconds < 0:
+            raise UserError(f'config.budgets.{name}={seconds} must be at least 0 (for ever)')
+    found |= {'train': cfg.budgets.step, 'data_wait': cfg.budgets.step}
+    return {name: seconds for name, seconds in found.items() if seconds}

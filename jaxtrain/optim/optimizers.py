@@ -1,0 +1,289 @@
+"""Schedules and optax transforms: one per distinct setting of the rules, joined by labels.
+
+Every setting is a rule list over parameter paths. Parameters with the same schedule, learning-rate
+factor and weight decay share one optax optimizer; `optax.partition` joins them. Only trainable
+parameters ever reach this module, so frozen ones hold no state and take part in no norm.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+from jaxtrain.config import rules
+from jaxtrain.config.durations import Run, steps_of
+from jaxtrain.errors import UserError
+from jaxtrain.params import partition
+
+
+def keras_adam(
+    learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    """Adam as Keras and TensorFlow define it: eps is added before the bias is corrected.
+
+    It is the form that Kingma & Ba (2014, arXiv:1412.6980) give at the end of section 2. Written as
+    optax and PyTorch have Adam, with the bias corrected first, it is an eps that shrinks from step
+    to step: at the first it is 32 times the given one, which small gradients feel.
+    """
+
+    def corrected(count: jax.Array) -> jax.Array:
+        return eps / jnp.sqrt(1 - b2 ** (count + 1.0))
+
+    inject = optax.inject_hyperparams(optax.adam, static_args=('b1', 'b2'))
+    return inject(learning_rate=learning_rate, b1=b1, b2=b2, eps=corrected)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    nesterov: bool = True,
+    consistent_rms: float = 0.0,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.95,
+) -> optax.GradientTransformation:
+    """optax's Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the kernels of hidden
+    layers, and its Adam for everything else: embeddings, positions, patches, norms, biases, heads.
+
+    Its rate is that of both; `config.optim.lr_mult` tells them apart where they should differ.
+
+    Args:
+      learning_rate: of both.
+      weight_decay: decoupled, of both.
+      beta, ns_steps, nesterov: momentum, steps of Newton-Schulz, and whether momentum looks ahead.
+      consistent_rms: 0.2 makes updates as large as Adam's, so that its rates and decay fit (Liu et
+        al. 2025, arXiv:2502.16982); 0 scales by the kernel's shape, as Jordan does.
+      adam_b1, adam_b2: of Adam's moments.
+    """
+    return optax.contrib.muon(
+        learning_rate,
+        beta=beta,
+        ns_steps=ns_steps,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        consistent_rms=consistent_rms or None,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each kernel are summed over, and which it makes; None where Adam is used."""
+
+    def axes(keys: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        path = '/'.join(key.key for key in keys)
+        if leaf.ndim < 2 or not re.fullmatch(HIDDEN_KERNELS, path):
+            return None
+        summed = leaf.ndim - 1  # of a dense layer 1, of a convolution 3
+        if re.fullmatch('.*/(query|key|value)/kernel', path):
+            summed = 1  # then heads and their size
+        every = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(every[:summed], every[summed:])
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+HIDDEN_KERNELS = r'backbone/(?!patch/).*/kernel'
+
+# The public optimizers of optax, functions of a learning rate that return a transformation, and the
+# two above.
+OPTIMIZERS = {
+    name: getattr(optax, name)
+    for name in dir(optax)
+    if inspect.isfunction(getattr(optax, name))
+    and next(iter(inspect.signature(getattr(optax, name)).parameters), '') == 'learning_rate'
+} | {'keras_adam': keras_adam, 'muon': muon}
+# Arguments that config.optim has keys for, or that the rules replace.
+OWN_KEYS = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
+
+SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt', 'wsd')
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optax transformation and what it does to each trainable parameter.
+
+    Attributes:
+      tx: the transformation, over the nested trainable parameters.
+      learning_rate: float32 [steps], the largest learning rate of any parameter, for the log.
+      lr_mult, decay: parameter path -> factor, weight decay.
+    """
+
+    tx: optax.GradientTransformation
+    learning_rate: np.ndarray
+    lr_mult: Mapping[str, float]
+    decay: Mapping[str, float]
+
+
+def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Optimizer:
+    """The optimizer that `config.optim` describes.
+
+    Args:
+      cfg: `config.optim`.
+      paths: all parameter paths; rules are held against these, so that freezing a group does not
+        turn a rule about it into an error.
+      trainable: the paths that are trained.
+      run: over which schedules fall.
+
+    Raises:
+      UserError: unknown optimizer, schedule or argument, or a rule at fault.
+    """
+    kept, number = set(trainable), (int, float)
+
+    def by_rule(name: str, kind) -> dict[str, Any]:
+        where = f'config.optim.{name}'
+        every = rules.assign(rules.parse(getattr(cfg, name), where, kind), paths, where)
+        if kind is number:
+            every = {path: float(_not_negative(where, value)) for path, value in every.items()}
+        return {path: value for path, value in every.items() if path in kept}
+
+    lr_mult, schedule = by_rule('lr_mult', number), by_rule('schedule', str)
+    clip = by_rule('clip_norm', number)
+    weight_decay = _not_negative('config.optim.weight_decay', cfg.weight_decay)
+    decay = dict.fromkeys(trainable, 0.0)
+    if weight_decay:
+        decay = {path: weight_decay * f for path, f in by_rule('decay_mult', number).items()}
+
+    _not_negative('config.optim.lr', cfg.lr)
+    curves = {name: make_schedule(cfg, name, run) for name in sorted(set(schedule.values()))}
+    setting = {path: (schedule[path], lr_mult[path], decay[path]) for path in trainable}
+    optimizers = {
+        _label(s, m, d): _optax(cfg, _scaled(curves[s], m), d) for s, m, d in set(setting.values())
+    }
+    labels = {path: _label(*setting[path]) for path in trainable}
+    tx = optax.partition(optimizers, partition.unflatten(labels))
+    if any(clip.values()):
+        tx = optax.chain(_clip_by_rule(clip), tx)
+
+    steps, pairs = run.steps, {(s, m) for s, m, _ in setting.values()}
+    # On the host ahead of time: asked for later, it would queue behind the steps on the device.
+    rates = [m * np.broadcast_to(jax.vmap(curves[s])(np.arange(steps)), steps) for s, m in pairs]
+    return Optimizer(
+        tx=tx,
+        learning_rate=np.max(rates, axis=0),
+        lr_mult=lr_mult,
+        decay=decay,
+    )
+
+
+def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
+    """The learning rate at a step: linear warm-up, then one of `SCHEDULES` to the last step.
+
+    Sources: rsqrt from Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with a cool-down as Zhai
+    et al. 2021, arXiv:2106.04560, have it in section 3.5; wsd from Hu et al. 2024,
+    arXiv:2404.06395, section 4.
+
+    Raises:
+      UserError: an unknown name, a warm-up and cool-down as long as the run, or none where there
+        must be one.
+    """
+    if name not in SCHEDULES:
+        raise UserError(
+            f'config.optim.schedule: {name!r} is not known{rules.nearest(name, SCHEDULES)}; '
+            f'choose from {", ".join(SCHEDULES)}'
+        )
+    warmup = steps_of(cfg.warmup, 'config.optim.warmup', run)
+    cooldown = 0
+    if name in ('rsqrt', 'wsd'):
+        cooldown = steps_of(cfg.cooldown, 'config.optim.cooldown', run)
+    _check_lengths(cfg, name, warmup, cooldown, run)
+    rest, last = run.steps - warmup, 0.0
+    if cooldown or name in ('cosine', 'linear'):
+        last = cfg.lr * _not_negative('config.optim.lr_end', cfg.lr_end)
+    after = {
+        'constant': lambda: optax.constant_schedule(cfg.lr),
+        'cosine': lambda: optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.lr_end),
+        'linear': lambda: optax.linear_schedule(cfg.lr, last, rest),
+        'rsqrt': lambda: lambda step: cfg.lr * jnp.sqrt(warmup / (warmup + jnp.maximum(step, 0))),
+        'wsd': lambda: optax.constant_schedule(cfg.lr),
+    }[name]()
+    pieces, bounds = [after], []
+    if warmup:
+        pieces, bounds = [optax.linear_schedule(0.0, cfg.lr, warmup), after], [warmup]
+    if cooldown:
+        pieces.append(optax.linear_schedule(float(after(rest - cooldown)), last, cooldown))
+        bounds.append(run.steps - cooldown)
+    return optax.join_schedules(pieces, bounds) if bounds else after
+
+
+def _check_lengths(cfg, name: str, warmup: int, cooldown: int, run: Run) -> None:
+    if warmup + cooldown >= run.steps:
+        said = f' and config.optim.cooldown={cfg.cooldown!r}' if cooldown else ''
+        raise UserError(
+            f'config.optim.warmup={cfg.warmup!r}{said} must be less than the {run.steps} steps of '
+            'the run; shorten it'
+        )
+    if name == 'rsqrt' and not warmup:
+        raise UserError(
+            "config.optim.schedule: 'rsqrt' falls from the end of the warm-up; set "
+            "config.optim.warmup, as in '1000 steps'"
+        )
+    if name == 'wsd' and not cooldown:
+        raise UserError(
+            "config.optim.schedule: 'wsd' falls in the cool-down; set config.optim.cooldown, as in "
+            "'20%'"
+        )
+
+
+def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
+    """One optax optimizer; weight decay goes in by its own argument, as L2 for sgd, and for
+    adafactor as AdamW has it.
+    """
+    make = OPTIMIZERS[cfg.choose('name', OPTIMIZERS)]
+    known = inspect.signature(make).parameters
+    args = dict(cfg.args.items())
+    for name in args:
+        if name not in known or name in OWN_KEYS:
+            raise UserError(
+                f'config.optim.args.{name}: {cfg.name} takes no such argument'
+                f'{rules.nearest(name, known)}, or it has a key of its own in config.optim'
+            )
+    if 'weight_decay' in known:
+        return make(learning_rate, weight_decay=decay, **args)
+    if not decay:
+        return make(learning_rate, **args)
+    if cfg.name == 'sgd':
+        return optax.chain(optax.add_decayed_weights(decay), make(learning_rate, **args))
+    if cfg.name == 'adafactor':
+        # Its own argument takes a share of the parameter whatever the learning rate.
+        decayed = optax.add_decayed_weights(lambda step: -decay * learning_rate(step))
+        return optax.chain(make(learning_rate, **args), decayed)
+    raise UserError(
+        f'config.optim.weight_decay: {cfg.name} has no weight decay; '
+        'set it to 0, or choose an optimizer that has one, such as adamw'
+    )
+
+
+def _label(schedule: str, lr_mult: float, decay: float) -> str:
+    # Written in full: rounded, two settings that differ by little would become one.
+    return f'{schedule} lr*{lr_mult} decay {decay}'
+
+
+def _clip_by_rule(clip: Mapping[str, float]) -> optax.GradientTransformation:
+    """Clips by the global norm of the parameters that share a limit."""
+    limits = {
+        f'clip {limit}': optax.clip_by_global_norm(limit) if limit else optax.identity()
+        for limit in set(clip.values())
+    }
+    labels = {path: f'clip {limit}' for path, limit in clip.items()}
+    return optax.partition(limits, partition.unflatten(labels))
+
+
+def _scaled(curve: optax.Schedule, factor: float) -> optax.Schedule:
+    return curve if factor == 1 else lambda step: factor * curve(step)
+
+
+def _not_negative(where: str, value: float) -> float:
+    if not value >= 0:
+        raise UserError(f'{where}={value} is negative; it must be 0 or more')
+    return value

@@ -1,0 +1,1 @@
+"""Devices: meshes, compiling for them, replicas."""

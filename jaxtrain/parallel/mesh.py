@@ -1,0 +1,215 @@
+"""Devices -> mesh; how batches lie on it; compiling a step for it.
+
+The mesh has three axes. Each batch is shared out over `data` and `fsdp`, by all devices of all
+processes; parameters and optimizer state are cut over `fsdp` and `tensor` (sharding.py), which by
+default are of one device, so that the state is replicated. The compiler inserts the sums: a step
+computes the same numbers on any mesh, up to the order of additions.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtrain.costs import flops
+from jaxtrain.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+PMAP_AXIS = 'data'
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start compiles nothing.
+
+    They lie in $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/jaxtrain/xla.
+    """
+    default = Path.home() / '.cache' / 'jaxtrain' / 'xla'
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default))
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def make_mesh(cfg=None, devices: Sequence[jax.Device] = ()) -> Mesh:
+    """The mesh that `config.mesh` describes, with the axes of `AXES`.
+
+    Slices of a pod, which a slower network joins, are told apart along `data` alone.
+
+    Args:
+      cfg: `config.mesh`; None puts all devices on `data`.
+      devices: () takes all devices of all processes.
+
+    Raises:
+      UserError: axes that do not make up the number of devices, or slices that they straddle.
+    """
+    devices = list(devices) or jax.devices()
+    wanted = (cfg.data, cfg.fsdp, cfg.tensor) if cfg else (-1, 1, 1)
+    shape = _filled(wanted, len(devices))
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f'config.mesh.data={shape[0]} cannot be shared by the {slices} slices; fsdp and tensor '
+            'must divide the devices of a slice'
+        )
+    if devices[0].platform != 'tpu':
+        return Mesh(np.asarray(devices).reshape(shape), AXES)
+    # Neighbours on the mesh should be neighbours in the torus.
+    options: dict[str, Any] = {'devices': devices, 'allow_split_physical_axes': True}
+    if slices == 1:
+        return Mesh(mesh_utils.create_device_mesh(shape, **options), AXES)
+    inside = (shape[0] // slices, *shape[1:])
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), **options), AXES)
+
+
+def _filled(wanted: tuple[int, ...], devices: int) -> tuple[int, ...]:
+    """The sizes of the axes, with the -1 among them filled."""
+    said = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, wanted, strict=True))
+    if wanted.count(-1) > 1 or any(size < 1 and size != -1 for size in wanted):
+        raise UserError(f'config.mesh: {said}: each is 1 or more, and one of them may be -1')
+    known = math.prod(size for size in wanted if size != -1)
+    if devices % known or (-1 not in wanted and known != devices):
+        raise UserError(
+            f'config.mesh: {said} does not make up the {devices} devices; let data=-1 take the '
+            'rest, and fsdp and tensor divide them'
+        )
+    return tuple(devices // known if size == -1 else size for size in wanted)
+
+
+def batch_shares(mesh: Mesh) -> int:
+    """In how many parts a batch is shared out."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, steps: int = 1) -> NamedSharding:
+    """Examples shared out; the batches of several steps have an axis of steps before that."""
+    spec = PartitionSpec(BATCH_AXES) if steps == 1 else PartitionSpec(None, BATCH_AXES)
+    return NamedSharding(mesh, spec)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, steps: int = 1) -> dict[str, jax.Array]:
+    """This process's share of a batch, or of several steps' -> the global batch on the devices."""
+    sharding = batch_sharding(mesh, steps)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def abstract_batch(
+    features: Mapping[str, tuple[tuple[int, ...], type]],
+    batch_size: int,
+    mesh: Mesh,
+    steps: int = 1,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a global batch looks like, for examples with these features (`Source.features`).
+
+    Those of several steps are [steps, batch_size, ...]; that of one has no such axis.
+    """
+    sharding = batch_sharding(mesh, steps)
+    shape = (batch_size,) if steps == 1 else (steps, batch_size)
+    return {
+        name: jax.ShapeDtypeStruct((*shape, *own), dtype, sharding=sharding)
+        for name, (own, dtype) in features.items()
+    }
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Abstract leaves, said to be replicated over the mesh."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled train step.
+
+    Attributes:
+      call: the executable.
+      flops: floating point operations of one call over all devices: of its products of matrices
+        and convolutions, as its jaxpr has them (flops.py).
+    """
+
+    call: Callable[..., Any]
+    flops: float
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A step on its way to the compiler.
+
+    Attributes:
+      jaxpr: what it computes, over all devices.
+      lower: () -> the same as StableHLO, ready to be compiled.
+    """
+
+    jaxpr: Any
+    lower: Callable[[], jax.stages.Lowered]
+
+
+def trace_step(step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit') -> Traced:
+    """Traces a train step, which is given its state's buffers.
+
+    Args:
+      step: `(state, batch) -> (state, metrics)`: the state stays where it lies, metrics are
+        replicated.
+      state, batch: abstract values with their shardings.
+      mesh: the devices.
+      parallel: 'jit', or 'pmap' for a step that is made for it (replicas.py).
+    """
+    if parallel == 'pmap':
+        axis = _batch_axis(batch)
+        mapped = jax.pmap(
+            step, PMAP_AXIS, in_axes=(None, axis), out_axes=(None, None),
+            devices=list(mesh.devices.flat), donate_argnums=(0,),
+        )  # fmt: skip
+        batch = jax.eval_shape(lambda b: _by_device(b, mesh, axis), batch)
+        return Traced(
+            jax.make_jaxpr(mapped)(state, batch), functools.partial(mapped.lower, state, batch)
+        )
+    out = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
+    traced = jax.jit(step, out_shardings=out, donate_argnums=(0,)).trace(state, batch)
+    return Traced(traced.jaxpr, traced.lower)
+
+
+def compile_train_step(
+    step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit'
+) -> Compiled:
+    """Compiles a train step ahead of its first call; arguments as of `trace_step`."""
+    traced = trace_step(step, state, batch, mesh, parallel)
+    compiled, operations = traced.lower().compile(), flops.of_jaxpr(traced.jaxpr).matmul
+    if parallel == 'jit':
+        return Compiled(compiled, operations)
+    axis = _batch_axis(batch)
+    share = jax.jit(lambda b: _by_device(b, mesh, axis))
+    return Compiled(lambda state, batch: compiled(state, share(batch)), operations)
+
+
+def compile_step(step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
+    """Compiles a step that only reads the state; what it returns is replicated."""
+    return jax.jit(step, out_shardings=replicated(mesh)).lower(state, batch).compile()
+
+
+def _batch_axis(batch: Any) -> int:
+    """Where the examples are: behind the axis of several steps, if there is one."""
+    return len(jax.tree.leaves(batch)[0].sharding.spec) - 1
+
+
+def _by_device(batch: Any, mesh: Mesh, axis: int) -> Any:
+    """The axis of examples in two, of devices and of each device's examples, as pmap takes it."""
+    spec = PartitionSpec(*[None] * axis, BATCH_AXES)
+
+    def cut(x: jax.Array) -> jax.Array:
+        parts = x.reshape(*x.shape[:axis], mesh.size, -1, *x.shape[axis + 1 :])
+        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
+
+    return jax.tree.map(cut, batch)

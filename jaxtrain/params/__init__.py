@@ -1,0 +1,1 @@
+"""Parameters: paths, groups, the parameter table, sharding."""

@@ -1,0 +1,1 @@
+"""The state, the train step and the evaluation step: pure functions."""

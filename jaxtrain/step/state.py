@@ -1,0 +1,93 @@
+"""TrainState: all that a run carries from step to step, and how it begins."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jaxtrain.errors import UserError
+from jaxtrain.params.partition import Partition, merge
+
+
+class TrainState(struct.PyTreeNode):
+    """A pytree; the step is a pure function of it and a batch.
+
+    Attributes:
+      step: int32 scalar, optimizer steps taken.
+      seed: uint32 scalar. Random numbers are `fold_in(seed, step)`. It is data and not a constant
+        of the program, so that one compiled program serves every seed.
+      params: nested dict of all parameters, frozen ones included.
+      model_state: nested dict of non-trained variables by collection (BatchNorm statistics).
+      opt_state: optax state of the trainable parameters alone.
+      ema: moving average of the trainable parameters, or {} when config.ema is 0.
+    """
+
+    step: Any
+    seed: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+
+    def averaged_params(self, part: Partition) -> Any:
+        """The parameters to evaluate and hand on: the moving average where one is kept."""
+        return merge(self.ema, part.split(self.params)[1]) if self.ema else self.params
+
+
+# Compiled, and traced once for each model: a start asks for the shapes of one several times.
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+    """Fresh (params, model_state) of a model, a pure function of the seed."""
+    key = jax.random.key(seed)
+    variables = dict(model.init(key, jnp.zeros(inputs.shape, inputs.dtype), train=False))
+    return variables.pop('params'), variables
+
+
+def abstract_inputs(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What a model is given of one example: float32 [1, height, width, channels], or int32
+    [1, length] where the shape is that of tokens.
+    """
+    return jax.ShapeDtypeStruct((1, *shape), np.int32 if len(shape) == 1 else np.float32)
+
+
+def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Nested ShapeDtypeStructs of a model's (params, model_state).
+
+    Args:
+      model: a Linen module.
+      shape: of one example: (height, width, channels) of an image, or (length,) of tokens.
+
+    Raises:
+      UserError: the model cannot take images, or as many tokens, of this size.
+    """
+    inputs = abstract_inputs(shape)
+    try:
+        return init_variables.eval_shape(model, np.uint32(0), inputs)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'config.model: {type(model).__name__} cannot take '
+            f'{"tokens" if len(shape) == 1 else "images"} of size {"x".join(map(str, shape))}: '
+            f'{reason}'
+        ) from error
+
+
+def init_state(
+    params: Any, model_state: Any, seed: jax.typing.ArrayLike, tx: optax.GradientTransformation,
+    part: Partition, ema: float,
+) -> TrainState:  # fmt: skip
+    """The state before the first step."""
+    trainable, _ = part.split(params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        model_state=model_state,
+        opt_state=tx.init(trainable),
+        # A copy: the step donates its state, and a buffer can be donated only once.
+        ema=jax.tree.map(jnp.copy, trainable) if ema else {},
+    )

@@ -1,0 +1,1 @@
+"""Several runs with one question: the comparison, its statistics and its report."""

@@ -1,0 +1,192 @@
+"""The report of a comparison: a table, a Markdown page and a picture."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain.config import Config
+from jaxtrain.data.sources.open import data_name, open_source
+from jaxtrain.runs.run import RunDir, read_config
+from jaxtrain.study.stats import Interval
+from jaxtrain.study.verdict import Arm, Pair
+from jaxtrain.terminal import number, table
+
+COLUMNS = (
+    'arm',
+    'init',
+    'trained',
+    'parameters',
+    'optimizer bytes',
+    'examples seen',
+    'GFLOP',
+    'seconds',
+    'seeds',
+    'test accuracy (95%)',
+)
+
+COLOURS = ('#4c78a8', '#e45756', '#54a24b', '#b279a2', '#f58518')
+
+# Example images in the picture.
+STRIP = 16
+
+
+def text_table(rows: list[Arm]) -> str:
+    """One aligned line per arm."""
+    return table(COLUMNS, [_cells(row) for row in rows])
+
+
+def write(
+    folder: RunDir,
+    config: str,
+    rows: list[Arm],
+    pairs: list[Pair],
+    verdict: str,
+    runs: dict[str, list[Path]],
+) -> None:
+    """Writes report.md and compare.png beside compare.json."""
+    names = [name for name in runs if any(row.name == name for row in rows)]
+    arms = [row for row in rows if row.name in names]
+    cfg = Config.from_json(read_config(runs[names[0]][0])['config'])
+    picture = _draw(arms, cfg)
+    folder.write_bytes('compare.png', picture)
+    folder.write_bytes('report.md', _markdown(config, rows, arms, pairs, verdict, cfg).encode())
+
+
+def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
+    def line(cells) -> str:
+        return '| ' + ' | '.join(cells) + ' |'
+
+    def shown(cell) -> str:
+        return f'{cell:,}' if isinstance(cell, int) else str(cell)
+
+    body = [line(shown(cell) for cell in _cells(row)) for row in rows]
+    differences = [
+        line(
+            (
+                f'{p.first} - {p.second}',
+                _points(p.difference),
+                'no' if p.difference.holds_zero else 'yes',
+            )
+        )
+        for p in pairs
+    ]
+    device = jax.devices()[0]
+    return '\n'.join(
+        [
+            f'# {", ".join(arm.name for arm in arms)} on {data_name(cfg.data)}',
+            '',
+            f'**{verdict}**',
+            '',
+            f'From `{config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
+            f'on {jax.device_count()} {device.device_kind} device(s), {os.cpu_count()} host cores.',
+            '',
+            line(COLUMNS),
+            line(['---'] * len(COLUMNS)),
+            *body,
+            '',
+            'Costs are per run. GFLOP counts products and convolutions of training; seconds run '
+            'from start to end, with compilation and evaluation. In each run the checkpoint was '
+            'chosen on val, and test was read once. Intervals hold for other seeds (initial '
+            'parameters, order of the data) and other test examples, with the training images as '
+            'they are.',
+            '',
+            line(('difference', 'points of test accuracy (95%)', 'measurable')),
+            line(['---'] * 3),
+            *differences,
+            '',
+            '![accuracy against cost](compare.png)',
+            '',
+        ]
+    )
+
+
+def _draw(arms: list[Arm], cfg: Config) -> bytes:
+    from matplotlib.figure import Figure
+
+    source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
+    shows = 'image' in source.features
+    figure = Figure(figsize=(7.2, 4.8), layout='constrained')
+    halves: Any = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
+    upper, lower = halves
+    widest = max(arm.flops for arm in arms) / 1e9
+    axes = upper.add_subplot()
+    taken: list[float] = []
+    for arm, colour in zip(arms, COLOURS * len(arms), strict=False):
+        cost, mean = arm.flops / 1e9, arm.accuracy.mean
+        # Arms of the same cost stand side by side, and so do the runs of single seeds.
+        place = cost + 0.07 * widest * sum(abs(cost - other) < 0.03 * widest for other in taken)
+        taken.append(cost)
+        runs = place + widest * np.linspace(-0.02, 0.02, arm.seeds + 2)[1:-1]
+        axes.plot(runs, arm.by_seed, 'o', color=colour, alpha=0.4, ms=4)
+        bars = [[mean - arm.accuracy.low], [arm.accuracy.high - mean]]
+        axes.errorbar([place], [mean], yerr=bars, fmt='_', color=colour, ms=16, capsize=5)
+        axes.annotate(
+            f'{arm.name}\n{100 * mean:.1f}%',
+            (place, arm.accuracy.high),
+            (0, 5),
+            textcoords='offset points',
+            ha='center',
+        )
+    axes.set(
+        xlabel='training cost per run (GFLOP; arms of equal cost stand side by side)',
+        ylabel='test accuracy',
+        title=f'{data_name(cfg.data)}: {_amount(cfg)}, {arms[0].seeds} paired seeds, 95% intervals',
+    )
+    axes.set_xlim(0, 1.25 * widest)
+    axes.margins(y=0.16)
+    axes.grid(alpha=0.3)
+    if shows:
+        _draw_examples(lower, source)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=130)
+    return buffer.getvalue()
+
+
+def _draw_examples(figure, source) -> None:
+    """A strip of images, one of each of the first classes."""
+    strip = source.fetch(_one_per_class(source))
+    for place, (image, label) in enumerate(zip(strip['image'], strip['label'], strict=True)):
+        tile = figure.add_subplot(1, len(strip['label']), place + 1)
+        tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
+        tile.set_title(source.classes[label], fontsize=9)
+        tile.axis('off')
+
+
+def _one_per_class(source) -> np.ndarray:
+    """Indices of the first example of each of the first classes."""
+    labels = source.labels
+    if labels is None:
+        labels = source.fetch(np.arange(min(len(source), 4096)))['label']
+    classes = np.unique(labels)[:STRIP]
+    return np.array([np.flatnonzero(labels == c)[0] for c in classes])
+
+
+def _amount(cfg: Config) -> str:
+    return f'{cfg.data.limit} labels per class' if cfg.data.limit else 'all labels'
+
+
+def _cells(row: Arm) -> tuple:
+    return (
+        row.name,
+        row.init,
+        row.params_trainable,
+        row.params_total,
+        row.opt_state_bytes,
+        row.examples_seen,
+        number(row.flops / 1e9),
+        f'{row.seconds:.1f}',
+        row.seeds,
+        _percent(row.accuracy),
+    )
+
+
+def _percent(value: Interval) -> str:
+    return f'{100 * value.mean:.1f}% [{100 * value.low:.1f}, {100 * value.high:.1f}]'
+
+
+def _points(value: Interval) -> str:
+    return f'{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]'

@@ -1,0 +1,1 @@
+"""Tasks: labels, loss and metrics, one file a task."""

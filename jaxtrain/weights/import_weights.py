@@ -1,0 +1,209 @@
+"""The command import: a file of weights from elsewhere becomes a run directory to start from.
+
+The file is checked as a whole, by name and shape, before an array of it is read; the run directory
+is written beside its place and renamed, so that it is whole or it is not there.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain import storage
+from jaxtrain.checkpoints import checkpoint
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError, nearest
+from jaxtrain.models import describe
+from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.params.partition import count, from_paths
+from jaxtrain.runs import run
+from jaxtrain.step.state import TrainState
+from jaxtrain.weights import restore
+from jaxtrain.weights.bundle import TOKENIZER, beside, resolve
+from jaxtrain.weights.origins.names import Match
+from jaxtrain.weights.stored import Stored, open_foreign, target_model
+
+
+def import_weights(
+    origin: str, file: str, model: str, workdir: str, drop: Sequence[str] = ()
+) -> str:
+    """Makes a run directory of weights, for `config.init_from`, `evaluate` and `predict`.
+
+    Args:
+      origin: one of `weights.origins.ORIGINS`.
+      file: the file, or the folder that holds it.
+      model: a model that the origin's map knows.
+      workdir: the folder to make. The same import again leaves it as it is.
+      drop: regular expressions of keys in the file that are not wanted.
+
+    Returns:
+      What happened, in lines.
+
+    Raises:
+      UserError: wrong input, or a file that is not this model from the first to the last array.
+    """
+    path, out = Path(file), storage.on_disk(workdir, 'import')
+    stored, match, files = open_foreign(origin, path, model)
+    _check_unknown(stored, match, drop)
+    config, params, model_state = _target(match)
+    entry = {
+        'origin': origin,
+        'model': model,
+        'files': {f.name: _sha256(f) for f in files},
+        'head': match.outputs,
+        'dropped': list(drop),
+        'assumed': list(match.assumed),
+    }
+    if _is_done(out, entry):
+        return f'{out} holds this import already; nothing is done'
+    rules = (*((pattern, restore.DROP) for pattern in drop), ('.*', restore.LOAD))
+    plan = restore.make_plan(stored, params, model_state, rules)
+    with _replacing(out) as folder:
+        leaves = restore.read(plan, params, model_state)
+        state = from_paths(leaves, params, model_state)
+        _write(folder, config, entry, plan, state, _data(match))
+        if tokenizer := beside(files[0].parent):
+            shutil.copyfile(tokenizer, folder / TOKENIZER)
+    return _summary(out, entry, plan, match, params)
+
+
+def _check_unknown(stored: Stored, match: Match, drop: Sequence[str]) -> None:
+    """UserError if the file holds a key that neither the map nor the user has a word for."""
+    known = {part.path for row in match.rows for part in row.parts}
+    spare = [path for path in stored.leaves if path not in known]
+    for pattern in drop:
+        try:
+            used = any(re.fullmatch(pattern, key) for key in spare)
+        except re.error as error:
+            raise UserError(f'--drop={pattern!r} is no regular expression ({error})') from error
+        if not used:
+            raise UserError(
+                f'--drop={pattern!r} matches none of the keys that are left over'
+                f'{nearest(pattern, spare)}; take it away'
+            )
+    unknown = [key for key in spare if not any(re.fullmatch(p, key) for p in drop)]
+    if unknown:
+        keys = [row.theirs for row in match.rows]
+        raise UserError(
+            f'{stored.where}: {len(unknown)} of its keys are no part of the model, first '
+            f'{unknown[0]!r}{nearest(unknown[0], keys)}; if they are not wanted, add '
+            f"--drop='{re.escape(unknown[0])}'",
+            details='\n'.join(f'  {key}' for key in unknown),
+        )
+
+
+def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
+    """(config that the weights stand for, abstract params, abstract model_state)."""
+    c = base()
+    c.regime = 'full'
+    c.task.name = match.task
+    for name, value in (match.preprocessing or {}).items():
+        c.data[name] = value
+    if len(match.inputs) == 1:
+        c.data.source = 'corpus' if match.task == 'lm' else 'text'
+    model, (params, model_state) = target_model(match)
+    if not match.outputs:
+        params = {'backbone': params['backbone']}
+    config = resolve(Config({**c.to_dict(), 'model': describe(model)}), None)
+    return config.to_dict(), *on_mesh((params, model_state), make_mesh())
+
+
+def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this very import. UserError if it holds anything else."""
+    there = storage.read_json(out / 'config.json') if out.is_dir() else None
+    if there is not None and there.get('import') == entry:
+        return True
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        what = 'a run' if there is not None else 'something else'
+        raise UserError(f'--workdir={out} holds {what} already; give another folder, or remove it')
+    return False
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all went well, else is removed."""
+    place = out.absolute()
+    folder = place.parent / f'.{place.name}.{os.getpid()}'
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        os.replace(folder, out)
+    except OSError as error:
+        raise UserError(
+            f'--workdir={out} cannot be written ({error.strerror or error}); give another folder'
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    entry: dict[str, Any],
+    plan: restore.Plan,
+    variables: tuple[Any, Any],
+    data: dict[str, Any] | None,
+) -> None:
+    files = run.RunDir(folder)
+    files.claim(config, data)
+    files.write_json('config.json', {**run.read_config(folder), 'import': entry})
+    files.write_json('restore.json', plan.to_json())
+    params, model_state = variables
+    state = TrainState(
+        step=np.int32(0), seed=np.uint32(0), params=params, model_state=model_state,
+        opt_state={}, ema={},
+    )  # fmt: skip
+    with checkpoint.open_manager(folder, config['keep']) as manager:
+        host: dict[str, Any] = {'seconds': {}, 'window': {}}
+        checkpoint.write(manager, 0, state, host, wait=True)
+
+
+def _data(match: Match) -> dict[str, Any] | None:
+    """config.json's entry for what the model is made for; None for images without a head."""
+    text = len(match.inputs) == 1
+    if not (text or match.outputs):
+        return None
+    classes: Sequence[str] = match.classes
+    if match.outputs and not classes and match.task != 'lm':
+        classes = _numbers(match)
+    shape = match.inputs
+    if text:
+        assert match.preprocessing is not None  # it holds the length of texts
+        shape = (match.preprocessing['length'],)
+    return {'classes': list(classes), 'shape': list(shape), 'examples': 0}
+
+
+def _numbers(match: Match) -> list[str]:
+    """ImageNet's WordNet ids for 1000 outputs, whose order all its models share; else numbers."""
+    package = importlib.util.find_spec('tensorflow_datasets')
+    assert package is not None and package.origin is not None  # jaxtrain needs it
+    labels = Path(package.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
+    if match.outputs == 1000 and not match.assumed and labels.exists():
+        return labels.read_text().split()
+    return [str(i) for i in range(max(match.outputs, 2))]
+
+
+def _summary(out: Path, entry: Mapping, plan: restore.Plan, match: Match, params: Any) -> str:
+    head = f'with its head of {match.outputs} outputs' if match.outputs else 'without a head'
+    lines = [
+        f'{entry["model"]} of {entry["origin"]}, {head}: {count(params):,} parameters in {out}'
+    ]
+    lines += [f'sha256 of {name}: {digest}' for name, digest in entry['files'].items()]
+    others = {leaf.source.split()[-1] for leaf in plan.leaves if leaf.action == restore.LOAD}
+    if others - {'float32'}:
+        lines.append(f'converted to float32 from {", ".join(sorted(others - {"float32"}))}')
+    lines += [f'left out {key}: {why}' for key, why in plan.stored.ignored.items()]
+    lines += [f'assumed, as the file does not say: {text}' for text in match.assumed]
+    return '\n'.join(lines)
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,1 @@
+"""Name maps, one file an origin."""

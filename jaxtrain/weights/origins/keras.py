@@ -1,0 +1,117 @@
+"""Keras's names: VGG (keras_vgg.py) and the ResNets of keras.applications, from its HDF5 files.
+
+Arrays lie as they do here, so that a map is a table of layers. Keras's files have several layouts
+(h5.py), and its layers' names are what they share; the map goes one way, as no format of Keras
+takes arrays by name.
+"""
+
+from collections.abc import Container
+from typing import Any
+
+from jaxtrain.models.resnet import STAGES
+from jaxtrain.weights.formats import h5
+from jaxtrain.weights.formats.archive import Archive
+from jaxtrain.weights.formats.h5 import Layout
+from jaxtrain.weights.origins import keras_vgg
+from jaxtrain.weights.origins.names import SAME1, SAME2, Match, Row, row
+
+_RESNET = {
+    'name': 'resnet', 'stride': '1x1', 'conv_bias': True, 'norm_eps': 1.001e-5,
+    'norm_momentum': 0.99,
+}  # fmt: skip
+MODELS = {
+    **{name: {'name': 'vgg', 'depth': depth} for name, depth in keras_vgg.DEPTHS.items()},
+    **{f'resnet{depth}': {**_RESNET, 'depth': depth} for depth in (50, 101, 152)},
+}
+
+# Our layers by theirs, and their arrays in Keras's order.
+CONV = ('kernel', 'bias')
+NORM = ('scale', 'bias', 'mean', 'var')
+STEM = (('conv1_conv', 'backbone/conv_0', CONV), ('conv1_bn', 'backbone/norm_0', NORM))
+LAYER = (
+    ('conv{k}_block{n}_{i}_conv', 'backbone/stage{s}_block{b}/conv_{i}', CONV),
+    ('conv{k}_block{n}_{i}_bn', 'backbone/stage{s}_block{b}/norm_{i}', NORM),
+)
+DOWN = (
+    ('conv{k}_block1_0_conv', 'backbone/stage{s}_block0/conv_down', CONV),
+    ('conv{k}_block1_0_bn', 'backbone/stage{s}_block0/norm_down', NORM),
+)
+TOP = (('predictions', 'head/logits', CONV), ('probs', 'head/logits', CONV))
+
+SAME4 = 'h w i o -> h w i o'
+IGNORED = (
+    (r'(optimizer(_weights)?/.*)', 'the state of the optimizer'),
+    (r'.*/seed_generator(_state(:0)?|/.*)', 'the state of random layers'),
+)
+
+
+def match(archive: Archive, model: str) -> Match:
+    """What a file is for one of MODELS.
+
+    Raises:
+      UserError: VGG of another kind than keras.applications has.
+    """
+    file = archive.files[0]
+    with h5.open_file(file) as opened:
+        layout = h5.read_layout(opened, file)
+    if MODELS[model]['name'] == 'vgg':
+        return _match_vgg(layout, archive, model)
+    return _match_resnet(layout, MODELS[model])
+
+
+def _match_vgg(layout: Layout, archive: Archive, model: str) -> Match:
+    found = keras_vgg.match(layout, model, archive.path)
+    size = found.image_size or (224, 224)  # the shapes of a backbone do not depend on it
+    return Match(
+        fields=found.fields,
+        outputs=found.outputs,
+        inputs=(*size, 3),
+        rows=tuple(array(key, path) for path, key in found.sources.items()),
+        ignored=IGNORED,
+        preprocessing={**keras_vgg.PREPROCESSING, 'image_size': found.image_size},
+        assumed=found.assumed,
+        task='binary' if found.outputs == 1 else 'classify',
+    )
+
+
+def _match_resnet(layout: Layout, fields: dict[str, Any]) -> Match:
+    layers = {layer.name: layer.arrays for layer in layout.layers if layer.arrays}
+    tops = [layers[name][-1] for name, _, _ in TOP if name in layers]
+    outputs = layout.shapes[tops[0]][0] if tops else 0
+    rows = []
+    for theirs, ours, names in resnet_layers(fields['depth'], layers):
+        # A layer that the file lacks is missing under its own name.
+        keys = layers.get(theirs) or tuple(f'{theirs}/{name}' for name in names)
+        rows += [array(k, f'{ours}/{n}') for k, n in zip(keys, names, strict=False)]
+    return Match(
+        fields=fields,
+        outputs=outputs,
+        inputs=(224, 224, 3),
+        rows=tuple(rows),
+        ignored=IGNORED,
+        preprocessing={**keras_vgg.PREPROCESSING, 'image_size': (224, 224)},
+    )
+
+
+def resnet_layers(depth: int, layers: Container[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(layer of Keras, ours, our arrays in Keras's order) of a ResNet, and of the top if it is
+    among `layers`.
+    """
+    found = list(STEM)
+    for s, count in enumerate(STAGES[depth][0], start=1):
+        for b in range(count):
+            for i in (1, 2, 3):
+                found += _named(LAYER, k=s + 1, n=b + 1, s=s, b=b, i=i)
+        found += _named(DOWN, k=s + 1, s=s)
+    return found + [entry for entry in TOP if entry[0] in layers]
+
+
+def _named(table, **values: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(t.format(**values), o.format(**values), names) for t, o, names in table]
+
+
+def array(key: str, path: str) -> Row:
+    """Arrays lie alike here and there; only how many axes they have must be said."""
+    if not path.endswith('kernel'):
+        return row(key, path, SAME1)
+    return row(key, path, SAME2 if path.startswith('head/') else SAME4)

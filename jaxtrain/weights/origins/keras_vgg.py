@@ -1,0 +1,201 @@
+"""Keras's VGG16 and VGG19 -> jaxtrain's `vgg`: which array of a file becomes which parameter.
+
+The map is by layer name; kernels (height, width, in, out) and (in, out) and biases are taken as
+they are, and the flattened features have the same order (height, width, channels):
+
+| Keras                            | jaxtrain                                  |
+|----------------------------------|-------------------------------------------|
+| `block1_conv1` .. `block5_conv4` | `backbone/block1_conv1` ..                |
+| `fc1`, `fc2`                     | `head/dense_0`, `head/dense_1`            |
+| `predictions`                    | `head/logits` (before its softmax)        |
+
+Where a file has none of these names but those that Keras gives by itself (`conv2d`, `conv2d_1`,
+...; `dense`, ...), their order within one model stands for the name. Shapes decide nothing here,
+they are checked afterwards.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.vgg import WIDTHS, convolutions
+from jaxtrain.weights.formats.h5 import Layer, Layout
+
+DEPTHS = {'vgg16': 16, 'vgg19': 19}
+# What the weights expect of an image: 0..255, blue first, minus the mean of ImageNet (Keras calls
+# it 'caffe').
+PREPROCESSING = {
+    'scale': 1.0,
+    'channel_order': 'bgr',
+    'mean': (103.939, 116.779, 123.68),
+    'std': (1.0,),
+}
+
+_TOP = ('fc1', 'fc2', 'predictions')
+_STRIDE = 2 ** len(WIDTHS)  # a pooling per block: pixels per position of the last features
+# Layers without arrays that our model has too, or that do nothing outside training.
+_PLAIN = re.compile(
+    r'input(_layer)?|block\d_pool|max_pooling2d|flatten|dropout|random_\w+'
+    r'|global_(average|max)_pooling2d'
+)
+# Arrays that are no part of what a model computes.
+_IGNORED = re.compile(r'optimizer(_weights)?/.*|.*/seed_generator/.*|.*/seed_generator_state(:0)?')
+_ALONE = "save the VGG alone, as in model.get_layer('vgg16').save_weights('vgg16.weights.h5')"
+
+
+@dataclass(frozen=True)
+class VGGMatch:
+    """What a file is for our model.
+
+    Attributes:
+      fields: of `config.model`.
+      outputs: width of the top, 0 without one.
+      image_size: height and width of the images that its top takes, () without one.
+      sources: parameter path -> address in the file.
+      ignored: addresses of arrays that are not weights.
+      assumed: what the file does not say, in words.
+    """
+
+    fields: dict[str, Any]
+    outputs: int
+    image_size: tuple[int, ...]
+    sources: dict[str, str]
+    ignored: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+def match(layout: Layout, model: str, path: Path) -> VGGMatch:
+    """Finds every layer of `model` in a file, and a use for everything in the file.
+
+    Raises:
+      UserError: a layer is missing, one is left over, or the top is none that our model has.
+    """
+    depth = DEPTHS[model]
+    filled = [layer for layer in layout.layers if layer.arrays]
+    backbone = _backbone(filled, depth)
+    if backbone is None:
+        raise UserError(_missing(filled, depth, model, path))
+    top = _top(filled, path)
+    head = [*(f'dense_{i}' for i in range(len(top) - 1)), 'logits'] if top else []
+    targets = {f'backbone/{name}': layer for name, layer in backbone.items()}
+    targets |= {f'head/{name}': layer for name, layer in zip(head, top, strict=True)}
+    ignored = _left_over(layout, list(targets.values()), path)
+    sources = _sources(layout, targets, path)
+    fields: dict[str, Any] = {'name': 'vgg', 'depth': depth}
+    size: tuple[int, ...] = ()
+    outputs = 0
+    if top:
+        fields['features'], size = _features(layout, top, path)
+        *hidden, outputs = (layout.shapes[layer.arrays[1]][0] for layer in top)
+        fields['hidden'] = tuple(hidden)
+    return VGGMatch(fields, outputs, size, sources, ignored, _assumed(backbone, top, size))
+
+
+def _sources(layout: Layout, targets: dict[str, Layer], path: Path) -> dict[str, str]:
+    """Parameter path -> address, for our modules and their layers."""
+    found: dict[str, str] = {}
+    for target, layer in targets.items():
+        dimensions = [len(layout.shapes[address]) for address in layer.arrays]
+        if dimensions != [2 if target.startswith('head/') else 4, 1]:
+            raise UserError(
+                f'{path}: layer {layer.name!r} has {len(layer.arrays)} array(s) of dimensions '
+                f'{dimensions}, and not a kernel and a bias as in VGG; {_ALONE}'
+            )
+        found |= dict(zip((f'{target}/kernel', f'{target}/bias'), layer.arrays, strict=True))
+    return found
+
+
+def _assumed(
+    backbone: dict[str, Layer], top: list[Layer], size: tuple[int, ...]
+) -> tuple[str, ...]:
+    """What a file with names of its own leaves open."""
+    texts = []
+    if any(name != layer.name for name, layer in backbone.items()):
+        texts.append('the convolutions are in the order of VGG (restore.json lists them)')
+    if top and top[0].name != _TOP[0]:
+        texts += [
+            'hidden dense layers use ReLU',
+            f'images are {size[0]}x{size[1]}, preprocessed as by keras.applications.vgg16 (else '
+            'change image_size, scale, channel_order, mean and std of config.data)',
+        ]
+    return tuple(texts)
+
+
+def _backbone(filled: list[Layer], depth: int) -> dict[str, Layer] | None:
+    """Our name -> layer; None if the layers are not those of this depth."""
+    names = convolutions(depth)
+    by_name = {layer.name: layer for layer in filled}
+    known = [name for name in by_name if re.fullmatch(r'block\d_conv\d', name)]
+    if known:
+        return {name: by_name[name] for name in names} if set(known) == set(names) else None
+    ordered = [layer for layer in filled if layer.kind == 'conv2d']
+    if len(ordered) != len(names) or len({layer.parent for layer in ordered}) > 1:
+        return None
+    return dict(zip(names, ordered, strict=True))
+
+
+def _top(filled: list[Layer], path: Path) -> list[Layer]:
+    """The dense layers in order, [] without a top."""
+    by_name = {layer.name: layer for layer in filled}
+    named = [by_name[name] for name in _TOP if name in by_name]
+    if named:
+        if len(named) != len(_TOP):
+            missing = ', '.join(name for name in _TOP if name not in by_name)
+            raise UserError(f'{path}: the top lacks the layers {missing}; {_ALONE}')
+        return named
+    dense = [layer for layer in filled if layer.kind == 'dense']
+    if len({layer.parent for layer in dense}) > 1:
+        raise UserError(f'{path}: the dense layers are in several models; {_ALONE}')
+    return dense
+
+
+def _features(layout: Layout, top: list[Layer], path: Path) -> tuple[str, tuple[int, int]]:
+    """How the features reach the top, and the height and width of the images."""
+    width = layout.shapes[top[0].arrays[0]][0]
+    kinds = {layer.kind for layer in layout.layers}
+    if 'global_max_pooling2d' in kinds:
+        raise UserError(f'{path}: the top takes the maximum over positions; {_ALONE}')
+    if 'global_average_pooling2d' in kinds:
+        return 'mean', (224, 224)  # any size will do; this is Keras's own
+    if 'flatten' not in kinds and top[0].name != _TOP[0] and width == WIDTHS[-1]:
+        raise UserError(
+            f'{path} does not say whether the {width} features are flattened or averaged; {_ALONE}'
+        )
+    side = math.isqrt(width // WIDTHS[-1])
+    if WIDTHS[-1] * side**2 != width or not side:
+        raise UserError(
+            f'{path}: layer {top[0].name!r} takes {width} features, which are not the '
+            f'{WIDTHS[-1]} channels of a square image; save the model with include_top=False'
+        )
+    return 'flatten', (_STRIDE * side, _STRIDE * side)
+
+
+def _left_over(layout: Layout, used: list[Layer], path: Path) -> tuple[str, ...]:
+    """The addresses of what is not weights; UserError for anything else that is not used."""
+    for layer in layout.layers:
+        if layer not in used and (layer.arrays or not _PLAIN.fullmatch(layer.kind)):
+            raise UserError(f'{path}: layer {layer.name!r} is not a part of VGG; {_ALONE}')
+    wanted = {address for layer in used for address in layer.arrays}
+    rest = tuple(address for address in layout.shapes if address not in wanted)
+    for address in rest:
+        if not _IGNORED.fullmatch(address):
+            raise UserError(f'{path}: array {address} belongs to no layer of VGG; {_ALONE}')
+    return rest
+
+
+def _missing(filled: list[Layer], depth: int, model: str, path: Path) -> str:
+    for other, its_depth in DEPTHS.items():
+        if its_depth != depth and _backbone(filled, its_depth):
+            return f'{path} holds {other}, and not {model}; give --model={other}'
+    names = [layer.name for layer in filled]
+    lacking = [name for name in convolutions(depth) if name not in names]
+    found = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
+    return (
+        f'{path} is not {model}: of its {len(convolutions(depth))} convolutions it lacks '
+        f'{len(lacking)} ({", ".join(lacking[:3])}{" ..." if len(lacking) > 3 else ""}), and its '
+        f'{len(names)} layers with weights are {found or "none"}; give the file of a {model} '
+        'as keras.applications makes it'
+    )

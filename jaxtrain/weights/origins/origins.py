@@ -1,0 +1,21 @@
+"""The origins of weights, and the maps of each."""
+
+from jaxtrain.weights.origins import (
+    augreg,
+    huggingface_text,
+    huggingface_vit,
+    keras,
+    timm,
+    torchvision,
+    torchvision_vit,
+)
+
+ORIGINS = {
+    'keras': (keras,),
+    'torchvision': (torchvision, torchvision_vit),
+    'timm': (timm,),
+    'huggingface': (huggingface_vit, huggingface_text),
+    'augreg': (augreg,),
+}
+# Those whose map goes both ways.
+EXPORTS = {name: modules for name, modules in ORIGINS.items() if name != 'keras'}

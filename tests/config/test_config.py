@@ -1,0 +1,279 @@
+"""The config: closed, typed, documented; and every error says where and what to write instead."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxtrain
+from jaxtrain.config import Config, base, keys
+from jaxtrain.config.closed import flatten, unflatten
+from jaxtrain.config.files import load
+from jaxtrain.errors import UserError, nearest
+from tests.conftest import TINY
+
+PACKAGE = Path(jaxtrain.__file__).parent
+HEAD = 'from jaxtrain.config import base\ndef get_config(variant=""):\n    c = base()\n'
+
+
+def fault(function, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config file whose fourth line is `line`, and returns its path."""
+
+    def write(line: str, head: str = HEAD) -> str:
+        path = tmp_path / 'c.py'
+        path.write_text(f'{head}    {line}\n    return c\n')
+        return str(path)
+
+    return write
+
+
+# Reading a file and overrides
+
+
+def test_base_is_closed():
+    c = base()
+    with pytest.raises(AttributeError):
+        c.optim.learning_rate = 1.0
+    with pytest.raises(AttributeError):
+        c.colour = 'red'
+    with pytest.raises(TypeError):
+        c.batch_size = 'many'
+
+
+def test_variant_and_overrides_reach_the_config():
+    cfg = load(TINY + ':linear', ['--config.optim.lr=0.25', '--config.batch_size=8'])
+    assert cfg.regime == 'finetune'
+    assert cfg.groups == (('backbone/.*', 'frozen'), ('head/.*', 'head'))
+    assert (cfg.optim.lr, cfg.batch_size, cfg.data.limit) == (0.25, 8, 5)
+
+
+def test_bare_value_override_of_a_rule_list():
+    assert load(TINY, ['--config.optim.clip_norm=(1.0,)']).optim.clip_norm == (1.0,)
+    assert load(TINY, ['--config.optim.clip_norm=1.0']).optim.clip_norm == (1.0,)
+
+
+def test_missing_file():
+    assert "there is no file 'none.py'" in fault(load, 'none.py:a', [])
+
+
+def test_unknown_variant_names_the_nearest():
+    message = fault(load, TINY + ':scrach', [])
+    assert "no variant 'scrach' (did you mean 'scratch'?)" in message
+    assert 'full, scratch, linear, finetune' in message
+
+
+def test_unknown_key_in_a_file_names_line_and_nearest(write):
+    path = write('c.batchsize = 8')
+    message = fault(load, path, [])
+    assert message.startswith(f'{path}:4: ')
+    assert "'batchsize' does not exist (did you mean 'batch_size'?)" in message
+
+
+def test_unknown_key_in_a_section_names_line_and_nearest(write):
+    message = fault(load, write('c.optim.wieght_decay = 1.0'), [])
+    assert ':4: ' in message
+    assert "did you mean 'weight_decay'?" in message
+
+
+def test_wrong_type_in_a_file_names_the_line(write):
+    path = write("c.batch_size = 'many'")
+    message = fault(load, path, [])
+    assert message.startswith(f'{path}:4: TypeError')
+    assert 'int' in message
+
+
+@pytest.mark.parametrize(
+    ('line', 'words'),
+    [
+        ('c.seed = 1 // 0', 'ZeroDivisionError: integer division or modulo by zero'),
+        ('c.seed = (1', 'SyntaxError'),
+        ('import no_such_module', 'ModuleNotFoundError: No module named'),
+        ("open('/no/such/file')", 'No such file'),
+        ("raise ValueError('first\\nsecond')", 'ValueError: first'),
+        ("import json; json.loads('x')", 'JSONDecodeError: Expecting'),
+    ],
+)
+def test_error_inside_a_file_names_the_line(write, line, words):
+    path = write(line)
+    message = fault(load, path, [])
+    assert message.startswith(f'{path}:4: ')
+    assert words in message
+
+
+def test_forgotten_return(tmp_path):
+    path = tmp_path / 'c.py'
+    path.write_text(HEAD)
+    assert 'get_config' in fault(load, str(path), [])
+
+
+def test_file_without_base_is_held_to_its_keys(write):
+    own = 'from ml_collections import ConfigDict\n\ndef get_config():\n    c = ConfigDict()\n'
+    assert 'start from jaxtrain.config.base()' in fault(load, write('c.seed = 1', own), [])
+    message = fault(load, write('c.sead = 1', own), [])
+    assert "config.sead does not exist (did you mean 'seed'?)" in message
+
+
+@pytest.mark.parametrize(
+    ('word', 'said'),
+    [
+        ('--config.optim.lrr=1', "--config.optim.lrr: there is no such key (did you mean 'optim."),
+        ('--config.batchsize=8', "--config.batchsize: there is no such key (did you mean 'batch_s"),
+        ('--config.seed', '--config.seed has no value; write --config.seed=VALUE'),
+    ],
+)
+def test_faulty_override(word, said):
+    assert said in fault(load, TINY, [word])
+
+
+def test_wrong_type_in_an_override_names_key_and_type():
+    message = fault(load, TINY, ['--config.batch_size=many'])
+    assert 'many' in message
+    assert 'config.batch_size is of type int, like 128' in message
+
+
+def test_open_sections_take_new_keys_by_override():
+    words = ['--config.model.norm=none', '--config.model.dropout=0.5', '--config.optim.args.b2=0.9']
+    cfg = load(TINY, words)
+    assert (cfg.model.norm, cfg.model.dropout, cfg.optim.args.b2) == ('none', 0.5, 0.9)
+    assert dict(cfg.model.items()) == {
+        'name': 'cnn', 'widths': (8, 16), 'norm': 'none', 'dropout': 0.5,
+    }  # fmt: skip
+
+
+def test_open_sections_take_new_keys_in_a_file(write):
+    assert load(write("c.model.padding = 'VALID'"), []).model.padding == 'VALID'
+
+
+# The read-only Config
+
+
+def test_a_key_that_does_not_exist_cannot_be_read():
+    cfg = Config(base().to_dict())
+    with pytest.raises(AttributeError, match=r'config\.optim\.learning_rate'):
+        _ = cfg.optim.learning_rate
+    assert not hasattr(cfg, 'get')
+    assert not hasattr(cfg.optim, 'get')
+
+
+def test_changed_key_that_nothing_reads_is_an_error():
+    cfg = load(TINY, ['--config.data.threads=3'])
+    for path, _ in flatten(cfg.to_dict()):
+        if path != 'data.threads':
+            read(cfg, path)
+    assert 'config.data.threads=3 was set, but nothing in this run reads it' in fault(
+        cfg.require_read
+    )
+    cfg.require_read(but=('data.',))
+    assert cfg.data.threads == 3
+    cfg.require_read()
+
+
+def test_unread_key_of_an_open_section_is_an_error():
+    cfg = Config(base().to_dict() | {'model': {'name': 'cnn', 'colour': 'red'}})
+    assert "config.model.colour='red'" in fault(cfg.require_read)
+    dict(cfg.model.items())
+    cfg.require_read()
+
+
+def test_unchanged_keys_need_not_be_read():
+    Config(base().to_dict()).require_read()
+
+
+def read(cfg, path: str) -> None:
+    for name in path.split('.'):
+        cfg = getattr(cfg, name)
+
+
+def test_choose():
+    cfg = Config(base().to_dict())
+    assert cfg.optim.choose('name', ('sgd', 'adamw')) == 'adamw'
+    message = fault(cfg.optim.choose, 'name', ('sgd', 'adam'))
+    assert message == (
+        "config.optim.name='adamw' is not known (did you mean 'adam'?); choose from adam, sgd"
+    )
+
+
+def test_replace_changes_a_copy():
+    cfg = Config(base().to_dict())
+    changed = cfg.replace(data__limit=5, seed=3)
+    assert (changed.data.limit, changed.seed) == (5, 3)
+    assert (cfg.data.limit, cfg.seed) == (0, 0)
+    expected = base()
+    expected.data.limit, expected.seed = 5, 3
+    assert changed.to_dict() == expected.to_dict()
+    with pytest.raises(KeyError, match=r'data\.limits'):
+        cfg.replace(data__limits=5)
+
+
+def test_replace_forgets_what_was_read():
+    cfg = Config(base().to_dict()).replace(seed=3)
+    assert cfg.seed == 3
+    cfg.require_read()
+    assert 'config.seed=3' in fault(cfg.replace(data__limit=0).require_read)
+
+
+def test_from_json_restores_tuples():
+    tree = load(TINY + ':linear', ['--config.model.hidden=(4, 5)']).to_dict()
+    stored = json.loads(json.dumps(tree))
+    assert stored['groups'] == [['backbone/.*', 'frozen'], ['head/.*', 'head']]
+    assert Config.from_json(stored).to_dict() == tree
+
+
+def test_flatten_and_unflatten_are_inverse():
+    tree = load(TINY, ['--config.optim.args.b1=0.5']).to_dict()
+    flat = dict(flatten(tree))
+    assert flat['optim.args.b1'] == 0.5 and flat['data.name'] == 'digits'
+    assert unflatten(flat) == tree
+    assert unflatten(dict(flatten(base().to_dict()))) == base().to_dict()
+
+
+def test_nearest():
+    assert nearest('adm', ('sgd', 'adam')) == " (did you mean 'adam'?)"
+    assert nearest('zzz', ('sgd', 'adam')) == ''
+
+
+def test_resumable_keys_exist():
+    assert set(keys.RESUMABLE) <= set(dict(flatten(base().to_dict())))
+
+
+# The sources
+
+
+def test_every_key_is_documented_by_a_comment_above_it():
+    lines = Path(keys.__file__).read_text().splitlines()
+    found = [i for i, line in enumerate(lines) if re.match(r'    c\.[\w.]+ = (?!ConfigDict)', line)]
+    assert len(found) == len(dict(flatten(base().to_dict())))
+    for number in found:
+        key, above = lines[number].split()[0], number - 1
+        # Neighbouring keys share a comment, and a section shares it with its first key.
+        section = f'    {key.rpartition(".")[0]} = ConfigDict()'
+        while above in found or lines[above] == section:
+            above -= 1
+        assert lines[above].startswith('    # '), f'no comment above {key}'
+
+
+def test_no_default_for_a_config_key_outside_config():
+    """`cfg.get(key, default)`, `getattr(cfg, key, default)` hide a misplaced key."""
+    calls = []
+    for path in sorted(PACKAGE.rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called, args = node.func, [ast.unparse(arg) for arg in node.args]
+            if isinstance(called, ast.Attribute) and called.attr == 'get':
+                calls.append((path.name, ast.unparse(called.value)))
+            if isinstance(called, ast.Name) and called.id == 'getattr' and len(args) == 3:
+                calls.append((path.name, args[0]))
+    named = [call for call in calls if re.search(r'\b(c|cfg|config)\b', call[1])]
+    assert calls, 'the search itself must find the calls on plain dicts'
+    assert named == []

@@ -1,0 +1,115 @@
+"""The recipes of configs/full: what they say of themselves, and their small variants trained."""
+
+import ast
+import gzip
+import json
+import lzma
+import math
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain.config.files import load
+from jaxtrain.data.sources.corpus import open_texts
+from jaxtrain.data.sources.open import open_source
+from jaxtrain.inspection import plan
+from tests.conftest import ROOT, run_long
+
+# Recipe -> what the published target is called in its docstring.
+RECIPES = {
+    'imagenet_resnet50': 'arXiv:1706.02677',
+    'imagenet_vit_s16': 'arXiv:2205.01580',
+    'imagenet_vgg16': 'arXiv:1409.1556',
+    'gpt2_small': 'karpathy/nanoGPT',
+}
+IMAGENET = [name for name in RECIPES if name.startswith('imagenet')]
+
+
+def path(name: str, variant: str = '') -> str:
+    return str(ROOT / 'configs' / 'full' / f'{name}.py') + (f':{variant}' if variant else '')
+
+
+def docstring(name: str) -> str:
+    return ast.get_docstring(ast.parse(Path(path(name)).read_text()))
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_recipe_says_how_to_run_it_and_what_to_expect(name):
+    text = docstring(name)
+    assert f'jaxtrain train --config=configs/full/{name}.py --workdir=' in text
+    assert f'jaxtrain train --config=configs/full/{name}.py:tiny --workdir=' in text
+    assert RECIPES[name] in text and 'published' in text.lower()
+    # The band of the small variant, which the slow tests below hold.
+    assert re.search(r'tiny.*measured', text, re.DOTALL)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_small_variant_is_the_same_recipe(name):
+    full, tiny = load(path(name), []), load(path(name, 'tiny'), [])
+    assert full.regime == tiny.regime == 'full'
+    assert full.model.name == tiny.model.name and full.task.name == tiny.task.name
+    if name in IMAGENET:
+        assert full.optim.name == tiny.optim.name
+        assert dict(full.optim.args.items()) == dict(tiny.optim.args.items())
+        assert full.optim.weight_decay == tiny.optim.weight_decay
+        assert full.task.label_smoothing == tiny.task.label_smoothing
+        assert full.data.random_crop and tiny.data.random_crop
+        assert full.data.mixup == tiny.data.mixup
+
+
+@pytest.mark.parametrize('name', IMAGENET)
+def test_imagenet_can_be_planned_without_it(name):
+    """All keys are read, and the published sizes come out."""
+    cfg = load(path(name), [])
+    job = plan.prepare(cfg, jax.devices())
+    assert len(job.train) == 1_268_355  # 99% of 1,281,167
+    assert job.train.shape == (224, 224, 3) and len(job.train.classes) == 1000
+    published = {
+        'imagenet_resnet50': 25_557_032,  # torchvision's documentation of resnet50
+        'imagenet_vgg16': 138_357_544,  # torchvision's documentation of vgg16
+    }
+    if name in published:
+        assert job.sizes()['params_total'] == published[name]
+    assert job.steps == math.ceil(cfg.epochs * len(job.train) / cfg.batch_size)
+
+
+def test_gpt2_small_is_the_published_size():
+    """124,439,808 parameters with GPT-2's 50,257 tokens; bytes take fewer."""
+    cfg = load(path('gpt2_small'), [])
+    job = plan.prepare(cfg, jax.devices())
+    assert job.sizes()['params_total'] + (50_257 - 257) * 768 == 124_439_808
+    assert job.cfg.batch_size * job.train.shape[0] == 491_520
+
+
+def trained(name: str, tmp_path, *words: str) -> dict:
+    workdir = tmp_path / name
+    run_long('train', f'--config={path(name, "tiny")}', f'--workdir={workdir}', *words)
+    return json.loads((workdir / 'result.json').read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', IMAGENET)
+def test_small_variants_learn_what_they_say(name, tmp_path):
+    low, high = map(float, re.search(r'(\d+)% to (\d+)%', docstring(name)).groups())
+    accuracy = 100 * trained(name, tmp_path)['metrics']['test']['accuracy']
+    assert low <= accuracy <= high
+
+
+@pytest.mark.slow
+def test_the_small_language_model_against_packers(tmp_path):
+    """Bits per byte of files that it never saw; gzip and xz may look at all of them at once."""
+    found = trained('gpt2_small', tmp_path)
+    data = load(path('gpt2_small', 'tiny'), []).data
+    held_out = open_source(data, data.test, 'config.data.test')
+    targets = (held_out.fetch(np.arange(len(held_out)))['targets'] >= 0).sum()
+    texts = [text.content.encode() for text in open_texts(data, data.test, 'config.data.test')]
+    joined = b''.join(texts)
+    bits = found['metrics']['test']['loss'] / math.log(2) * targets / len(joined)
+    band = re.search(r'(\d\.\d+) to (\d\.\d+) bits per byte', docstring('gpt2_small'))
+    assert float(band[1]) <= bits <= float(band[2])
+    assert bits < 8 * len(gzip.compress(joined, 9)) / len(joined) - 0.2
+    # The best of them comes near: it is not far behind what it has seen nothing else of.
+    assert bits < 8 * len(lzma.compress(joined, preset=9)) / len(joined) + 0.05

@@ -1,0 +1,395 @@
+"""Every kind of image decodes to the pixels that were put into it, and a broken one is an error.
+
+The references are the arrays that lossless kinds were made from, and for lossy ones PIL's decoder
+or the arithmetic of the format.
+"""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from jaxtrain.data.images import decode as images
+from jaxtrain.data.images.decode import BadImage, decode, find, read
+from jaxtrain.errors import UserError
+
+RNG = np.random.default_rng(0)
+HEIGHT, WIDTH = 30, 41
+# Smooth, so that lossy kinds keep it, and of every brightness.
+RGB = cv2.resize(
+    RNG.integers(0, 256, (4, 5, 3)).astype(np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+)
+GREY = RGB[..., 0]
+ALPHA = RNG.integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8)
+DEEP = RNG.integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(np.uint16)
+
+
+def encoded(kind: str, image, **options) -> bytes:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def rgb(grey: np.ndarray) -> np.ndarray:
+    return np.stack([grey] * 3, -1)
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    return pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def by_pil(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+
+
+def levels(bits: int) -> tuple[bytes, np.ndarray]:
+    """A grey PNG of fewer than 8 bits, written by hand, and its pixels from 0 to 255."""
+    top = 2**bits - 1
+    values = RNG.integers(0, top + 1, (HEIGHT, WIDTH)).astype(np.uint8)
+    flags = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(HEIGHT, -1)
+    lines = b''.join(b'\0' + line.tobytes() for line in np.packbits(flags, axis=-1))
+    head = struct.pack('>IIBBBBB', WIDTH, HEIGHT, bits, 0, 0, 0, 0)
+    return png((b'IHDR', head), (b'IDAT', zlib.compress(lines)), (b'IEND', b'')), values * (
+        255 // top
+    )
+
+
+def deep(pixels: np.ndarray, colour: int) -> bytes:
+    """A PNG of 16 bits a channel, written by hand."""
+    lines = b''.join(b'\0' + line.astype('>u2').tobytes() for line in pixels)
+    head = struct.pack('>IIBBBBB', WIDTH, HEIGHT, 16, colour, 0, 0, 0)
+    return png((b'IHDR', head), (b'IDAT', zlib.compress(lines)), (b'IEND', b''))
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def palette() -> tuple[Image.Image, np.ndarray]:
+    """An image of 64 colours, and its pixels."""
+    colours = RNG.integers(0, 256, (64, 3)).astype(np.uint8)
+    places = RNG.integers(0, 64, (HEIGHT, WIDTH)).astype(np.uint8)
+    image = Image.fromarray(places, 'P')
+    image.putpalette(colours.tobytes())
+    return image, colours[places]
+
+
+def bilevel() -> tuple[Image.Image, np.ndarray]:
+    pixels = np.where(GREY > 128, 255, 0).astype(np.uint8)
+    return Image.fromarray(pixels).convert('1', dither=Image.Dither.NONE), rgb(pixels)
+
+
+def cmyk(inks: np.ndarray, transform: int = 0) -> bytes:
+    """An Adobe JPEG of four components that hold 255 - inks: 0 is full ink, by hand.
+
+    PIL writes what it is given inverted and an APP14 marker with transform 0; the last byte of the
+    marker says what the components are.
+    """
+    data = bytearray(encoded('JPEG', Image.fromarray(inks, 'CMYK'), quality=100, subsampling=0))
+    place = data.index(b'Adobe')
+    assert data[place - 4 : place - 2] == b'\xff\xee' and data[place + 11] == 0
+    data[place + 11] = transform
+    return bytes(data)
+
+
+def lossless() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Name -> (file, the RGB it was made from, as float where it had more than 8 bits)."""
+    paletted, colours = palette()
+    black, white = bilevel()
+    clear = bytes(RNG.integers(0, 256, 64).astype(np.uint8))
+    many = np.dstack([RGB, ALPHA])
+    both = Image.merge('LA', [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+    wide = DEEP.astype(float) * 255 / 65535
+    alpha16 = DEEP[..., :1]
+    few = {bits: levels(bits) for bits in (1, 2, 4)}
+    return {
+        **{f'png-grey{bits}': (data, rgb(pixels)) for bits, (data, pixels) in few.items()},
+        'png-grey8': (encoded('PNG', GREY), rgb(GREY)),
+        'png-grey16': (deep(DEEP[..., :1], 0), rgb(wide[..., 0])),
+        'png-rgb8': (encoded('PNG', RGB), RGB),
+        'png-rgb8-cv2': (cv2.imencode('.png', RGB[..., ::-1])[1].tobytes(), RGB),
+        'png-rgb16': (deep(DEEP, 2), wide),
+        'png-rgba16': (deep(np.dstack([DEEP, alpha16]), 6), wide),
+        'png-la16': (deep(np.dstack([DEEP[..., :1], alpha16]), 4), rgb(wide[..., 0])),
+        'png-rgb8-one-colour-clear': (
+            encoded('PNG', RGB, transparency=tuple(RGB[3, 4].tolist())),
+            RGB,
+        ),
+        'png-grey8-one-level-clear': (
+            encoded('PNG', GREY, transparency=int(GREY[3, 4])),
+            rgb(GREY),
+        ),
+        'png-palette': (encoded('PNG', paletted), colours),
+        'png-palette-one-clear': (encoded('PNG', paletted, transparency=5), colours),
+        'png-palette-alpha': (encoded('PNG', paletted, transparency=clear), colours),
+        'png-rgba': (encoded('PNG', many), RGB),
+        'png-la': (encoded('PNG', both), rgb(GREY)),
+        'webp-lossless': (encoded('WEBP', RGB, lossless=True), RGB),
+        'webp-lossless-alpha': (encoded('WEBP', many, lossless=True, exact=True), RGB),
+        'bmp-1': (encoded('BMP', black), white),
+        'bmp-palette': (encoded('BMP', paletted), colours),
+        'bmp-24': (encoded('BMP', RGB), RGB),
+        'bmp-32': (encoded('BMP', many), RGB),
+        'bmp-grey': (encoded('BMP', GREY), rgb(GREY)),
+        'gif': (encoded('GIF', paletted), colours),
+        'gif-first-of-two': (
+            encoded('GIF', paletted, save_all=True, append_images=[palette()[0]]),
+            colours,
+        ),
+        'gif-clear': (encoded('GIF', paletted, transparency=5), colours),
+    }
+
+
+def lossy() -> dict[str, bytes]:
+    many = np.dstack([RGB, ALPHA])
+    return {
+        'jpeg-grey': encoded('JPEG', GREY),
+        'jpeg-rgb': encoded('JPEG', RGB),
+        'jpeg-444': encoded('JPEG', RGB, subsampling=0),
+        'jpeg-progressive': encoded('JPEG', RGB, progressive=True),
+        'jpeg-kept-rgb': encoded('JPEG', RGB, keep_rgb=True),
+        'jpeg-cv2': cv2.imencode('.jpg', RGB)[1].tobytes(),
+        'webp': encoded('WEBP', RGB),
+        'webp-alpha': encoded('WEBP', many),
+    }
+
+
+LOSSLESS, LOSSY = lossless(), lossy()
+ALL = {**{name: data for name, (data, _) in LOSSLESS.items()}, **LOSSY}
+
+
+@pytest.mark.parametrize('name', LOSSLESS)
+def test_pixels_are_what_was_put_in(name):
+    data, expected = LOSSLESS[name]
+    found = decode(data, (HEIGHT, WIDTH, 3))
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found, expected, atol=1 if expected.dtype == float else 0)
+
+
+@pytest.mark.parametrize('name', LOSSY)
+def test_pixels_are_what_pil_reads(name):
+    found = decode(LOSSY[name], (HEIGHT, WIDTH, 3))
+    np.testing.assert_allclose(found, by_pil(LOSSY[name]).astype(int), atol=1)
+    if name != 'jpeg-cv2':  # PIL itself is right: the kinds above keep the picture
+        assert np.abs(found - (rgb(GREY) if 'grey' in name else RGB).astype(float)).mean() < 6
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_grey(name):
+    coloured = decode(ALL[name], (HEIGHT, WIDTH, 3)).astype(float)
+    found = decode(ALL[name], (HEIGHT, WIDTH, 1))
+    np.testing.assert_allclose(found[..., 0], luma(coloured), atol=1)
+
+
+def test_sixteen_bits_are_scaled_not_cut():
+    ramp = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1).astype(np.uint16)
+    found = decode(deep(ramp, 0), (HEIGHT, WIDTH, 1))
+    np.testing.assert_allclose(found, ramp * (255 / 65535), atol=0.51)
+
+
+def test_cmyk_as_adobe_writes_it():
+    inks = np.dstack([RGB, GREY // 2])
+    pure = (255 - RGB.astype(float)) * (255 - GREY[..., None] // 2) / 255
+    found = decode(cmyk(inks), (HEIGHT, WIDTH, 3))
+    np.testing.assert_allclose(found, pure, atol=4)  # JPEG's own rounding, on four planes
+    raw = Image.open(io.BytesIO(cmyk(inks)))
+    assert raw.mode == 'CMYK'
+    planes = 255 - np.asarray(raw).astype(float)
+    np.testing.assert_allclose(found, planes[..., :3] * planes[..., 3:] / 255, atol=1)
+
+
+def test_ycck():
+    """Adobe's YCCK: Y, Cb, Cr of 255 - what a CMYK file would hold, so of the inks; and 255 - K."""
+    y, cr, cb = np.moveaxis(cv2.cvtColor(RGB, cv2.COLOR_RGB2YCrCb), -1, 0)
+    stored = np.dstack([y, cb, cr, 255 - GREY // 2])
+    found = decode(cmyk(255 - stored, transform=2), (HEIGHT, WIDTH, 3))
+    expected = (255 - RGB.astype(float)) * (255 - GREY[..., None] // 2) / 255
+    np.testing.assert_allclose(found, expected, atol=6)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_orientation(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(kind, RGB, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGB'))
+    np.testing.assert_array_equal(decode(data, expected.shape, upright=True), expected)
+    np.testing.assert_array_equal(decode(data, RGB.shape), by_pil(data))
+
+
+def test_broken_exif_says_nothing():
+    data = encoded('JPEG', RGB, exif=b'Exif\0\0MM\0*\xff\xff\xff\xff rubbish')
+    np.testing.assert_array_equal(decode(data, RGB.shape, upright=True), by_pil(data))
+
+
+@pytest.mark.parametrize(
+    ('size', 'method'),
+    [((60, 82), cv2.INTER_LINEAR), ((15, 82), cv2.INTER_AREA), ((7, 9), cv2.INTER_AREA)],
+)
+def test_resizing(size, method):
+    expected = cv2.resize(RGB, size[::-1], interpolation=method)
+    np.testing.assert_array_equal(decode(ALL['png-rgb8'], (*size, 3)), expected)
+    np.testing.assert_array_equal(decode(ALL['bmp-24'], (*size, 3)), expected)
+
+
+def test_turned_upright_before_it_is_resized():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded('PNG', RGB, exif=exif)
+    expected = cv2.resize(
+        np.ascontiguousarray(np.rot90(RGB, -1)), (8, 16), interpolation=cv2.INTER_AREA
+    )
+    np.testing.assert_array_equal(decode(data, (16, 8, 3), upright=True), expected)
+
+
+def test_image_larger_than_a_strip():
+    """700 x 1100 pixels are handed over in several strips."""
+    large = cv2.resize(RGB, (1100, 700), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(decode(encoded('BMP', large), large.shape), large)
+
+
+@pytest.mark.parametrize('share', [0.2, 0.5, 0.9])
+@pytest.mark.parametrize('name', [name for name in ALL if name != 'gif-first-of-two'])
+def test_truncated_file_is_an_error(name, share):
+    data = ALL[name]
+    with pytest.raises(BadImage):
+        decode(data[: int(share * len(data))], (HEIGHT, WIDTH, 3))
+
+
+@pytest.mark.parametrize('name', ['png-grey8', 'png-rgba', 'png-palette', 'png-grey16'])
+def test_one_wrong_byte_in_a_png_is_an_error(name):
+    data = bytearray(ALL[name])
+    data[len(data) // 2] ^= 255
+    with pytest.raises(BadImage, match='checksums are wrong'):
+        decode(bytes(data), (HEIGHT, WIDTH, 3))
+
+
+def bomb(kind: int) -> bytes:
+    head = struct.pack('>IIBBBBB', 20_000, 20_000, 8, kind, 0, 0, 0)
+    return png((b'IHDR', head), (b'IDAT', zlib.compress(b'\0' * 100)), (b'IEND', b''))
+
+
+@pytest.mark.parametrize('kind', [0, 6])
+def test_decompression_bomb_is_an_error(kind):
+    with pytest.raises(BadImage, match='400000000|20000x20000'):
+        decode(bomb(kind), (8, 8, 3))
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'BMP'])
+def test_what_pil_only_warns_of_is_an_error(kind, monkeypatch):
+    """Between once and twice the limit PIL warns and goes on."""
+    monkeypatch.setattr(images, 'MAX_PIXELS', HEIGHT * WIDTH - 1)
+    with pytest.raises(BadImage, match='its 41x30 pixels are more than the 1229 allowed'):
+        decode(encoded(kind, RGB), RGB.shape)
+
+
+@pytest.mark.parametrize(
+    ('data', 'words'),
+    [
+        (b'', 'it is empty'),
+        (b'<html>Not found</html>', 'it is no JPEG, PNG, WebP, BMP or GIF'),
+        (b'\0' * 5000, 'it is no JPEG'),
+        (b'\x89PNG\r\n\x1a\n', 'it is no JPEG'),
+    ],
+)
+def test_what_is_no_image_is_an_error(data, words):
+    with pytest.raises(BadImage, match=words):
+        decode(data, (8, 8, 3))
+
+
+BROKEN = """
+import io, pickle, sys
+from jaxtrain.data.images.decode import BadImage, decode
+for data in pickle.load(sys.stdin.buffer):
+    try:
+        decode(data, (8, 8, 3), upright=True)
+    except BadImage:
+        pass
+"""
+
+
+def test_nothing_is_printed():
+    """In a process of its own: what C libraries print passes Python's stderr by."""
+    import pickle
+
+    half = [data[: len(data) // 2] for data in ALL.values()]
+    jpeg = bytearray(encoded('JPEG', np.tile(RGB, (9, 9, 1)), quality=95))
+    jpeg[len(jpeg) // 2 : len(jpeg) // 2 + 300] = b''  # libjpeg warns of this one
+    icc = encoded('PNG', RGB, icc_profile=b'no profile' * 9)
+    exif = encoded('JPEG', RGB, exif=b'Exif\0\0MM\0*\xff\xff\xff\xff rubbish')
+    files = [*ALL.values(), *half, bytes(jpeg), icc, exif, bomb(0), bomb(6), b'no image']
+    run = subprocess.run(
+        [sys.executable, '-c', BROKEN], input=pickle.dumps(files), capture_output=True, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, b'', b'')
+
+
+def test_read_names_the_file(tmp_path):
+    path = str(tmp_path / 'a b.jpg')
+    for data, words in (
+        (b'x', 'cannot be read as an image (it is no JPEG'),
+        (None, 'No such file'),
+    ):
+        if data is None:
+            os.remove(path)
+        else:
+            (tmp_path / 'a b.jpg').write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            read(path, (8, 8, 3))
+        assert path in str(caught.value) and words in str(caught.value)
+        assert '\n' not in str(caught.value)
+
+
+def test_read_goes_by_content_not_by_suffix(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(ALL['png-rgb8'])
+    np.testing.assert_array_equal(read(str(tmp_path / 'a.jpg'), RGB.shape), RGB)
+
+
+def test_find(tmp_path):
+    for name in ('b/2.PNG', 'b/c/1.jpeg', 'b/.hidden.jpg', 'b/.git/3.jpg', 'b/notes.txt', 'a.dat'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find([str(tmp_path / 'b'), str(tmp_path / 'a.dat')])
+    assert [os.path.relpath(path, tmp_path) for path in found] == ['b/2.PNG', 'b/c/1.jpeg', 'a.dat']
+
+
+@pytest.mark.parametrize(('name', 'words'), [('x', 'no such file'), ('empty', 'holds no images')])
+def test_find_nothing(name, words, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match=words):
+        find([str(tmp_path / name)])
+
+
+def test_link_to_a_folder_above(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'up').symlink_to(tmp_path)
+    with pytest.raises(UserError, match='a/up is a link to a folder that it lies in'):
+        find([str(tmp_path)])
+
+
+def test_link_to_a_folder_elsewhere(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'b').mkdir()
+    (tmp_path / 'b' / '1.png').touch()
+    (tmp_path / 'a' / 'other').symlink_to(tmp_path / 'b')
+    assert find([str(tmp_path / 'a')]) == [str(tmp_path / 'a' / 'other' / '1.png')]
+
+
+@pytest.mark.parametrize('interpolation', ['auto', 'bilinear', 'bicubic', 'nearest'])
+def test_one_channel_is_resized_as_none(interpolation):
+    fit = images.Fit(0.5, interpolation)
+    image = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
+    found = images.resize(image[..., None], (4, 6), fit)
+    np.testing.assert_array_equal(found, images.resize(image, (4, 6), fit)[..., None])

@@ -1,0 +1,281 @@
+"""Lists of image files: CSV and JSON Lines, with a split column, a file a split, or dealt out."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from jaxtrain.data.sources.open import open_source
+from jaxtrain.errors import UserError
+from tests.data.sources.test_folder import config, examples, image, unread, write
+from tests.data.sources.test_folder import source as folder
+
+ROWS = tuple((f'pics/{i}.png', ('cat', 'dog')[i % 2]) for i in range(60))
+
+
+def source(path, split='train', limit=0, classes=(), key='config.data.train', **changes):
+    cfg = config(path, source='manifest', **changes)
+    return open_source(cfg.data, split, key, limit, classes)
+
+
+def fault(*arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        source(*arguments, **options)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def table(path, rows, columns=('path', 'label')):
+    """Writes rows as the suffix says."""
+    if path.suffix == '.csv':
+        lines = [','.join(map(str, row)) for row in (columns, *rows)]
+    else:
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+    path.write_text('\n'.join(lines) + '\n')
+    return path
+
+
+def told(rows) -> dict[bytes, str]:
+    return {image(row[0]).tobytes(): str(row[1]) for row in rows}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write(tmp_path, *(name for name, _ in ROWS))
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
+def test_dealt_out(suffix, root):
+    file = table(root / f'all.{suffix}', ROWS)
+    parts = [examples(source(file, part)) for part in ('train', 'val', 'test')]
+    assert parts[0] | parts[1] | parts[2] == told(ROWS)
+    assert sum(map(len, parts)) == len(ROWS) and len(parts[0]) > 40
+
+
+def test_dealt_as_the_same_files_in_folders_are(tmp_path):
+    names = [f'{name}/{i}.png' for name in ('cat', 'dog') for i in range(40)]
+    write(tmp_path / 'pets', *names)
+    file = table(tmp_path / 'pets' / 'all.csv', [(name, name[:3]) for name in reversed(names)])
+    for part in ('train', 'val', 'test'):
+        assert examples(source(file, part)) == examples(folder(tmp_path / 'pets', part))
+
+
+def test_dealt_alike_wherever_it_lies(root, tmp_path_factory):
+    moved = write(tmp_path_factory.mktemp('moved'), *(name for name, _ in ROWS))
+    one, other = table(root / 'a.csv', ROWS), table(moved / 'b.jsonl', ROWS)
+    full = table(root / 'c.csv', [(root / name, label) for name, label in ROWS])
+    found = [source(file, 'test') for file in (one, other, full)]
+    assert examples(found[0]) == examples(found[1]) == examples(found[2])
+    assert found[0].digest == found[1].digest == found[2].digest
+
+
+def test_digest_is_of_labels_too_and_not_of_the_order(root):
+    found = [
+        source(table(root / f'{number}.csv', rows), shares=(('train', 1.0),)).digest
+        for number, rows in enumerate((ROWS, ROWS[::-1], [*ROWS[:-1], (ROWS[-1][0], 'cat')]))
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
+def test_split_column(suffix, root):
+    parts = [(*row, 'train' if i < 35 else 'held out') for i, row in enumerate(ROWS)]
+    file = table(root / f'all.{suffix}', parts, ('path', 'label', 'split'))
+    assert examples(source(file)) == told(ROWS[:35])
+    assert examples(source(file, 'held out')) == told(ROWS[35:])
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
+def test_a_file_for_each_split(suffix, root):
+    table(root / f'train.{suffix}', ROWS[:35])
+    table(root / f'val.{suffix}', ROWS[35:])
+    assert examples(source(root)) == told(ROWS[:35])
+    assert examples(source(root, 'val')) == told(ROWS[35:])
+
+
+def test_examples_keep_the_order_of_the_lines(root):
+    rows = ROWS[::-1]
+    table(root / 'train.csv', rows)
+    found = source(root).fetch(np.arange(len(rows)))
+    np.testing.assert_array_equal(found['image'], [image(name) for name, _ in rows])
+    assert found['label'].tolist() == [i % 2 for i in range(60)][::-1]
+
+
+@pytest.mark.parametrize(
+    ('labels', 'classes'),
+    [
+        (('10', '9', '-1'), ('-1', '9', '10')),
+        (('10', '9', 'x'), ('10', '9', 'x')),
+        (('01', '1', '2'), ('01', '1', '2')),
+    ],
+)
+def test_order_of_classes(labels, classes, root):
+    rows = [(name, labels[i % 3]) for i, (name, _) in enumerate(ROWS)]
+    table(root / 'train.csv', rows)
+    opened = source(root)
+    assert opened.classes == classes and examples(opened) == told(rows)
+
+
+def test_integers_in_jsonl(root):
+    rows = [(name, 5 * (i % 3)) for i, (name, _) in enumerate(ROWS)]
+    table(root / 'train.jsonl', rows)
+    assert source(root).classes == ('0', '5', '10') and examples(source(root)) == told(rows)
+
+
+def test_labels_refer_to_the_classes_of_the_run(root):
+    table(root / 'val.csv', ROWS)
+    opened = source(root, 'val', classes=('owl', 'dog', 'cat'))
+    assert examples(opened) == told(ROWS) and set(opened.labels.tolist()) == {1, 2}
+    message = fault(root, 'val', classes=('owl', 'cat'))
+    assert "class 'dog' is not one of the 2 classes that the run trains on" in message
+
+
+def test_quotes_spaces_and_further_columns(root):
+    names = ['pics/a, b.png', 'pics/c.png', 'pics/d "e".png']
+    write(root, *names)
+    text = '\ufeffid, path , label\r\n1, "pics/a, b.png",cat\r\n\r\n2, pics/c.png , dog\r\n'
+    (root / 'train.csv').write_text(text + '3,"pics/d ""e"".png",cat', newline='')
+    expected = told(zip(names, ('cat', 'dog', 'cat'), strict=True))
+    assert examples(source(root)) == expected
+
+
+def test_byte_order_mark_blank_lines_and_line_separators_in_jsonl(root):
+    names = ['pics/\u2028a.png', 'pics/b.png']
+    write(root, *names)
+    lines = [
+        json.dumps({'path': name, 'label': label, 'n': 1}, ensure_ascii=False)
+        for name, label in zip(names, 'xy', strict=True)
+    ]
+    (root / 'train.jsonl').write_text('\ufeff' + '\r\n\n'.join(lines), newline='')
+    assert examples(source(root)) == told(zip(names, 'xy', strict=True))
+
+
+@pytest.mark.parametrize('memory_mib', [0, 2048])
+def test_limit(root, memory_mib):
+    table(root / 'train.csv', ROWS)
+    assert examples(source(root, limit=3, memory_mib=memory_mib)) == told(ROWS[:6])
+
+
+def test_images_that_cannot_be_read_or_do_not_exist_are_left_out(root):
+    table(root / 'train.csv', ROWS)
+    (root / ROWS[4][0]).write_bytes(b'text')
+    os.remove(root / ROWS[7][0])
+    opened = source(root, on_bad_image='skip')
+    assert examples(opened) == told([row for i, row in enumerate(ROWS) if i not in (4, 7)])
+    assert opened.skipped == tuple(str(root / ROWS[i][0]) for i in (4, 7))
+
+
+CSV = 'path,label\npics/0.png,cat\npics/1.png,dog\n'
+LINES = ['{"path": "pics/0.png", "label": 0}', '{"path": "pics/1.png", "label": 1}']
+JSONL = '\n'.join(LINES)
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('', 'train.csv is empty; give a line with path and label for each'),
+        ('path,label\n', 'train.csv is empty'),
+        (
+            'file,label\na.png,cat\n',
+            'train.csv: its first line must name the columns path and label, separated by commas, '
+            'once each; it has file, label',
+        ),
+        ('path;label\na;b\n', 'separated by commas, once each; it has path;label'),
+        ('path,label,label\na,b,c\n', 'once each; it has path, label, label'),
+        (CSV + 'pics/2.png\n', 'train.csv, line 4: it has not the 2 fields of the first line'),
+        (CSV + 'pics/2.png,a,b\n', 'line 4: it has not the 2 fields of the first line; put fields'),
+        (CSV + 'pics/2.png,\n', "line 4: label is ''; give a name or an integer"),
+        (CSV + ',cat\n', "line 4: path is ''; give a name"),
+        (CSV + '"pics/2.png,cat\n', 'train.csv, line 4: unexpected end of data; mend the line'),
+        (CSV + 'pics/9x.png,cat\n', 'train.csv, line 4: there is no image '),
+        (CSV + 'pics/../pics/1.png,cat\n', 'line 4: pics/1.png is in line 3 already; remove one'),
+        ('path,label\npics/0.png,cat\n', "has the one class 'cat'"),
+    ],
+)
+def test_wrong_csv(text, words, root):
+    (root / 'train.csv').write_text(text)
+    assert words in fault(root)
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('\n', 'train.jsonl is empty'),
+        (JSONL + '\n{"path": 1', 'train.jsonl, line 3: it is not JSON ('),
+        (JSONL + '\n["a", "b"]', 'line 3: it must be an object with path and label; it has no ke'),
+        (JSONL + '\n\n{"path": "a", "lable": 1}', 'line 4: it must be an object with path and la'),
+        (JSONL + '\n{"path": "a", "label": 1.5}', 'line 3: label is 1.5; give a name or an integ'),
+        (JSONL + '\n{"path": "a", "label": true}', 'line 3: label is True; give a name or an in'),
+        (JSONL + '\n{"path": null, "label": 1}', 'line 3: path is None; give a name'),
+        (
+            JSONL + '\n{"path": "pics/2.png", "label": 1, "split": "train"}',
+            'line 3: give a split in every line, or in none',
+        ),
+        (
+            LINES[0][:-1] + ', "split": "val"}',
+            "train.jsonl has lines of the split 'val'; move them to their own file",
+        ),
+    ],
+)
+def test_wrong_jsonl(text, words, root):
+    (root / 'train.jsonl').write_text(text)
+    assert words in fault(root)
+
+
+def test_split_that_is_not_there(root):
+    file = table(root / 'all.csv', [(*ROWS[0], 'train'), (*ROWS[1], 'valid')],
+                 ('path', 'label', 'split'))  # fmt: skip
+    message = fault(file, 'val', key='config.data.val')
+    assert "config.data.val='val': no line of" in message
+    assert "has that split (did you mean 'valid'?); it has train, valid" in message
+    (root / 'valid.csv').write_text(CSV)
+    message = fault(root, 'val', key='--split')
+    assert f"--split='val': {root} has no val.csv or val.jsonl (did you mean 'valid'?)" in message
+    assert 'it has all.csv, valid.csv' in message
+
+
+def test_two_manifests_for_a_split(root):
+    (root / 'train.csv').write_text(CSV)
+    (root / 'train.jsonl').write_text(JSONL)
+    assert 'has both train.csv and train.jsonl; remove one of them' in fault(root)
+
+
+def test_not_utf8(root):
+    (root / 'train.csv').write_bytes(CSV.encode() + 'pics/ä.png,cat\n'.encode('latin-1'))
+    assert 'train.csv is not UTF-8 (byte 46); save it as UTF-8' in fault(root)
+
+
+@pytest.mark.parametrize('name', ['all.txt', 'all.json', 'all'])
+def test_wrong_suffix(name, root):
+    (root / name).write_text(CSV)
+    assert f'{name} is not a list of examples; name a file that ends in .csv or' in (
+        fault(root / name)
+    )
+
+
+def test_no_manifest(root):
+    assert 'no.csv cannot be read (No such file or directory); name a' in fault(root / 'no.csv')
+
+
+def test_class_without_training_examples(root):
+    """Where the one line of a class is dealt to another split."""
+    rows = [(name, 'a') for name, _ in ROWS[:50]] + [(ROWS[50][0], 'b')]
+    file = table(root / 'all.csv', rows)
+    seed = next(seed for seed in range(99) if not dealt_first(file, seed))
+    message = fault(file, split_seed=seed)
+    assert "config.data.train='train': none of the examples of class 'b' falls into it" in message
+
+
+def dealt_first(file, seed: int) -> bool:
+    """Whether class b is in the first 80%; asked of a split that is not the one to train on."""
+    shares = (('part', 0.8), ('rest', 0.2))
+    return 1 in source(file, 'part', classes=('a', 'b'), split_seed=seed, shares=shares).labels
+
+
+def test_shares_are_read_only_where_they_count(root):
+    file = table(root / 'all.csv', ROWS)
+    table(root / 'train.csv', ROWS)
+    assert unread(config(file, source='manifest')) == {'name', 'dir'}
+    reads = unread(config(root, source='manifest'))
+    assert reads == {'name', 'dir', 'shares', 'split_seed'}

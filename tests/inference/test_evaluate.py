@@ -1,0 +1,126 @@
+"""`jaxtrain evaluate`: the numbers of the run again, exactly, and nothing else opened."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxtrain.config.files import load
+from jaxtrain.data.sources import open as sources
+from jaxtrain.inference.trained import evaluate as evaluate_run
+from jaxtrain.models import make_model
+from jaxtrain.weights.bundle import resolve
+from tests.conftest import TINY
+
+# Orbax, read without a template.
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
+
+def result(workdir: Path) -> dict:
+    return json.loads((workdir / 'result.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def plain(pretrained) -> dict[str, np.ndarray]:
+    """Loss and accuracy of each val example: the whole split in one call, the rest in NumPy."""
+    cfg = resolve(load(f'{TINY}:full', []), None)
+    source = sources.open_source(cfg.data, 'val', 'data.val')
+    batch = source.fetch(np.arange(len(source)))
+    step = str(result(pretrained)['best_step'])
+    state = ocp.PyTreeCheckpointer().restore(pretrained / 'checkpoints' / step / 'state')
+    variables = {'params': state['params'], **state['model_state']}
+    inputs = (batch['image'] / np.float32(255) - 0.5) / 0.5
+    logits = np.asarray(make_model(cfg.model, 10).apply(variables, inputs, train=False), np.float64)
+    right = logits[np.arange(300), batch['label']]
+    highest = logits.max(-1)
+    loss = np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest - right
+    return {'loss': loss, 'accuracy': logits.argmax(-1) == batch['label']}
+
+
+@pytest.mark.parametrize('split, examples', [('val', 300), ('test', 600)])
+def test_the_numbers_of_the_run_exactly(split, examples, pretrained, jaxtrain):
+    found = evaluate_run(str(pretrained), split, 'best')
+    ran = result(pretrained)
+    assert found == {
+        'split': split,
+        'step': ran['best_step'],
+        'examples': examples,
+        'metrics': ran['metrics'][split],
+    }
+    outcome = jaxtrain('evaluate', f'--workdir={pretrained}', f'--split={split}')
+    assert outcome.code == 0 and not outcome.err
+    said = dict(word.split('=') for word in outcome.out.split()[1:])
+    assert outcome.out.split()[0] == split
+    assert int(said['step']) == ran['best_step'] and int(said['examples']) == examples
+    for name, value in ran['metrics'][split].items():
+        assert float(said[name]) == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.parametrize('split', ['val', 'test', 'test[:50]'])
+def test_only_the_split_that_was_asked_for_is_opened(split, pretrained, monkeypatch):
+    opened, whole = [], sources._open
+
+    def note(name, directory, split, *rest):
+        opened.append(split)
+        return whole(name, directory, split, *rest)
+
+    monkeypatch.setattr(sources, '_open', note)
+    found = evaluate_run(str(pretrained), split, 'last')
+    assert opened == [split] and found['split'] == split
+
+
+def test_any_part_of_any_split(pretrained):
+    whole, half, other = (
+        evaluate_run(str(pretrained), split, 'last')
+        for split in ('test', 'test[:300]', 'test[300:]')
+    )
+    assert (half['examples'], other['examples']) == (300, 300)
+    for name, value in whole['metrics'].items():
+        parts = (half['metrics'][name], other['metrics'][name])
+        assert np.mean(parts) == pytest.approx(value, rel=1e-6) and parts[0] != parts[1]
+
+
+def test_best_last_and_a_step(pretrained, tmp_path):
+    """Of a run whose best checkpoint is not its last one."""
+    workdir = tmp_path / 'run'
+    shutil.copytree(pretrained, workdir)
+    assert [p.name for p in (workdir / 'checkpoints').iterdir()] == ['60']
+    shutil.copytree(workdir / 'checkpoints' / '60', workdir / 'checkpoints' / '30')
+    with (workdir / 'metrics.jsonl').open('a') as file:
+        worse = {'step': 60, 'split': 'val', 'accuracy': 0.0, 'loss': 9.0}
+        file.write(json.dumps(worse) + '\n')
+    found = {
+        name: evaluate_run(str(workdir), 'val', name)['step']
+        for name in ('best', 'last', '30', '60')
+    }
+    assert found == {'best': 30, 'last': 60, '30': 30, '60': 60}
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 300, 512])
+def test_every_example_counts_once_whatever_the_batch(batch_size, plain, pretrained, tmp_path):
+    """7 does not divide the 300 examples, and 512 is more than there are."""
+    workdir = tmp_path / 'run'
+    shutil.copytree(pretrained, workdir)
+    written = json.loads((workdir / 'config.json').read_text())
+    written['config']['eval_batch_size'] = batch_size
+    (workdir / 'config.json').write_text(json.dumps(written))
+    found = evaluate_run(str(workdir), 'val', 'best')
+    assert found['examples'] == 300
+    assert found['metrics']['loss'] == pytest.approx(plain['loss'].mean(), abs=1e-6)
+    assert found['metrics']['accuracy'] == pytest.approx(plain['accuracy'].mean(), abs=1e-9)
+
+
+def test_no_example_stands_in_for_another(plain, pretrained):
+    """The first ten examples by themselves: in the data's order, and without the padding."""
+    found = evaluate_run(str(pretrained), 'val[:10]', 'best')['metrics']
+    assert found['loss'] == pytest.approx(plain['loss'][:10].mean(), abs=1e-6)
+    assert plain['loss'][:10].mean() != pytest.approx(plain['loss'].mean(), abs=1e-3)
+
+
+def test_the_runs_own_train_split_is_what_it_was_trained_on(jaxtrain, tmp_path):
+    words = ['--config.steps=1', '--config.data.test=']
+    assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
+    assert evaluate_run(str(tmp_path), 'train', 'last')['examples'] == 50

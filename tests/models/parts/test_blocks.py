@@ -1,0 +1,337 @@
+"""Blocks run by a loop, with parts computed anew, or both: the same numbers in every way."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxtrain.costs import flops
+from jaxtrain.models import split_scan
+from jaxtrain.models.bert import BERT
+from jaxtrain.models.cnn import CNN
+from jaxtrain.models.gpt import GPT
+from jaxtrain.models.parts.blocks import Stack, run_blocks
+from jaxtrain.models.parts.transformer import DropPath
+from jaxtrain.models.vit import ViT
+from jaxtrain.parallel.replicas import Replicas
+from jaxtrain.params.partition import flatten, unflatten
+from jaxtrain.step.state import abstract_variables
+
+DEPTH = 4
+SIZES = {'width': 12, 'depth': DEPTH, 'heads': 3, 'mlp': 20}
+MODELS = {
+    'vit': (ViT(5, (4, 4), layer_scale=0.5, drop_path=0.6, **SIZES), (8, 8, 1)),
+    'gpt': (GPT(11, context=6, **SIZES), (6,)),
+    'bert': (BERT(5, 11, positions=6, **SIZES), (6,)),
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quickly():
+    """These programs run for less time than it takes to optimise them."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def variables(name: str) -> dict[str, np.ndarray]:
+    """Float64 parameters of a model by path."""
+    rng = np.random.default_rng(0)
+    params, _ = abstract_variables(*MODELS[name])
+    return {path: rng.normal(0, 0.5, leaf.shape) for path, leaf in flatten(params).items()}
+
+
+def batch(name: str) -> np.ndarray:
+    rng, shape = np.random.default_rng(1), (3, *MODELS[name][1])
+    return rng.normal(size=shape) if name == 'vit' else rng.integers(0, 11, shape)
+
+
+def expectation(call, args, kwargs, context):
+    """Stochastic depth without chance: what is left of each row on average before scaling."""
+    if isinstance(context.module, DropPath) and context.method_name == '__call__':
+        x, rate = args
+        return x * (1 - rate)
+    return call(*args, **kwargs)
+
+
+def loss_of(model, params: dict, x) -> jax.Array:
+    rngs = {'dropout': jax.random.key(0)}
+    with nn.intercept_methods(expectation):
+        out = model.apply({'params': unflatten(params)}, x, train=True, rngs=rngs)
+    return jnp.sum(jnp.sin(out) ** 2)
+
+
+def agree(found: tuple, expected: tuple) -> None:
+    """Loss and gradients, to rounding in float64."""
+    (loss, grads), (again, grads_again) = expected, found
+    assert loss.dtype == again.dtype == np.float64
+    np.testing.assert_allclose(again, loss, rtol=1e-12)
+    # Some gradients are zero in theory, so the limit is that of all.
+    limit = 1e-12 * max(np.abs(grad).max() for grad in grads.values())
+    for path, grad in grads.items():
+        np.testing.assert_allclose(grads_again[path], grad, rtol=0, atol=limit, err_msg=path)
+
+
+def test_a_vit_gives_the_same_loss_and_gradients():
+    """Two blocks in a loop and one behind them, computed anew, against all as they are; stochastic
+    depth at a rate of its own in each block included, and methods intercepted.
+    """
+    plain = MODELS['vit'][0].clone(depth=3)
+    params = {path: x for path, x in variables('vit').items() if 'block_3' not in path}
+
+    def found(model) -> tuple:
+        return jax.jit(jax.value_and_grad(lambda p: loss_of(model, p, batch('vit'))))(params)
+
+    with jax.enable_x64(True):
+        agree(found(plain.clone(scan=True, scan_ends=(2,), remat='full')), found(plain))
+
+
+@pytest.mark.parametrize('name', ['gpt', 'bert'])
+def test_models_of_text_give_the_same_loss(name):
+    with jax.enable_x64(True):
+        plain, other = (
+            jax.jit(lambda p, f=fields: loss_of(MODELS[name][0].clone(**f), p, batch(name)))(
+                variables(name)
+            )
+            for fields in ({}, {'scan': True, 'scan_ends': (2, 3), 'remat': 'full'})
+        )
+        np.testing.assert_allclose(other, plain, rtol=1e-12)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, rate):
+        return x + nn.tanh(nn.Dense(3, name='dense')(x)) * rate
+
+
+class Layers(nn.Module):
+    stack: Stack
+
+    @nn.compact
+    def __call__(self, x):
+        layers = [Layer(name=f'block_{i}') for i in range(DEPTH)]
+        rates = jnp.linspace(0.5, 1, DEPTH)
+        return run_blocks(self, layers, x, lambda layer, x, own: layer(x, own), self.stack, rates)
+
+
+PLAIN = Stack()
+STACKS = [
+    Stack('dots'), Stack('full'), Stack('none', True), Stack('none', True, (1,)),
+    Stack('dots', True, (2,)), Stack('full', True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('stack', STACKS, ids=str)
+def test_every_stack_gives_the_same_loss_and_gradients(stack):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3))
+    params = {}
+    for i in range(DEPTH):
+        params[f'block_{i}/dense/kernel'] = rng.normal(size=(3, 3))
+        params[f'block_{i}/dense/bias'] = rng.normal(size=3)
+
+    def found(stack: Stack) -> tuple:
+        def loss(params: dict) -> jax.Array:
+            return (Layers(stack).apply({'params': unflatten(params)}, x) ** 2).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    with jax.enable_x64(True):
+        agree(found(stack), found(PLAIN))
+
+
+@pytest.mark.slow
+def test_a_model_with_a_cache():
+    """Keys and values are kept in the same places, and it goes on from them."""
+    params = unflatten({path: x.astype('f4') for path, x in variables('gpt').items()})
+    tokens = batch('gpt')
+    whole = MODELS['gpt'][0].apply({'params': params}, tokens, train=False)
+    model, cache = MODELS['gpt'][0].clone(**WAY), {}
+    for start, part in ((0, tokens[:, :4]), (4, tokens[:, 4:])):
+        found, cache = model.apply(
+            {'params': params, **cache}, part, train=False, cache=6, mutable=['cache'],
+            start=jnp.full(len(part), start),
+        )  # fmt: skip
+        np.testing.assert_allclose(found, whole[:, start:][:, : part.shape[1]], atol=1e-4)
+    assert set(cache['cache']['backbone']) == {f'block_{i}' for i in range(DEPTH)}
+
+
+WAY = {'scan': True, 'remat': 'full'}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_parameters_have_the_same_names(name):
+    model, shape = MODELS[name]
+    assert abstract_variables(model.clone(**WAY), shape) == abstract_variables(model, shape)
+
+
+def test_parameters_start_the_same():
+    model, x = MODELS['gpt'][0].clone(depth=2), jnp.ones((1, 6), jnp.int32)
+    init = jax.jit(lambda made: made.init(jax.random.key(0), x, train=False), static_argnums=0)
+    jax.tree.map(np.testing.assert_array_equal, init(model), init(model.clone(**WAY)))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_loop_has_one_block_in_the_program(name):
+    def products(fields: dict) -> int:
+        model = MODELS[name][0].clone(**fields)
+        text = jax.jit(lambda p: loss_of(model, p, batch(name))).lower(variables(name)).as_text()
+        return text.count('dot_general')
+
+    plain, deeper, looped = products({'depth': 3}), products({}), products({'scan': True})
+    assert plain - looped == 2 * (deeper - plain) > 0
+
+
+@pytest.mark.parametrize(('kind', 'again'), [('dots', 2), ('full', 7)])
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_computes_that_much_anew(kind, again, scan):
+    """Of the 8 products of a block: the two of its attention, which have a batch; or all but the
+    last, of which nothing needs the result to go backwards.
+    """
+
+    assert products(kind, scan) - products('none', scan) == again * DEPTH
+
+
+@cache
+def products(kind: str, scan: bool) -> int:
+    """In the gradient of a GPT."""
+    model = MODELS['gpt'][0].clone(remat=kind, scan=scan)
+    grad = jax.grad(lambda p: loss_of(model, p, batch('gpt')))
+    return _count(jax.make_jaxpr(grad)(variables('gpt')).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    """Products of matrices, those in a loop as often as it runs."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        times = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
+        inner = [getattr(v, 'jaxpr', v) for v in eqn.params.values() if hasattr(v, 'eqns')]
+        inner += [v.jaxpr for v in eqn.params.values() if hasattr(v, 'jaxpr')]
+        total += eqn.primitive.name == 'dot_general'
+        total += times * sum(map(_count, {id(v): v for v in inner}.values()))
+    return total
+
+
+# Random numbers.
+
+
+class Digits(nn.Module):
+    """Its own digit behind those of the blocks before it: what each was given, or dropped."""
+
+    dropped: bool
+
+    @nn.compact
+    def __call__(self, x, digit):
+        one = self.param('one', nn.initializers.ones, ())
+        if self.dropped:
+            digit = nn.Dropout(0.5, deterministic=False)(jnp.ones_like(x)) > 0
+        return 10 * x + one * digit
+
+
+class Number(nn.Module):
+    stack: Stack
+    dropped: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        blocks = [Digits(self.dropped, name=f'block_{i}') for i in range(DEPTH)]
+        each = jnp.arange(1.0, 1 + DEPTH)
+        return run_blocks(self, blocks, x, lambda block, x, own: block(x, own), self.stack, each)
+
+
+def number(stack: Stack, dropped: bool = False, ones=(1, 1, 1, 1)) -> jax.Array:
+    params = {f'block_{i}': {'one': one} for i, one in enumerate(ones)}
+    rngs = {'dropout': jax.random.key(0)}
+    return Number(stack, dropped).apply({'params': params}, jnp.zeros(64), rngs=rngs)
+
+
+@pytest.mark.parametrize('stack', [PLAIN, *STACKS], ids=str)
+def test_each_block_has_its_own_in_order(stack):
+    np.testing.assert_array_equal(number(stack), 1234)
+
+
+@pytest.mark.parametrize('stack', [PLAIN, *STACKS], ids=str)
+def test_each_block_drops_others(stack):
+    masks = np.array([list(f'{int(n):04}') for n in number(stack, dropped=True)]).T == '1'
+    assert (masks.mean(1) > 0.2).all() and (masks.mean(1) < 0.8).all()
+    assert all((masks[i] != masks[j]).any() for i in range(DEPTH) for j in range(i))
+
+
+@pytest.mark.parametrize('stack', STACKS, ids=str)
+def test_what_is_computed_anew_drops_the_same(stack):
+    """The sum is linear in the ones, so their gradients add up to it."""
+    total, grads = jax.value_and_grad(
+        lambda ones: number(stack, dropped=True, ones=ones).sum()
+    )((1.0, 1.0, 1.0, 1.0))  # fmt: skip
+    assert float(total) == pytest.approx(float(sum(grads)))
+
+
+def test_one_device_of_two_drops_as_both():
+    """Its rows, whichever they are: of stochastic depth and of dropout in a loop."""
+    model = MODELS['vit'][0].clone(dropout=0.3, scan=True)
+    params = {k: v.astype('f4') for k, v in variables('vit').items()}
+    x = np.random.default_rng(1).normal(size=(6, 8, 8, 1)).astype('f4')
+    replicas = Replicas(axis='devices')
+
+    def out(x):
+        rngs = {'dropout': jax.random.key(3)}
+        return model.apply({'params': unflatten(params)}, x, train=True, rngs=rngs)
+
+    def own(x):
+        with replicas.layers(len(x)):
+            return out(x)
+
+    halves = jax.jit(jax.vmap(own, axis_name='devices'))(x.reshape(2, 3, 8, 8, 1))
+    np.testing.assert_allclose(halves.reshape(6, 5), jax.jit(out)(x), rtol=1e-4, atol=1e-4)
+
+
+# Freezing.
+
+
+def frozen(blocks, name='vit') -> dict[str, bool]:
+    """Whether each parameter is trained, where all but these blocks and the head are frozen."""
+    starts = ('head/', 'backbone/norm/', *(f'backbone/block_{i}/' for i in blocks))
+    return {path: path.startswith(starts) for path in variables(name)}
+
+
+@pytest.mark.parametrize(
+    ('blocks', 'ends'),
+    [((), ()), ((0, 1, 2, 3), ()), ((3,), (3,)), ((2, 3), (2,)), ((1,), (1, 2)),
+     ((0, 2), (1, 2, 3))],
+)  # fmt: skip
+def test_loops_end_where_freezing_does(blocks, ends):
+    model = MODELS['vit'][0].clone(scan=True)
+    assert split_scan(model, frozen(blocks)) == model.clone(scan_ends=ends)
+
+
+def test_blocks_of_which_parts_are_trained():
+    trained = {path: path.endswith('bias') for path in variables('vit')}
+    model = MODELS['vit'][0].clone(scan=True)
+    assert split_scan(model, trained).scan_ends == ()
+    trained['backbone/block_1/mlp/up/kernel'] = True
+    assert split_scan(model, trained).scan_ends == (1, 2)
+
+
+@pytest.mark.parametrize('model', [MODELS['vit'][0], CNN(5)])
+def test_without_a_loop_a_model_stays_as_it_is(model):
+    assert split_scan(model, frozen((3,))) is model
+
+
+@pytest.mark.parametrize('kind', ['none', 'full'])
+def test_a_frozen_stretch_costs_no_backward_pass(kind):
+    """As many operations as without loops; a single loop would need more."""
+    trained = frozen((2, 3))
+    params = variables('vit')
+
+    def work(model) -> float:
+        def loss(some: dict) -> jax.Array:
+            return loss_of(model, {**params, **some}, batch('vit'))
+
+        return flops.count(jax.grad(loss), {p: params[p] for p in params if trained[p]}).matmul
+
+    plain = MODELS['vit'][0].clone(remat=kind)
+    scan = plain.clone(scan=True)
+    assert work(split_scan(scan, trained)) == work(plain) < work(scan)

@@ -1,0 +1,396 @@
+"""The optimizer that the rules describe, against plain optax on the same parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxtrain.config import Config, base
+from jaxtrain.config.durations import Run
+from jaxtrain.errors import UserError
+from jaxtrain.optim.optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from jaxtrain.params.partition import flatten, unflatten
+
+STEPS = 12
+PATHS = ['backbone/a/kernel', 'backbone/a/bias', 'head/b/kernel', 'head/b/bias']
+SHAPES = dict(zip(PATHS, [(4, 3), (3,), (3, 2), (2,)], strict=True))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quickly():
+    """These programs run for less time than it takes to optimise them."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def draw(seed: int) -> dict:
+    """A tree of normal numbers with the shapes of the parameters."""
+    rng = np.random.default_rng(seed)
+    return unflatten({p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in SHAPES.items()})
+
+
+def settings(args=None, **changes):
+    tree = base().to_dict()
+    tree['optim']['schedule'] = ('constant',)
+    tree['optim']['args'] = args or {}
+    return Config(tree).replace(**{f'optim__{key}': v for key, v in changes.items()}).optim
+
+
+def make(args=None, steps=STEPS, trainable=PATHS, **changes):
+    return make_optimizer(settings(args, **changes), PATHS, list(trainable), lasts(steps))
+
+
+def lasts(steps: int) -> Run:
+    return Run(steps, batch_size=4, examples=8)
+
+
+def run(tx, params=None, steps=STEPS) -> dict[str, np.ndarray]:
+    """Parameters by path after some steps, with gradients that differ from step to step."""
+    params = draw(0) if params is None else params
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(steps):
+        grads = jax.tree.map(lambda p, g: p + g, params, select(draw(step + 1), params))
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return flatten(params)
+
+
+def select(tree, like):
+    kept = flatten(like)
+    return unflatten({p: leaf for p, leaf in flatten(tree).items() if p in kept})
+
+
+def agree(one: dict, other: dict, tolerance=2e-6):
+    assert set(one) == set(other)
+    for path in one:
+        np.testing.assert_allclose(one[path], other[path], atol=tolerance, rtol=0, err_msg=path)
+
+
+def fault(**changes) -> str:
+    with pytest.raises(UserError) as caught:
+        make(**changes)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adam', 'adamw', 'lion'])
+def test_without_rules_it_is_plain_optax(name):
+    extra = {'weight_decay': 0.0} if name in ('adamw', 'lion') else {}
+    agree(run(make(name=name, lr=0.1).tx), run(getattr(optax, name)(0.1, **extra)))
+
+
+def test_lr_mult_scales_the_learning_rate_of_each_leaf():
+    ours = make(lr=0.1, lr_mult=(('backbone/.*/kernel', 0.1), ('backbone/.*', 0), ('head/.*', 2.0)))
+    expected = {}
+    for path, rate in zip(PATHS, (0.01, 0.0, 0.2, 0.2), strict=True):
+        alone = unflatten({path: flatten(draw(0))[path]})
+        expected |= run(optax.adamw(rate, weight_decay=0.0), alone)
+    after = run(ours.tx)
+    agree(after, expected)
+    np.testing.assert_array_equal(after['backbone/a/bias'], flatten(draw(0))['backbone/a/bias'])
+    assert ours.lr_mult == dict(zip(PATHS, (0.1, 0, 2.0, 2.0), strict=True))
+
+
+def test_lr_mult_scales_a_schedule():
+    ours = make(lr=0.1, schedule=('cosine',), warmup='3 steps', lr_mult=(0.5,), name='sgd')
+    curve = make_schedule(settings(lr=0.1, warmup='3 steps'), 'cosine', lasts(STEPS))
+    agree(run(ours.tx), run(optax.sgd(lambda step: 0.5 * curve(step))))
+
+
+def test_schedules_by_rule():
+    ours = make(lr=0.1, name='sgd', schedule=(('head/.*', 'constant'), ('.*', 'linear')))
+    whole = draw(0)
+    expected = run(optax.sgd(0.1), {'head': whole['head']})
+    curve = optax.linear_schedule(0.1, 0.0, STEPS)
+    agree(run(ours.tx), expected | run(optax.sgd(curve), {'backbone': whole['backbone']}))
+
+
+def test_decay_mult_is_the_mask_of_adamw():
+    ours = make(lr=0.1, weight_decay=0.3)  # the default spares all but kernels
+    mask = unflatten({path: path.endswith('kernel') for path in PATHS})
+    agree(run(ours.tx), run(optax.adamw(0.1, weight_decay=0.3, mask=mask)))
+    assert ours.decay == {path: 0.3 if path.endswith('kernel') else 0.0 for path in PATHS}
+
+
+def test_decay_mult_is_a_factor():
+    ours = make(lr=0.1, weight_decay=0.2, decay_mult=(('head/.*', 0.5), ('.*', 1.0)))
+    whole = draw(0)
+    expected = run(optax.adamw(0.1, weight_decay=0.1), {'head': whole['head']})
+    expected |= run(optax.adamw(0.1, weight_decay=0.2), {'backbone': whole['backbone']})
+    agree(run(ours.tx), expected)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_decay_of_sgd_is_an_l2_penalty(nesterov):
+    """Its gradient joins the loss's before momentum, as in `g + weight_decay * p`."""
+    args = {'momentum': 0.9, 'nesterov': nesterov}
+    ours = make(args, name='sgd', lr=0.05, weight_decay=0.2, decay_mult=(1.0,))
+    params, velocity = flatten(draw(0)), dict.fromkeys(PATHS, 0.0)
+    for step in range(STEPS):
+        noise = flatten(draw(step + 1))
+        for path in PATHS:
+            grad = params[path] + noise[path] + 0.2 * params[path]
+            velocity[path] = 0.9 * velocity[path] + grad
+            ahead = grad + 0.9 * velocity[path]
+            params[path] = params[path] - 0.05 * (ahead if nesterov else velocity[path])
+    agree(run(ours.tx), params)
+
+
+def test_clip_norm_is_taken_over_the_parameters_of_a_limit():
+    ours = make(lr=0.1, name='sgd', clip_norm=(('head/.*', 0.5), ('.*/bias', 0), ('.*', 1.5)))
+    clip, whole = optax.clip_by_global_norm, draw(0)
+    plain = optax.sgd(0.1)
+    expected = run(optax.chain(clip(0.5), plain), {'head': whole['head']})
+    kernel = {'backbone': {'a': {'kernel': whole['backbone']['a']['kernel']}}}
+    expected |= run(optax.chain(clip(1.5), plain), kernel)
+    expected |= run(plain, {'backbone': {'a': {'bias': whole['backbone']['a']['bias']}}})
+    agree(run(ours.tx), expected)
+
+
+def test_clip_norm_over_everything():
+    clipped = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
+    agree(run(make(lr=0.1, name='sgd', clip_norm=(0.5,)).tx), run(clipped))
+
+
+def test_clip_comes_before_the_decay_of_sgd():
+    ours = make(lr=0.1, name='sgd', weight_decay=0.3, decay_mult=(1.0,), clip_norm=(0.5,))
+    clip, decay = optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.3)
+    agree(run(ours.tx), run(optax.chain(clip, decay, optax.sgd(0.1))))
+
+
+def test_rules_hold_for_all_paths_but_clip_the_trained_ones():
+    """A rule about frozen parameters is no error, and they take no part in a norm."""
+    head = [path for path in PATHS if path.startswith('head')]
+    ours = make(
+        trainable=head, name='sgd', lr=0.1, clip_norm=(0.5,), lr_mult=(('head/.*', 1), ('.*', 0.1))
+    )
+    clipped = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
+    only_head = {'head': draw(0)['head']}
+    agree(run(ours.tx, only_head), run(clipped, only_head))
+    assert set(ours.lr_mult) == set(ours.decay) == set(head)
+
+
+def test_frozen_leaves_hold_no_state():
+    head = [path for path in PATHS if path.startswith('head')]
+    only_head = {'head': draw(0)['head']}
+    ours = make(trainable=head, weight_decay=0.1, clip_norm=(1.0,)).tx.init(only_head)
+    moments = [leaf for leaf in jax.tree.leaves(ours) if leaf.ndim]
+    assert sorted(m.shape for m in moments) == sorted([SHAPES[path] for path in head] * 2)
+
+
+@pytest.mark.parametrize('name', ['constant', 'cosine', 'linear'])
+@pytest.mark.parametrize('warmup', [0, 4])
+def test_schedule_against_its_formula(name, warmup):
+    cfg = settings(lr=0.5, warmup=f'{warmup} steps', lr_end=0.1)
+    curve = make_schedule(cfg, name, lasts(20))
+    for step in range(21):
+        if step < warmup:
+            expected = 0.5 * step / warmup
+        else:
+            done = (step - warmup) / (20 - warmup)
+            share = {
+                'constant': 1.0,
+                'cosine': 0.1 + 0.9 * (1 + np.cos(np.pi * done)) / 2,
+                'linear': 1 - 0.9 * done,
+            }[name]
+            expected = 0.5 * share
+        assert float(curve(step)) == pytest.approx(expected, abs=1e-6), step
+
+
+@pytest.mark.parametrize('cooldown', [0, 5])
+def test_rsqrt_against_its_formula(cooldown):
+    """lr * sqrt(w / step) after w steps of warm-up; then a line down to lr * lr_end."""
+    cfg = settings(lr=0.5, warmup='4 steps', cooldown=f'{cooldown} steps', lr_end=0.1)
+    curve = make_schedule(cfg, 'rsqrt', lasts(20))
+    for step in range(21):
+        expected = 0.5 * step / 4
+        if step >= 4:
+            expected = 0.5 * (4 / step) ** 0.5
+        if cooldown and step > 15:
+            start = 0.5 * (4 / 15) ** 0.5
+            expected = start + (0.05 - start) * (step - 15) / 5
+        assert float(curve(step)) == pytest.approx(expected, abs=1e-6), step
+
+
+def test_wsd_against_its_formula():
+    """Durations of three kinds: 4 steps, and a quarter of the run."""
+    cfg = settings(lr=0.5, warmup='2 epochs', cooldown='25%', lr_end=0.2)
+    curve = make_schedule(cfg, 'wsd', lasts(20))
+    expected = [0, 0.125, 0.25, 0.375, *[0.5] * 12, *(0.5 - 0.08 * n for n in range(1, 6))]
+    np.testing.assert_allclose([float(curve(step)) for step in range(21)], expected, atol=1e-6)
+
+
+def test_learning_rate_is_the_largest_of_any_parameter():
+    ours = make(
+        lr=0.1,
+        lr_mult=(('head/.*', 2.0), ('.*', 1.0)),
+        schedule=(('head/.*', 'linear'), ('.*', 'constant')),
+        steps=10,
+    )
+    expected = [max(0.2 * (1 - step / 10), 0.1) for step in range(10)]
+    assert isinstance(ours.learning_rate, np.ndarray)
+    np.testing.assert_allclose(ours.learning_rate, expected, rtol=1e-6)
+
+
+def test_learning_rate_counts_trained_parameters_only():
+    ours = make(trainable=PATHS[2:], lr=0.1, lr_mult=(('backbone/.*', 9.0), ('.*', 1.0)), steps=3)
+    np.testing.assert_allclose(ours.learning_rate, [0.1] * 3, rtol=1e-6)
+
+
+def test_args_reach_optax():
+    ours = make({'b1': 0.5, 'eps': 1e-2}, name='adam', lr=0.1)
+    agree(run(ours.tx), run(optax.adam(0.1, b1=0.5, eps=1e-2)))
+
+
+def test_known_optimizers():
+    assert {'sgd', 'adam', 'adamw', 'lion', 'lamb', 'rmsprop', 'adafactor'} <= set(OPTIMIZERS)
+    assert not {'chain', 'masked', 'clip_by_global_norm', 'cosine_decay_schedule'} & set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'name': 'adamz'}, ["config.optim.name='adamz'", "did you mean 'adam"]),
+        ({'schedule': ('cosinus',)}, ["schedule: 'cosinus'", "did you mean 'cosine'?"]),
+        ({'args': {'b3': 1.0}}, ['optim.args.b3', 'adamw takes no such', "did you mean 'b"]),
+        ({'args': {'weight_decay': 1.0}}, ['optim.args.weight_decay', 'a key of its own']),
+        ({'args': {'learning_rate': 1.0}}, ['optim.args.learning_rate', 'a key of its own']),
+        ({'args': {'mask': None}}, ['optim.args.mask', 'a key of its own']),
+        ({'name': 'adam', 'weight_decay': 0.1}, ['adam has no weight decay', 'adamw']),
+        ({'warmup': '100%'}, ["warmup='100%' must be", f'less than the {STEPS} steps']),
+        ({'warmup': '-1 steps'}, ["config.optim.warmup='-1 steps' is not a duration"]),
+        ({'schedule': ('rsqrt',)}, ["'rsqrt' falls from the end of the warm-up"]),
+        ({'schedule': ('wsd',)}, ["'wsd' falls in the cool-down"]),
+        (
+            {'schedule': ('wsd',), 'warmup': '50%', 'cooldown': '50%'},
+            ["warmup='50%' and config.optim.cooldown='50%' must be less than"],
+        ),
+        ({'name': 'adafactor', 'args': {'weight_decay_rate': 0.1}}, ['a key of its own']),
+        ({'lr': -1.0}, ['config.optim.lr=-1.0 is negative']),
+        ({'lr': float('nan')}, ['config.optim.lr=nan']),
+        ({'weight_decay': -0.1}, ['config.optim.weight_decay=-0.1 is negative']),
+        ({'lr_mult': (('heat/.*', 1), ('.*', 1))}, ['config.optim.lr_mult', "'head/.*'?"]),
+        ({'clip_norm': (('head/.*', 1),)}, ['config.optim.clip_norm: no rule matches backbone']),
+        ({'clip_norm': ('x',)}, ['config.optim.clip_norm']),
+        (
+            {'weight_decay': 0.1, 'decay_mult': (('.*/kernels', 1.0), ('.*', 0.0))},
+            ['config.optim.decay_mult', 'matches nothing'],
+        ),
+    ],
+)
+def test_what_is_refused(changes, words):
+    message = fault(**changes)
+    assert all(word in message for word in words), message
+
+
+def test_adam_with_decay_on_no_trained_parameter_is_not_refused():
+    ours = make(name='adam', lr=0.1, weight_decay=0.1, decay_mult=(0.0,))
+    agree(run(ours.tx), run(optax.adam(0.1)))
+
+
+def test_lamb_decays_by_rule():
+    ours = make(name='lamb', lr=0.1, weight_decay=0.3)
+    mask = unflatten({path: path.endswith('kernel') for path in PATHS})
+    agree(run(ours.tx), run(optax.lamb(0.1, weight_decay=0.3, mask=mask)))
+
+
+def test_decay_of_adafactor_follows_the_learning_rate():
+    """As AdamW's does: p - lr * (update + decay * p); its own argument takes no rate."""
+    ours = make(name='adafactor', lr=0.1, weight_decay=0.3, schedule=('linear',), decay_mult=(1.0,))
+    curve = optax.linear_schedule(0.1, 0.0, STEPS)
+    tx, params = optax.adafactor(curve), draw(0)
+    state = tx.init(params)
+    for step in range(STEPS):
+        grads = jax.tree.map(lambda p, g: p + g, params, draw(step + 1))
+        updates, state = tx.update(grads, state, params)
+        rate = float(curve(step))
+        params = jax.tree.map(lambda p, u: p + u - rate * 0.3 * p, params, updates)  # noqa: B023
+    agree(run(ours.tx), flatten(params))
+
+
+MATRICES = {
+    'backbone/tokens/embedding': (9, 6),
+    'backbone/patch/kernel': (2, 2, 3, 6),
+    'backbone/block_0/attention/query/kernel': (6, 2, 3),
+    'backbone/block_0/attention/query/bias': (2, 3),
+    'backbone/block_0/attention/out/kernel': (2, 3, 6),
+    'backbone/block_0/mlp/up/kernel': (6, 8),
+    'backbone/conv_1/kernel': (3, 3, 4, 5),
+    'head/logits/kernel': (6, 9),
+}
+HIDDEN = {  # (rows, columns) of the matrix that each is
+    'backbone/block_0/attention/query/kernel': (6, 6),
+    'backbone/block_0/attention/out/kernel': (6, 6),
+    'backbone/block_0/mlp/up/kernel': (6, 8),
+    'backbone/conv_1/kernel': (36, 5),
+}
+
+
+def muon_updates(**changes) -> tuple[dict, dict]:
+    """(gradients, updates of a first step with rate 1), by path."""
+    rng = np.random.default_rng(0)
+    grads = {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in MATRICES.items()}
+    cfg = settings(name='muon', lr=1.0, **changes)
+    tx = make_optimizer(cfg, list(MATRICES), list(MATRICES), lasts(STEPS)).tx
+    params = unflatten({p: jnp.ones(s) for p, s in MATRICES.items()})
+    updates, _ = tx.update(unflatten(grads), tx.init(params), params)
+    return grads, flatten(updates)
+
+
+def test_muon_makes_hidden_kernels_orthogonal_and_leaves_the_rest_to_adam():
+    grads, updates = muon_updates(args={'ns_steps': 12, 'nesterov': False})
+    for path, (rows, columns) in HIDDEN.items():
+        update = np.asarray(updates[path]).reshape(rows, columns)
+        left, _, right = np.linalg.svd(np.asarray(grads[path]).reshape(rows, columns), False)
+        # The nearest orthogonal matrix, scaled by shape: the iteration meets it to a few percent.
+        nearest = -(left @ right) * max(1, columns / rows) ** 0.5
+        cosine = (update * nearest).sum() / np.linalg.norm(update) / np.linalg.norm(nearest)
+        assert cosine > 0.97, path
+        assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(nearest), rel=0.2), path
+    for path in set(MATRICES) - set(HIDDEN):
+        # Adam's first step is the sign of the gradient.
+        np.testing.assert_allclose(updates[path], -np.sign(grads[path]), atol=1e-3, err_msg=path)
+
+
+def test_muon_decays_both_of_its_parts_by_rule():
+    _, plain = muon_updates()
+    _, decayed = muon_updates(weight_decay=0.25)  # on kernels
+    for path in MATRICES:
+        change = np.asarray(decayed[path] - plain[path])
+        expected = -0.25 if path.endswith('kernel') else 0.0
+        np.testing.assert_allclose(change, expected, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize('key', ['lr_mult', 'clip_norm'])
+def test_negative_factors_are_refused(key):
+    assert key in fault(**{key: (-1.0,)})
+
+
+def test_settings_that_differ_by_little_stay_apart():
+    cfg = Config(base().to_dict()).replace(
+        optim__lr_mult=(('a/.*', 0.12345671), ('b/.*', 0.12345679)),
+        optim__decay_mult=(('.*', 1),),
+    )
+    paths = ['a/kernel', 'b/kernel']
+    made = make_optimizer(cfg.optim, paths, paths, lasts(10))
+    params = {'a': {'kernel': jnp.ones(3)}, 'b': {'kernel': jnp.ones(3)}}
+    assert len(made.tx.init(params).inner_states) == 2
+
+
+def test_adam_of_keras_against_its_formula():
+    """lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), with gradients as small as eps."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(0, 10.0 ** rng.integers(-9, 1, (12, 40)))
+    tx = make_optimizer(
+        settings(name='keras_adam', lr=0.01, args={'eps': 1e-4}), ['w'], ['w'], lasts(12)
+    ).tx
+    params = {'w': jnp.zeros(40)}
+    state, update = tx.init(params), jax.jit(tx.update)
+    m = v = 0.0
+    for t, gradient in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected = -0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-4)
+        found, state = update({'w': jnp.asarray(gradient, jnp.float32)}, state, params)
+        np.testing.assert_allclose(found['w'], expected, rtol=1e-3, atol=1e-9)

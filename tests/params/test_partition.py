@@ -1,0 +1,175 @@
+"""Splitting parameters into trainable and frozen, which BatchNorm is frozen, and the table."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError
+from jaxtrain.params.partition import (
+    TABLE_COLUMNS,
+    count,
+    flatten,
+    make_partition,
+    merge,
+    nbytes,
+    table,
+    unflatten,
+)
+
+PARAMS = {
+    'backbone': {
+        'conv_0': {'kernel': np.arange(54.0).reshape(3, 3, 2, 3)},
+        'norm_0': {'scale': np.ones(3, np.float32), 'bias': np.zeros(3, np.float32)},
+        'norm_1': {'scale': np.ones(3, np.float16), 'bias': np.zeros(3, np.float16)},
+    },
+    'head': {'logits': {'kernel': np.ones((3, 5), np.float32), 'bias': np.float32(1)}},
+}
+STATS = {'mean': np.zeros(3), 'var': np.ones(3)}
+STATE = {'batch_stats': {'backbone': {'norm_0': STATS, 'norm_1': STATS, 'plain': STATS}}}
+HEAD_ONLY = (('backbone/.*', 'frozen'), ('.*', 'head'))
+
+
+def cut(groups, frozen_norm='frozen', params=PARAMS):
+    cfg = Config(base().to_dict()).replace(groups=groups, frozen_norm=frozen_norm)
+    return make_partition(cfg, params, STATE)
+
+
+def test_paths():
+    flat = flatten(PARAMS)
+    assert set(flat) == {
+        'backbone/conv_0/kernel', 'backbone/norm_0/scale', 'backbone/norm_0/bias',
+        'backbone/norm_1/scale', 'backbone/norm_1/bias', 'head/logits/kernel', 'head/logits/bias',
+    }  # fmt: skip
+    assert flat['head/logits/kernel'] is PARAMS['head']['logits']['kernel']
+    assert unflatten(flat) == PARAMS
+
+
+@pytest.mark.parametrize(
+    'groups',
+    [HEAD_ONLY, (('.*', 'all'),), (('.*/bias', 'frozen'), ('head/.*', 'a'), ('.*', 'b'))],
+)
+def test_split_and_merge_are_inverse(groups):
+    part = cut(groups)
+    trainable, frozen = part.split(PARAMS)
+    assert set(flatten(trainable)) == set(part.trainable)
+    assert not set(flatten(trainable)) & set(flatten(frozen))
+    back = merge(trainable, frozen)
+    assert jax.tree.structure(back) == jax.tree.structure(PARAMS)
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (back, PARAMS)), strict=True))
+
+
+def test_groups():
+    part = cut((('.*/bias', 'biases'), ('head/.*', 'head'), ('.*', 'frozen')))
+    assert part.groups == {
+        'backbone/conv_0/kernel': 'frozen',
+        'backbone/norm_0/scale': 'frozen',
+        'backbone/norm_0/bias': 'biases',
+        'backbone/norm_1/scale': 'frozen',
+        'backbone/norm_1/bias': 'biases',
+        'head/logits/kernel': 'head',
+        'head/logits/bias': 'biases',
+    }
+    _, frozen = part.split(PARAMS)
+    assert 'head' not in frozen  # no empty branch is left behind
+
+
+def test_everything_frozen_is_an_error():
+    with pytest.raises(UserError, match='freezes all 7 parameters.*nothing is left to train'):
+        cut((('.*', 'frozen'),))
+
+
+def test_rule_faults_name_the_key():
+    with pytest.raises(UserError, match=r"config\.groups: rule 'bakbone/\.\*' matches nothing"):
+        cut((('bakbone/.*', 'frozen'), ('.*', 'all')))
+    with pytest.raises(UserError, match=r'config\.groups: no rule matches head/logits'):
+        cut((('backbone/.*', 'frozen'),))
+
+
+def test_unknown_frozen_norm():
+    with pytest.raises(UserError, match=r"config\.frozen_norm='adopt'.*did you mean 'adapt'"):
+        cut(HEAD_ONLY, 'adopt')
+
+
+def norms(*names: str) -> frozenset[str]:
+    return frozenset(f'backbone/{name}' for name in names)
+
+
+@pytest.mark.parametrize(
+    ('groups', 'expected'),
+    [
+        ((('.*', 'all'),), norms()),
+        (HEAD_ONLY, norms('norm_0', 'norm_1', 'plain')),
+        # A norm with parameters follows its own.
+        ((('backbone/norm_0/.*', 'frozen'), ('.*', 'all')), norms('norm_0')),
+        # Half a norm frozen: it is still trained.
+        ((('.*/scale', 'frozen'), ('.*', 'all')), norms()),
+        # One without any follows the rule that its path falls under.
+        ((('backbone/norm_.*', 'all'), ('backbone/.*', 'frozen'), ('.*', 'all')), norms('plain')),
+        ((('backbone/conv_0/.*', 'frozen'), ('.*', 'all')), norms()),
+        # Where no rule reaches it, it is trained.
+        ((('.*/kernel', 'all'), ('.*/(scale|bias)', 'frozen')), norms('norm_0', 'norm_1')),
+    ],
+)
+def test_frozen_norms(groups, expected):
+    assert cut(groups).frozen_norms == expected
+
+
+def test_adapt_freezes_no_norm_but_the_parameters():
+    part = cut(HEAD_ONLY, 'adapt')
+    assert part.frozen_norms == frozenset()
+    assert part.trainable == ['head/logits/kernel', 'head/logits/bias']
+
+
+class TwoNorms(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(name='first')(x, use_running_average=False)
+        return nn.BatchNorm(name='second')(x, use_running_average=False)
+
+
+def test_freeze_norms_reaches_the_named_layers_alone():
+    model, x = TwoNorms(), np.random.default_rng(0).normal(3, 2, (8, 2)).astype(np.float32)
+    variables = model.init(jax.random.key(0), x)
+    cfg = Config(base().to_dict()).replace(groups=(('first/.*', 'frozen'), ('.*', 'all')))
+    part = make_partition(cfg, variables['params'], {'batch_stats': variables['batch_stats']})
+    with part.freeze_norms():
+        y, new = model.apply(variables, x, mutable=['batch_stats'])
+    stats = new['batch_stats']
+    np.testing.assert_array_equal(stats['first']['mean'], [0, 0])
+    np.testing.assert_array_equal(stats['first']['var'], [1, 1])
+    first = x / np.sqrt(1 + 1e-5)  # the running mean 0 and variance 1
+    np.testing.assert_allclose(stats['second']['mean'], 0.01 * first.mean(0), rtol=1e-5)
+    expected = (first - first.mean(0)) / np.sqrt(first.var(0) + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_count_and_nbytes_against_numpy():
+    leaves = jax.tree.leaves(PARAMS)
+    assert count(PARAMS) == sum(np.size(leaf) for leaf in leaves) == 54 + 12 + 15 + 1
+    assert nbytes(PARAMS) == sum(leaf.nbytes for leaf in leaves) == 54 * 8 + 24 + 12 + 64
+    assert nbytes(jax.eval_shape(lambda: jax.tree.map(np.float32, {'a': 1}))) == 4
+    assert count({}) == nbytes({}) == 0
+
+
+def test_table():
+    part = cut(HEAD_ONLY)
+    origin = dict.fromkeys(part.groups, 'load') | {'head/logits/bias': 'init'}
+    cuts = dict.fromkeys(part.groups, 'replicated') | {'head/logits/kernel': 'fsdp tensor'}
+    head = 'head/logits/kernel'
+    rows = table(part, PARAMS, {head: 0.5}, {head: 0.01}, cuts, origin)
+    by_path = {row[0]: dict(zip(TABLE_COLUMNS, row, strict=True)) for row in rows}
+    assert list(by_path) == list(flatten(PARAMS))
+    assert by_path['backbone/conv_0/kernel'] == {
+        'path': 'backbone/conv_0/kernel', 'shape': '3x3x2x3', 'dtype': 'float64',
+        'group': 'frozen', 'lr_mult': 0.0, 'decay': 0.0, 'sharding': 'replicated',
+        'bytes': 432, 'from': 'load',
+    }  # fmt: skip
+    assert by_path['head/logits/kernel'] == {
+        'path': 'head/logits/kernel', 'shape': '3x5', 'dtype': 'float32',
+        'group': 'head', 'lr_mult': 0.5, 'decay': 0.01, 'sharding': 'fsdp tensor',
+        'bytes': 60, 'from': 'load',
+    }  # fmt: skip
+    assert by_path['head/logits/bias']['shape'] == 'scalar'
+    assert by_path['head/logits/bias']['from'] == 'init'

@@ -1,0 +1,165 @@
+"""Rules -> how parameters are cut over the mesh; what follows them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError
+from jaxtrain.models.gpt import GPT
+from jaxtrain.models.vit import ViT
+from jaxtrain.parallel.mesh import AXES, make_mesh
+from jaxtrain.params.partition import flatten, unflatten
+from jaxtrain.params.sharding import like_params, make_specs, nbytes_per_device, to_text
+from jaxtrain.step.state import abstract_variables
+
+VIT = ViT(outputs=10, patch=(4, 4), width=32, depth=1, heads=4, mlp=64)
+PARAMS = abstract_variables(VIT, (8, 8, 3))[0]
+
+
+def mesh(data=1, fsdp=1, tensor=1) -> AbstractMesh:
+    return AbstractMesh((data, fsdp, tensor), AXES)
+
+
+def cfg(**changes):
+    return Config(base().to_dict()).replace(**{f'mesh__{k}': v for k, v in changes.items()}).mesh
+
+
+def specs(on: AbstractMesh, params=PARAMS, **changes):
+    return make_specs(cfg(**changes), on, params)
+
+
+def test_one_device_on_an_axis_cuts_nothing():
+    assert {to_text(s) for s in specs(mesh(data=8)).values()} == {'replicated'}
+
+
+def test_auto():
+    """Heads and hidden units over tensor, the longest other dimension over fsdp."""
+    found = specs(mesh(2, 2, 2))
+    texts = {path.removeprefix('backbone/block_0/'): to_text(s) for path, s in found.items()}
+    assert texts['attention/query/kernel'] == 'fsdp tensor -'  # [width, heads, size]
+    assert texts['attention/query/bias'] == 'tensor -'
+    assert texts['attention/out/kernel'] == 'tensor - fsdp'
+    assert texts['attention/out/bias'] == 'replicated'
+    assert texts['mlp/up/kernel'] == 'fsdp tensor'
+    assert texts['mlp/up/bias'] == 'tensor'
+    assert texts['mlp/down/kernel'] == 'tensor fsdp'
+    assert texts['norm_1/scale'] == 'replicated'
+    assert texts['backbone/patch/kernel'] == '- - - fsdp'
+    assert texts['head/logits/kernel'] == 'fsdp tensor'
+
+
+def test_auto_cuts_only_what_divides():
+    found = specs(mesh(1, 4, 8))
+    assert to_text(found['backbone/block_0/attention/query/kernel']) == 'fsdp - -'  # 4 heads by 8
+    assert to_text(found['backbone/block_0/mlp/up/kernel']) == 'fsdp tensor'
+    assert to_text(found['head/logits/kernel']) == 'fsdp -'  # 10 classes by 8
+
+
+def test_vocabulary_is_cut_too():
+    params = abstract_variables(GPT(outputs=256, width=8, depth=1, heads=2, context=8), (8,))[0]
+    assert to_text(specs(mesh(tensor=4), params)['backbone/tokens/embedding']) == 'tensor -'
+
+
+def test_rules_say_otherwise():
+    found = specs(
+        mesh(1, 2, 2),
+        rules=(('.*/mlp/up/kernel', 'tensor fsdp'), ('.*/patch/.*', 'replicated'), ('.*', 'auto')),
+    )
+    assert found['backbone/block_0/mlp/up/kernel'] == P('tensor', 'fsdp')
+    assert found['backbone/patch/kernel'] == P()
+    assert to_text(found['backbone/block_0/mlp/down/kernel']) == 'tensor fsdp'
+
+
+@pytest.mark.parametrize(
+    ('rules', 'said'),
+    [
+        ((('.*/up/kernel', 'tensor'), ('.*', 'auto')), "'tensor' does not fit .* shape 32x64"),
+        ((('.*/up/kernel', 'data -'), ('.*', 'auto')), "'data -' does not fit"),
+        ((('.*/up/kernel', 'fsdp fsdp'), ('.*', 'auto')), "'fsdp fsdp' does not fit"),
+        (
+            (('head/logits/kernel', '- fsdp'), ('.*', 'auto')),
+            "'- fsdp' cuts 10 of head/logits/kernel over config.mesh.fsdp=4",
+        ),
+        ((('.*/norm/kernel', 'auto'), ('.*', 'auto')), "rule '.*/norm/kernel' matches nothing"),
+        ((('.*', 'replicated'),), 'config.mesh.fsdp=4: no parameter is cut over it'),
+    ],
+)  # fmt: skip
+def test_wrong_rules(rules, said):
+    with pytest.raises(UserError, match=said):
+        specs(mesh(1, 4, 1), rules=rules)
+
+
+def test_a_model_without_such_layers_has_no_tensor_axis():
+    conv = {'backbone': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)}}}
+    with pytest.raises(UserError, match='config.mesh.tensor=2: no parameter is cut over it'):
+        specs(mesh(tensor=2), conv)
+
+
+def test_optimizer_state_follows_and_bytes_fall_as_arithmetic_says():
+    on = mesh(1, 4, 1)
+    labels = unflatten({p: 'head' if p.startswith('head') else 'rest' for p in flatten(PARAMS)})
+    for name, moments in (('adam', 2), ('sgd', 1), ('lion', 1)):
+        make = {'adam': optax.adam, 'lion': optax.lion}.get(name)
+        one = make(1e-3) if make else optax.sgd(1e-3, momentum=0.9)
+        tx = optax.chain(
+            optax.clip_by_global_norm(1.0), optax.partition({'head': one, 'rest': one}, labels)
+        )
+        state = jax.eval_shape(tx.init, PARAMS)
+        found = specs(on)
+        params = like_params(PARAMS, found, PARAMS, on)
+        held = like_params(state, found, PARAMS, on)
+        assert jax.tree.structure(held) == jax.tree.structure(state)
+        cut = [leaf for p, leaf in flatten(PARAMS).items() if 'fsdp' in found[p]]
+        whole = [leaf for p, leaf in flatten(PARAMS).items() if 'fsdp' not in found[p]]
+        expected = sum(4 * leaf.size // 4 for leaf in cut) + sum(4 * leaf.size for leaf in whole)
+        assert nbytes_per_device(params) == expected
+        counters = sum(4 for leaf in jax.tree.leaves(state) if not leaf.shape)
+        assert nbytes_per_device(held) == moments * expected + counters
+
+
+def test_other_leaves_under_a_parameters_path_are_replicated():
+    """Adafactor's rows and columns have other shapes."""
+    on = mesh(1, 4, 1)
+    tx = optax.adafactor(1e-3, min_dim_size_to_factor=16)
+    state = jax.eval_shape(tx.init, PARAMS)
+    held = like_params(state, specs(on), PARAMS, on)
+    rows = [leaf for leaf in jax.tree.leaves(held) if leaf.shape == (32,)]
+    assert rows and all(leaf.sharding.spec == P() for leaf in rows)
+
+
+@pytest.mark.parametrize(
+    ('axes', 'said'),
+    [
+        ({'fsdp': 3}, 'data=-1, fsdp=3, tensor=1 does not make up the 8 devices'),
+        ({'data': 4, 'fsdp': 4}, 'data=4, fsdp=4, tensor=1 does not make up'),
+        ({'fsdp': -1}, 'one of them may be -1'),
+        ({'tensor': 0}, 'each is 1 or more'),
+    ],
+)
+def test_meshes_that_do_not_fit(axes, said):
+    with pytest.raises(UserError, match=said):
+        make_mesh(cfg(**axes), jax.devices() * 8)
+
+
+class Device:
+    """As much of a device as a mesh needs."""
+
+    platform = 'gpu'
+
+    def __init__(self, number: int, slice_index: int):
+        self.id, self.slice_index = number, slice_index
+
+
+def test_slices_are_told_apart_by_data_alone():
+    devices = [Device(n, n // 4) for n in range(8)]
+    found = make_mesh(cfg(fsdp=2, tensor=2), devices)
+    assert found.devices.shape == (2, 2, 2)
+    slices = np.vectorize(lambda d: d.slice_index)(found.devices)
+    assert (slices == np.array([0, 1])[:, None, None]).all()
+    with pytest.raises(UserError, match='config.mesh.data=1 cannot be shared by the 2 slices'):
+        make_mesh(cfg(fsdp=8), devices)

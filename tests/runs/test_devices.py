@@ -1,0 +1,58 @@
+"""The same run on 1 device, on 8 simulated devices, and on 2 real processes: the same numbers."""
+
+import pytest
+
+from jaxtrain.runs.run import read_metrics
+from tests.conftest import TINY, start
+from tests.pod.test_meet import free_port
+
+CONFIG = (
+    f'--config={TINY}:full',
+    '--config.steps=20',
+    '--config.eval_every=10',
+    '--config.log_every=1',
+    '--config.optim.lr=1e-3',
+    "--config.data.augment=(('shift', 1), ('noise', 5.0))",
+    '--config.model.hidden=(32,)',
+    '--config.model.dropout=0.2',
+)
+
+
+def losses(workdir) -> dict:
+    return {(x['split'], x['step']): x['loss'] for x in read_metrics(workdir)}
+
+
+def finish(*processes) -> None:
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('one') / 'run'
+    finish(start('train', *CONFIG, f'--workdir={workdir}'))
+    return losses(workdir)
+
+
+@pytest.mark.slow  # the layouts of test_layouts.py are there too
+def test_8_devices_equal_1(one_device, tmp_path):
+    """BatchNorm over the global batch, dropout and augmentation included."""
+    finish(start('train', *CONFIG, f'--workdir={tmp_path}/run', devices=8))
+    ours = losses(tmp_path / 'run')
+    assert len(ours) == 20 + 2 + 1
+    assert ours == pytest.approx(one_device, rel=1e-5)
+
+
+def test_2_processes_equal_1(one_device, tmp_path):
+    words = [*CONFIG, f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{free_port()}']
+    finish(*(start('train', *words, '--processes=2', f'--process={number}') for number in range(2)))
+    assert losses(tmp_path / 'run') == pytest.approx(one_device, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_other_batches_are_noticed(one_device, tmp_path):
+    """The comparison above is sharp: another seed gives other losses from the first step."""
+    finish(start('train', *CONFIG, '--config.seed=1', f'--workdir={tmp_path}/run'))
+    ours = losses(tmp_path / 'run')
+    assert abs(ours['train', 1] - one_device['train', 1]) > 1e-3

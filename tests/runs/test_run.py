@@ -1,0 +1,255 @@
+"""The run directory: nothing half-written, one config a folder, a log that fits its checkpoint."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxtrain.config import Config, base
+from jaxtrain.config.keys import RESUMABLE
+from jaxtrain.errors import UserError
+from jaxtrain.runs import run
+from jaxtrain.runs.run import NoLog, RunDir, read_config, read_metrics
+from jaxtrain.storage import read_json, write
+
+CONFIG = base().to_dict()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / 'x.json'
+    write(path, b'old and long')
+    write(path, b'new')
+    assert path.read_bytes() == b'new'
+    assert names(tmp_path) == {'x.json'}
+
+
+@pytest.mark.parametrize('cut', ['write_bytes', 'replace'])
+def test_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch, cut):
+    path = tmp_path / 'x.json'
+    write(path, b'the old content')
+    whole = Path.write_bytes
+
+    def half(self, data):
+        whole(self, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if cut == 'write_bytes':
+        monkeypatch.setattr(Path, 'write_bytes', half)
+    else:
+        monkeypatch.setattr(os, 'replace', stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, b'the new content')
+    assert path.read_bytes() == b'the old content'
+
+
+def test_interrupted_first_write_leaves_no_file_of_that_name(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'replace', stop)
+    with pytest.raises(KeyboardInterrupt):
+        RunDir(tmp_path).write_json('result.json', {'steps': 1})
+    assert RunDir(tmp_path).result() is None
+
+
+def test_read_json(tmp_path):
+    assert read_json(tmp_path / 'none.json') is None
+    RunDir(tmp_path).write_json('a.json', {'b': (1, 2)})
+    assert read_json(tmp_path / 'a.json') == {'b': [1, 2]}
+    assert (tmp_path / 'a.json').read_text().endswith('}\n')
+
+
+def test_claim_writes_the_config_with_its_origin(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    stored = read_config(tmp_path)
+    assert Config.from_json(stored['config']).to_dict() == CONFIG
+    assert stored['versions']['numpy'] == np.__version__
+    assert set(stored) == {'config', 'versions', 'git'}
+
+
+def changed(**changes) -> dict:
+    return Config(CONFIG).replace(**changes).to_dict()
+
+
+def test_claim_by_the_same_config_changes_nothing(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    before = (tmp_path / 'config.json').read_bytes()
+    RunDir(tmp_path).claim(changed())
+    assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_claim_by_another_config_names_the_keys(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    with pytest.raises(UserError) as caught:
+        RunDir(tmp_path).claim(changed(optim__lr=0.5, groups=(('.*', 'one'),)))
+    message = str(caught.value)
+    assert 'optim.lr is 0.001 there and 0.5 here' in message
+    assert "groups is [['.*', 'all']] there and [['.*', 'one']] here" in message
+    assert 'seed' not in message and str(tmp_path) in message and '...' not in message
+
+
+def test_claim_names_three_keys_at_most(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    with pytest.raises(UserError, match=r'batch_size .*; ema .*; keep .* \.\.\.;') as caught:
+        RunDir(tmp_path).claim(changed(batch_size=1, ema=0.5, keep=9, seed=1, steps=3))
+    assert 'steps is' not in str(caught.value)
+
+
+def test_claim_with_a_key_more_or_less_names_it(tmp_path):
+    RunDir(tmp_path).claim(CONFIG | {'model': {'name': 'cnn', 'norm': 'none'}})
+    with pytest.raises(UserError, match=r"model\.norm is 'none' there and None here"):
+        RunDir(tmp_path).claim(CONFIG)
+
+
+def test_claim_by_other_data_names_what_changed(tmp_path):
+    RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 7})
+    RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 7})
+    before = (tmp_path / 'config.json').read_bytes()
+    with pytest.raises(
+        UserError, match='training data has changed.*examples is 7 there and 8 here'
+    ):
+        RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 8})
+    assert (tmp_path / 'config.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('key', RESUMABLE)
+def test_resumable_keys_may_differ(tmp_path, key):
+    RunDir(tmp_path).claim(CONFIG)
+    value = '/elsewhere' if key == 'data.dir' else 7
+    RunDir(tmp_path).claim(changed(**{key.replace('.', '__'): value}))
+
+
+def test_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match='is not a run directory'):
+        read_config(tmp_path)
+
+
+def test_check_writable_makes_the_folder_and_leaves_nothing(tmp_path):
+    RunDir(tmp_path / 'a' / 'b').check_writable()
+    assert names(tmp_path / 'a' / 'b') == set()
+
+
+@pytest.mark.parametrize('below', ['', 'x', 'x/y'])
+def test_unwritable_folder(tmp_path, below):
+    (tmp_path / 'file').write_text('')
+    path = tmp_path / 'file' / below
+    with pytest.raises(UserError) as caught:
+        RunDir(path).check_writable()
+    assert str(caught.value).startswith(f'--workdir={path} cannot be written (')
+    assert 'give another folder' in str(caught.value)
+
+
+def test_table(tmp_path):
+    RunDir(tmp_path).write_table('t.tsv', ('path', 'n'), [('a/b', 1), ('c', 2.5)])
+    assert (tmp_path / 't.tsv').read_text() == 'path\tn\na/b\t1\nc\t2.5\n'
+
+
+def test_npz(tmp_path):
+    RunDir(tmp_path).write_npz('t.npz', {'loss': np.arange(3.0)})
+    with np.load(tmp_path / 't.npz') as stored:
+        np.testing.assert_array_equal(stored['loss'], [0, 1, 2])
+
+
+def log(folder: Path, step: int, lines) -> None:
+    opened = RunDir(folder).open_metrics(step)
+    for number, split in lines:
+        opened.append(number, split, {'loss': 1 / number})
+    opened.close()
+
+
+def test_log_holds_every_line_at_once(tmp_path):
+    opened = RunDir(tmp_path).open_metrics(0)
+    opened.append(5, 'train', {'loss': 0.5, 'accuracy': 1.0})
+    expected = {'step': 5, 'split': 'train', 'loss': 0.5, 'accuracy': 1.0}
+    assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == expected  # before it is closed
+    opened.close()
+    assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_resumed_log_drops_what_came_after_its_step(tmp_path):
+    log(tmp_path, 0, [(5, 'train'), (10, 'train'), (10, 'val'), (15, 'train'), (20, 'val')])
+    log(tmp_path, 10, [(15, 'train')])
+    kept = [(line['step'], line['split']) for line in read_metrics(tmp_path)]
+    assert kept == [(5, 'train'), (10, 'train'), (10, 'val'), (15, 'train')]
+    assert read_metrics(tmp_path)[0] == {'step': 5, 'split': 'train', 'loss': 0.2}
+
+
+def test_resumed_log_drops_test_lines(tmp_path):
+    log(tmp_path, 0, [(5, 'train'), (5, 'test'), (10, 'val')])
+    log(tmp_path, 10, [])
+    assert [line['split'] for line in read_metrics(tmp_path)] == ['train', 'val']
+
+
+@pytest.mark.parametrize('torn', ['{"step": 7, "spl', '{"step": 7, "split": "train"}'])
+def test_line_without_its_newline_was_cut_off(tmp_path, torn):
+    log(tmp_path, 0, [(5, 'train')])
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write(torn)
+    assert [line['step'] for line in read_metrics(tmp_path)] == [5]
+    log(tmp_path, 9, [(10, 'train')])
+    assert [line['step'] for line in read_metrics(tmp_path)] == [5, 10]
+
+
+def test_no_log_has_no_lines(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_process_that_does_not_write_writes_nothing(tmp_path):
+    folder = RunDir(tmp_path / 'run', writes=False)
+    folder.check_writable()
+    folder.claim(CONFIG)
+    folder.write_json('a.json', 1)
+    folder.write_table('t.tsv', ('a',), [(1,)])
+    folder.write_npz('t.npz', {'a': np.ones(1)})
+    folder.write_curves()
+    opened = folder.open_metrics(0)
+    opened.append(1, 'train', {'loss': 1.0})
+    opened.close()
+    assert isinstance(opened, NoLog)
+    assert names(tmp_path) == set()
+
+
+def test_process_that_does_not_write_still_checks_the_config(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    with pytest.raises(UserError, match='seed is 0 there and 1 here'):
+        RunDir(tmp_path, writes=False).claim(changed(seed=1))
+
+
+def test_curves_are_drawn(tmp_path):
+    log(tmp_path, 0, [(step, split) for step in (1, 2, 3) for split in ('train', 'val')])
+
+    def pixels() -> np.ndarray:
+        RunDir(tmp_path).write_curves()
+        data = (tmp_path / 'curves.png').read_bytes()
+        assert data.startswith(b'\x89PNG\r\n\x1a\n')
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+    first = pixels()
+    height, width, _ = first.shape
+    assert height > 200 and width > 300
+    coloured = np.ptp(first.astype(int), axis=-1) > 60
+    assert coloured.sum() > 200  # lines, not just axes
+    log(tmp_path, 3, [(4, 'train'), (4, 'val')])
+    assert (pixels() != first).any()
+
+
+@pytest.mark.parametrize('names', [('loss',), ('loss', 'accuracy')])
+def test_curves_have_one_panel_per_metric(tmp_path, names):
+    opened = RunDir(tmp_path).open_metrics(0)
+    for step in (1, 2):
+        opened.append(step, 'train', dict.fromkeys(names, 1 / step))
+    opened.close()
+    image = cv2.imdecode(
+        np.frombuffer(run._draw_curves(read_metrics(tmp_path)), np.uint8), cv2.IMREAD_COLOR
+    )
+    assert image.shape[1] == pytest.approx(4.5 * 120 * len(names), abs=2)

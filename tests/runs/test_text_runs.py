@@ -1,0 +1,295 @@
+"""Runs on text: training, resuming, evaluating and predicting, with tiny BERTs and GPTs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxtrain.data.tokenizer import open_tokenizer
+from jaxtrain.runs import run
+from jaxtrain.weights.bundle import of_run
+from tests.runs.test_wrong_input import complaint
+from tests.support.texts import word_tokenizer, write_list
+
+CLASSIFY = """
+from jaxtrain.config import base
+
+
+def get_config(variant='scratch'):
+    c = base()
+    c.data.source = 'text'
+    c.data.path = '{root}/texts.jsonl'
+    c.data.length = 8
+    c.data.tokenizer = '{root}/words/tokenizer.json'
+    c.batch_size = 16
+    c.steps = 40
+    c.log_every = 10
+    c.eval_every = 20
+    c.optim.lr = 1e-2
+    c.model.name = 'bert'
+    c.model.vocabulary = 14
+    c.model.width = 16
+    c.model.depth = 1
+    c.model.heads = 2
+    c.model.positions = 8
+    c.model.pool = 'mean'
+    if variant == 'finetune':
+        c.regime = 'finetune'
+        c.model = dict(name='')
+        c.data.tokenizer = ''
+        c.init_from = '{root}/first'
+        c.restore.rules = (('head/.*', 'init'), ('.*', 'load'))
+        c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
+    return c
+"""
+
+LEARN = """
+from jaxtrain.config import base
+
+
+def get_config():
+    c = base()
+    c.task.name = 'lm'
+    c.data.source = 'corpus'
+    c.data.path = '{root}/all.txt'
+    c.data.length = 32
+    c.data.tokenizer = 'bytes'
+    c.batch_size = 16
+    c.steps = 150
+    c.eval_every = 75
+    c.optim.lr = 1e-2
+    c.best_metric = 'loss'
+    c.model.name = 'gpt'
+    c.model.width = 32
+    c.model.depth = 1
+    c.model.heads = 2
+    c.model.context = 32
+    return c
+"""
+
+ROWS = [
+    (f'{first} {animal} {verb} {last}', animal)
+    for animal in ('cat', 'dog')
+    for first in ('the', 'a')
+    for verb in ('purrs', 'barks', 'sleeps')
+    for last in ('loudly', 'a', 'the', 'cats', 'dogs', 'purrs', 'barks', 'sleeps')
+]
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """A folder with a list of texts, a tokenizer, a text, configs, and a finished run of each."""
+    from jaxtrain.cli import main
+
+    root = tmp_path_factory.mktemp('texts')
+    word_tokenizer(root / 'words' / 'tokenizer.json')
+    write_list(root / 'texts.jsonl', ROWS)
+    (root / 'all.txt').write_text('the cat purrs and a dog barks\n' * 403)
+    for name, text in (('classify', CLASSIFY), ('learn', LEARN)):
+        (root / f'{name}.py').write_text(text.format(root=root))
+    for name, workdir in (('classify', 'first'), ('learn', 'language')):
+        assert main(['train', f'--config={root}/{name}.py', f'--workdir={root}/{workdir}']) == 0
+    return root
+
+
+def result(workdir) -> dict:
+    return json.loads((workdir / 'result.json').read_text())
+
+
+def lines(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_classes_of_texts_are_learned(root):
+    found = result(root / 'first')
+    assert found['metrics']['test']['accuracy'] == 1.0  # the animal is in the text
+    assert found['classes'] == ['cat', 'dog'] and found['params_total'] > 1000
+
+
+def test_a_run_keeps_its_tokenizer(root):
+    stored = (root / 'first' / 'tokenizer.json').read_text()
+    assert stored == (root / 'words' / 'tokenizer.json').read_text()
+    assert of_run(root / 'first').tokenizer == str(root / 'first' / 'tokenizer.json')
+
+
+def test_evaluation_and_prediction_agree_without_what_the_run_began_with(root, jaxtrain, tmp_path):
+    work, shown = tmp_path / 'run', tmp_path / 'more.jsonl'
+    shutil.copytree(root / 'first', work)
+    config = json.loads((work / 'config.json').read_text())
+    config['config']['data']['tokenizer'] = '/gone/tokenizer.json'
+    (work / 'config.json').write_text(json.dumps(config))
+    write_list(shown, ROWS)
+    assert 'accuracy=1' in jaxtrain('evaluate', f'--workdir={work}').out
+    outcome = jaxtrain('predict', f'--workdir={work}', shown, '--top=1')
+    assert outcome.code == 0 and f'{len(ROWS)} texts' in outcome.out, outcome.err
+    found = lines(work / 'predictions.jsonl')
+    assert [line['line'] for line in found] == list(range(1, len(ROWS) + 1))
+    right = [line['class'] == label for line, (_, label) in zip(found, ROWS, strict=True)]
+    assert np.mean(right) > 0.95
+    assert set(found[0]['probabilities']) == {found[0]['class']}
+
+
+def test_texts_in_files_and_folders_are_predicted(root, jaxtrain, tmp_path):
+    for name, text in (('a', 'the cat sleeps'), ('b', 'a dog sleeps')):
+        (tmp_path / f'{name}.txt').write_text(text)
+    output = tmp_path / 'said.jsonl'
+    words = ('predict', f'--workdir={root}/first', f'--output={output}')
+    assert jaxtrain(*words, tmp_path, tmp_path / 'b.txt').code == 0
+    assert [(line['file'], line['class']) for line in lines(output)] == [
+        (f'{tmp_path}/a.txt', 'cat'),
+        (f'{tmp_path}/b.txt', 'dog'),
+        (f'{tmp_path}/b.txt', 'dog'),
+    ]
+
+
+def test_fine_tuning_takes_model_and_tokenizer_of_the_weights(root, jaxtrain, tmp_path):
+    work = tmp_path / 'tuned'
+    outcome = jaxtrain('train', f'--config={root}/classify.py:finetune', f'--workdir={work}')
+    assert outcome.code == 0, outcome.err
+    config = run.read_config(work)['config']
+    assert config['data']['tokenizer'] == str(root / 'first' / 'tokenizer.json')
+    assert config['model']['width'] == 16
+    assert (work / 'tokenizer.json').exists()
+    assert result(work)['params_trainable'] == 2 * 16 + 2
+
+
+def test_another_tokenizer_than_that_of_the_weights_is_an_error(root, jaxtrain, tmp_path):
+    other = word_tokenizer(tmp_path / 'other.json', words=('cat', 'dog'))
+    words = ('train', f'--config={root}/classify.py:finetune', f'--workdir={tmp_path}/w')
+    said = complaint(jaxtrain(*words, f'--config.data.tokenizer={other}'))
+    assert f"config.data.tokenizer='{other}' is not that of {root}/first" in said
+    same = shutil.copy(root / 'words' / 'tokenizer.json', tmp_path / 'same.json')
+    inspected = ('inspect', words[1], f'--config.data.tokenizer={same}')
+    assert jaxtrain(*inspected).code == 0
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_and_no_other(root, jaxtrain, tmp_path):
+    began = shutil.copy(root / 'words' / 'tokenizer.json', tmp_path / 'began.json')
+    words = ('train', f'--config={root}/classify.py', f'--workdir={tmp_path}/run')
+    began_with = f'--config.data.tokenizer={began}'
+    assert jaxtrain(*words, began_with).code == 0
+    before = result(tmp_path / 'run')
+    (tmp_path / 'run' / 'result.json').unlink()
+    (tmp_path / 'began.json').unlink()
+    outcome = jaxtrain(*words, began_with)
+    assert outcome.code == 0, outcome.err
+    assert result(tmp_path / 'run')['metrics'] == before['metrics']
+    (tmp_path / 'run' / 'result.json').unlink()
+    other = word_tokenizer(tmp_path / 'other.json', words=('cat', 'dog'))
+    said = complaint(jaxtrain(*words, f'--config.data.tokenizer={other}'))
+    assert f"config.data.tokenizer='{other}' is not that of" in said
+
+
+@pytest.mark.slow
+def test_longer_texts_are_said_to_be_cut(root, jaxtrain, tmp_path):
+    words = ('train', f'--config={root}/classify.py', f'--workdir={tmp_path}/w')
+    outcome = jaxtrain(*words, '--config.data.length=5', '--config.steps=1')
+    assert outcome.code == 0, outcome.err
+    assert 'texts that are longer than 5 tokens' in outcome.out
+
+
+def test_a_language_is_learned(root):
+    found = result(root / 'language')
+    # What follows is certain but for the first tokens of a window.
+    assert found['metrics']['test']['loss'] < 0.6 < np.log(257)
+    assert found['classes'] == []
+    assert {line['split'] for line in lines(root / 'language' / 'metrics.jsonl')} == {
+        'train', 'val', 'test',
+    }  # fmt: skip
+    assert 'weight' not in found['metrics']['test']
+
+
+def test_evaluation_counts_tokens(root, jaxtrain):
+    said = jaxtrain('evaluate', f'--workdir={root}/language', '--split=test').out
+    values = dict(np.load(root / 'language' / 'test.npz'))
+    loss = float((values['loss'] * values['weight']).sum() / values['weight'].sum())
+    assert f'loss={loss:.4g}' in said
+    assert len(set(values['weight'].tolist())) == 2  # the last window is not full
+
+
+def test_prompts_are_gone_on_with(root, jaxtrain, tmp_path):
+    rows = [('the cat ',), ('a dog barks\nthe c',)]
+    prompts = write_list(tmp_path / 'p.jsonl', rows, ('text',))
+    words = ('predict', f'--workdir={root}/language', prompts, '--temperature=0')
+    outcome = jaxtrain(*words, '--new_tokens=10')
+    assert outcome.code == 0, outcome.err
+    found = lines(root / 'language' / 'predictions.jsonl')
+    assert [line['prompt'] for line in found] == ['the cat ', 'a dog barks\nthe c']
+    assert found[0]['text'] == 'purrs and ' and found[1]['text'] == 'at purrs a'
+    assert [line['tokens'] for line in found] == [10, 10]
+    assert '2 prompts' in outcome.out and 'purrs and' in outcome.out
+
+
+def test_a_seed_repeats_what_was_sampled(root, jaxtrain, tmp_path):
+    prompt = tmp_path / 'p.txt'
+    prompt.write_text('the ')
+    said = []
+    for seed in (1, 1, 2):
+        words = ('predict', f'--workdir={root}/language', prompt, f'--seed={seed}')
+        assert jaxtrain(*words, '--temperature=3', '--new_tokens=12').code == 0
+        said.append(lines(root / 'language' / 'predictions.jsonl')[0]['text'])
+    assert said[0] == said[1] != said[2]
+
+
+# Wrong input.
+
+
+def test_prompts_that_do_not_fit(root, jaxtrain, tmp_path):
+    prompt = tmp_path / 'p.txt'
+    prompt.write_text('the cat purrs and the')
+    words = ('predict', f'--workdir={root}/language')
+    said = complaint(jaxtrain(*words, prompt, '--new_tokens=12'))
+    assert f'{prompt} has 21 tokens, which with --new_tokens=12 are more than the 32' in said
+    said = complaint(jaxtrain(*words, prompt, '--new_tokens=4', '--top_p=0'))
+    assert 'top_p=0' in said
+    assert 'cannot be read' in complaint(jaxtrain(*words, tmp_path / 'none.txt'))
+    said = complaint(jaxtrain(*words, prompt, '--new_tokens=0'))
+    assert 'new tokens' in said or '--new_tokens' in said
+
+
+def test_an_empty_text(root, jaxtrain, tmp_path):
+    (tmp_path / 'a.txt').write_text(' \n')
+    said = complaint(jaxtrain('predict', f'--workdir={root}/first', tmp_path / 'a.txt'))
+    assert f'{tmp_path}/a.txt is empty' in said
+
+
+@pytest.mark.parametrize(
+    'words, part',
+    [
+        (('data.tokenizer=',), 'config.data.tokenizer is empty'),
+        (('data.length=9',), 'BERT cannot take tokens of size 9: 9 tokens are more than its 8'),
+        (('model.vocabulary=10',), 'bert has 10 tokens, but config.data.tokenizer makes 14'),
+        (('model.pad=3',), 'config.model.pad=3, but config.data.tokenizer fills texts up with'),
+        (('model.name=cnn',), 'cnn'),
+        (('task.name=lm',), "config.task.name='lm' does not fit"),
+        (('data.pattern=*.md',), 'nothing in this run reads it'),
+        (('data.mean=(0.5,)',), 'nothing in this run reads it'),
+    ],
+)
+def test_what_does_not_fit(words, part, root, jaxtrain, tmp_path):
+    overrides = [f'--config.{word}' for word in words]
+    outcome = jaxtrain(
+        'train', f'--config={root}/classify.py', f'--workdir={tmp_path}/w', *overrides
+    )
+    assert part in complaint(outcome)
+
+
+def test_a_model_of_images_for_texts(root, jaxtrain, tmp_path):
+    text = CLASSIFY.format(root=root)
+    kept = [line for line in text.splitlines() if 'c.model.' not in line or 'name' in line]
+    (tmp_path / 'c.py').write_text('\n'.join(kept).replace("'bert'", "'cnn'"))
+    said = complaint(jaxtrain('inspect', f'--config={tmp_path}/c.py'))
+    assert 'cnn is a model of images, and the data is text' in said
+
+
+def test_inspect_tells_of_tokens(root, jaxtrain):
+    said = jaxtrain('inspect', f'--config={root}/learn.py').out
+    assert 'tokens 32 of 257' in said
+    said = jaxtrain('inspect', f'--config={root}/classify.py').out
+    assert 'of 2 classes, tokens 8 of 14' in said
+
+
+def test_the_tokenizer_is_one_of_the_definition(root):
+    found = open_tokenizer(str(root / 'language' / 'tokenizer.json'))
+    assert found == open_tokenizer('bytes')

@@ -1,0 +1,140 @@
+"""Gradients added up over parts of a batch are those of the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxtrain.config import Config, base
+from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.tokenizer import open_tokenizer
+from jaxtrain.errors import UserError
+from jaxtrain.loop.job import make_job
+from jaxtrain.models import make_model
+from jaxtrain.params.partition import flatten, make_partition
+from jaxtrain.step.state import abstract_variables, init_state
+from jaxtrain.step.steps import make_train_step
+from jaxtrain.tasks.tasks import make_task
+from jaxtrain.weights.bundle import resolve
+
+CLASSES = ('a', 'b', 'c')
+TX = optax.adam(1e-2)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quickly():
+    """These programs run for less time than it takes to optimise them."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def start(model: dict, source: Source, **changes):
+    """(step of so many parts, first state), in float64."""
+    tree = base().to_dict() | {'model': model}
+    cfg = resolve(Config(tree).replace(**changes), None)
+    task = make_task(cfg, source)
+    net = make_model(cfg.model, task.outputs)
+    shapes, stats = abstract_variables(net, source.shape)
+    part = make_partition(cfg, shapes, stats)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0.1, 0.3, x.shape)), shapes)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape), stats)
+    state = init_state(params, zero, 0, TX, part, 0.0)
+
+    def step(parts: int, batch: dict):
+        return jax.jit(make_train_step(net, task, TX, part, accumulate=parts))(state, batch)
+
+    return step
+
+
+def images(size: int) -> dict:
+    rng = np.random.default_rng(1)
+    return {
+        'image': rng.integers(0, 256, (size, 6, 6, 1)).astype(np.uint8),
+        'label': rng.integers(0, len(CLASSES), size).astype(np.int32),
+    }
+
+
+def distance(one, other) -> float:
+    """The largest difference of two trees' leaves, by the largest value of a leaf."""
+    pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    return max(float(abs(a - b).max() / (abs(b).max() + 1e-30)) for a, b in pairs)
+
+
+@pytest.mark.parametrize(('size', 'parts'), [(256, 8), (250, 8)])
+def test_images(size, parts):
+    """Also where the last part is filled up with rows that count for nothing."""
+    with jax.enable_x64(True):
+        model = {'name': 'mlp', 'hidden': (8,)}
+        augment = (('flip',), ('shift', 1), ('noise', 9.0))
+        step = start(model, Source(None, 999, (6, 6, 1), CLASSES), data__augment=augment)
+        (whole, metrics), (added, ours) = (step(n, images(size)) for n in (1, parts))
+        assert distance(added.params, whole.params) < 1e-9
+        assert distance(added.opt_state, whole.opt_state) < 1e-6
+        assert distance(ours, metrics) < 1e-6
+        # A mean of the parts' means is something else where they are not alike.
+        assert size % parts == 0 or distance(step(1, images(parts))[0].params, whole.params) > 1e-3
+
+
+@pytest.mark.parametrize('parts', [pytest.param(4, marks=pytest.mark.slow), 3])
+def test_tokens_count_and_not_windows(parts):
+    """Windows with few targets weigh little, whichever part they are in."""
+    tokens = np.random.default_rng(2).integers(0, 257, (8, 9)).astype(np.int32)
+    targets = tokens[:, 1:].copy()
+    for row, length in enumerate((8, 1, 8, 2, 8, 3, 0, 8)):
+        targets[row, length:] = -1
+    batch = {'tokens': tokens[:, :-1], 'targets': targets}
+    with jax.enable_x64(True):
+        model = {'name': 'gpt', 'width': 8, 'depth': 1, 'heads': 2, 'context': 8}
+        source = Source(None, 99, (8,), (), tokenizer=open_tokenizer('bytes'))
+        step = start(model, source, task__name='lm')
+        (whole, metrics), (added, ours) = (step(n, batch) for n in (1, parts))
+        assert distance(added.params, whole.params) < 1e-9
+        assert distance(ours, metrics) < 1e-6
+        fewer = {name: rows[:6] for name, rows in batch.items()}
+        assert distance(step(1, fewer)[0].params, whole.params) > 1e-3
+
+
+def test_batch_norm_sees_the_parts_one_after_the_other():
+    with jax.enable_x64(True):
+        step = start({'name': 'cnn', 'widths': (3,)}, Source(None, 99, (6, 6, 1), CLASSES))
+        batch = images(12)
+        state, _ = step(3, batch)
+        key, mean = 'batch_stats/backbone/norm_0/mean', 0.0
+        for part in range(3):
+            rows = {name: values[part::3] for name, values in batch.items()}
+            alone = flatten(step(1, rows)[0].model_state)[key]  # from a mean of 0
+            mean = 0.9 * mean + alone
+        np.testing.assert_allclose(flatten(state.model_state)[key], mean, rtol=1e-6)
+
+
+def test_parts_drop_other_units():
+    """With one key for all of them, equal rows in equal places would lose the same units."""
+    model = {'name': 'mlp', 'hidden': (64,), 'dropout': 0.5}
+    with jax.enable_x64(True):
+        step = start(model, Source(None, 99, (6, 6, 1), CLASSES))
+        same = {name: np.repeat(rows, 4, 0) for name, rows in images(1).items()}
+        whole, parts = step(1, {n: r[:1] for n, r in same.items()})[0], step(4, same)[0]
+        one, several = (
+            (flatten(state.opt_state[0].mu)['head/logits/kernel'] != 0).any(1).mean()
+            for state in (whole, parts)
+        )
+        # Of the units that are not 0 before: 1/2, and 1 - 1/2 ** 4.
+        assert several > 1.5 * one > 0.3
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        ({'accumulate': 0}, 'config.accumulate=0 must be at least 1'),
+        ({'accumulate': 33}, 'at most config.batch_size=32'),
+        ({'accumulate': 5}, 'does not divide config.batch_size=32, and BatchNorm'),
+    ],
+)
+def test_wrong_numbers_of_parts(changes, said):
+    c = base()
+    c.data.name, c.batch_size, c.steps = 'digits', 32, 1
+    with pytest.raises(UserError, match=said):
+        make_job(Config(c.to_dict()).replace(**changes))

@@ -1,0 +1,135 @@
+"""What is computed in bfloat16 under that policy, and what stays in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxtrain.config import Config, base
+from jaxtrain.data.sources.examples import Source
+from jaxtrain.errors import UserError
+from jaxtrain.models import make_model
+from jaxtrain.params.partition import flatten, make_partition
+from jaxtrain.step.precision import FLOAT32, make_precision
+from jaxtrain.step.state import abstract_inputs, abstract_variables, init_state, init_variables
+from jaxtrain.step.steps import make_eval_step, make_train_step
+from jaxtrain.tasks.tasks import make_task
+from jaxtrain.weights.bundle import resolve
+
+SHAPE, CLASSES = (8, 8, 3), ('a', 'b', 'c')
+MODELS = {
+    'cnn': {'name': 'cnn', 'widths': (8, 8)},
+    'vit': {'name': 'vit', 'patch': (4, 4), 'width': 16, 'depth': 1, 'heads': 2, 'mlp': 32},
+}
+TX = optax.adam(1e-3)
+
+
+def parts(model: str, precision: str):
+    cfg = Config(base().to_dict() | {'model': MODELS[model]}).replace(precision=precision)
+    cfg = resolve(cfg, None)
+    task = make_task(cfg, Source(None, 99, SHAPE, CLASSES))
+    net = make_model(cfg.model, 3)
+    policy = make_precision(cfg, net, abstract_inputs(SHAPE))
+    part = make_partition(cfg, *abstract_variables(net, SHAPE))
+    params, stats = init_variables(net, np.uint32(0), abstract_inputs(SHAPE))
+    if model == 'vit':  # whose head begins with zeros
+        params['head']['logits']['kernel'] = jnp.sin(jnp.arange(16.0 * 3)).reshape(16, 3)
+    return net, task, policy, part, init_state(params, stats, 0, TX, part, 0.9)
+
+
+def batch() -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        'image': rng.integers(0, 256, (64, *SHAPE)).astype(np.uint8),
+        'label': rng.integers(0, 3, 64).astype(np.int32),
+    }
+
+
+def step(model: str, precision: str):
+    net, task, policy, part, state = parts(model, precision)
+    train = make_train_step(net, task, TX, part, 0.9, precision=policy)
+    return jax.jit(train)(state, batch())
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_state_and_gradients_stay_float32(model):
+    state, metrics = step(model, 'bfloat16')
+    kept = jax.tree.leaves((state.params, state.model_state, state.ema, metrics))
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert {x.dtype.name for x in (*kept, *moments)} == {'float32'}
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_layers_compute_in_bfloat16_and_norms_in_float32(model):
+    net, _, policy, _, state = parts(model, 'bfloat16')
+    seen = {}
+
+    def note(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == '__call__' and isinstance(out, jax.Array):
+            own = jax.tree.leaves(context.module.variables.get('params', {}))
+            dtypes = {x.dtype.name for x in own}
+            seen['/'.join(context.module.path)] = (type(context.module), dtypes, out.dtype.name)
+        return out
+
+    def forward(params):
+        variables = {'params': policy.params(params), **state.model_state}
+        with policy.norms_in_float32(), nn.intercept_methods(note):
+            return net.apply(variables, policy.inputs(jnp.zeros((2, *SHAPE))), train=False)
+
+    assert jax.eval_shape(forward, state.params).dtype == jnp.bfloat16
+    norms = {path: found for path, found in seen.items() if 'norm' in path}
+    assert norms and policy.norms == set(norms)
+    # What `note` sees of a norm is from before its result is cast.
+    assert {found[1:] for found in map(lambda f: (0, *map(str, f[1:])), norms.values())} == {
+        ("{'float32'}", 'float32')
+    }
+    layers = [f for f in seen.values() if f[0] in (nn.Dense, nn.Conv, nn.DenseGeneral)]
+    assert len(layers) > 2 and all(f[1:] == ({'bfloat16'}, 'bfloat16') for f in layers)
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_a_step_is_near_that_in_float32(model):
+    """Within bfloat16's three digits; and not the same, as it would be without the policy."""
+    (half, ours), (single, theirs) = step(model, 'bfloat16'), step(model, 'float32')
+    assert ours['loss'] == pytest.approx(float(theirs['loss']), rel=0.02)
+    assert ours['loss'] != theirs['loss']
+    one, other = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.opt_state[0].mu)])
+        for s in (half, single)
+    )
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.99
+
+
+def test_statistics_are_means_of_many_rows_in_float32():
+    """In bfloat16 a sum of 16,384 ones would stop at 256."""
+    net, task, policy, part, state = parts('cnn', 'bfloat16')
+    params = jax.tree.map(jnp.zeros_like, state.params)
+    kernel = params['backbone']['conv_0']['kernel']
+    params['backbone']['conv_0']['kernel'] = kernel.at[1, 1].set(1.0)
+    white = {'image': np.full((256, *SHAPE), 255, np.uint8), 'label': np.zeros(256, np.int32)}
+    train = make_train_step(net, task, TX, part, 0.9, precision=policy)
+    state, _ = jax.jit(train)(state.replace(params=params), white)
+    mean = flatten(state.model_state)['batch_stats/backbone/norm_0/mean']
+    np.testing.assert_allclose(mean, 0.1 * 3.0, rtol=1e-5)  # three channels of 1
+
+
+def test_evaluation_uses_the_policy():
+    net, task, policy, part, state = parts('vit', 'bfloat16')
+    half = jax.jit(make_eval_step(net, task, part, policy))(state, batch())['loss']
+    single = jax.jit(make_eval_step(net, task, part))(state, batch())['loss']
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, single, rtol=0.1, atol=0.01)
+    assert (half != single).any()
+
+
+def test_unknown_policy():
+    with pytest.raises(UserError, match="config.precision='bfloat' is not known.*bfloat16"):
+        parts('cnn', 'bfloat')
+
+
+def test_float32_leaves_everything_alone():
+    params = {'a': np.ones(2, np.float64)}
+    assert FLOAT32.params(params) is params

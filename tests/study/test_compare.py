@@ -1,0 +1,318 @@
+"""`jaxtrain compare`: the arms side by side, the intervals of their differences, a verdict."""
+
+import hashlib
+import json
+import re
+import shutil
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtrain.cli import main
+from jaxtrain.loop import train as loop
+from jaxtrain.study.stats import Interval, interval
+from jaxtrain.study.verdict import Pair, verdict
+from tests.conftest import TINY
+
+ARMS = ('scratch', 'linear', 'finetune')
+WORDS = ('compare', f'--config={TINY}', '--config.steps=10', '--config.compare.seeds=2')
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory) -> Path:
+    """A comparison of two seeds; beside it, `batches.json` says what each run trained on."""
+    workdir = tmp_path_factory.mktemp('compare') / 'runs'
+    seen, whole = [], loop.train_batches
+
+    def note(source, batch_size, seed, *rest):
+        examples = source.fetch(np.arange(len(source)))
+        digest = hashlib.sha256(examples['image'].tobytes() + examples['label'].tobytes())
+        seen.append([len(source), digest.hexdigest(), batch_size, seed])
+        return whole(source, batch_size, seed, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, 'train_batches', note)
+        assert main([*WORDS, f'--workdir={workdir}']) == 0
+    (workdir.parent / 'batches.json').write_text(json.dumps(seen))
+    return workdir
+
+
+def report(workdir: Path) -> dict:
+    return json.loads((workdir / 'compare.json').read_text())
+
+
+def scores(workdir: Path, arm: str) -> np.ndarray:
+    """Right or wrong by seed and test example, from the files of the runs."""
+    runs = sorted((workdir / arm).iterdir())
+    return np.stack([np.load(run / 'test.npz')['accuracy'] for run in runs])
+
+
+def tables(workdir: Path) -> list[list[list[str]]]:
+    """The tables of report.md: cells of their rows, without the head."""
+    text = (workdir / 'report.md').read_text()
+    found = re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE)
+    return [
+        [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()[2:]]
+        for table in found
+    ]
+
+
+def test_a_row_for_each_arm(compared):
+    rows = {row['name']: row for row in report(compared)['arms']}
+    assert list(rows) == ['full', *ARMS]
+    assert [row['seeds'] for row in rows.values()] == [1, 2, 2, 2]
+    # 3x3 convolutions to 8 and 16 channels, a scale and a bias for each, and 10 outputs.
+    head = 16 * 10 + 10
+    total = 9 * 8 + 9 * 8 * 16 + 2 * (8 + 16) + head
+    assert all(row['params_total'] == total for row in rows.values())
+    trained = {name: row['params_trainable'] for name, row in rows.items()}
+    assert trained == {'full': total, 'scratch': total, 'linear': head, 'finetune': total}
+    assert all(0 <= r['opt_state_bytes'] - 8 * r['params_trainable'] <= 64 for r in rows.values())
+    assert all(row['examples_seen'] == 10 * 32 for row in rows.values())
+    inits = {name: row['init'] for name, row in rows.items()}
+    assert inits == {
+        'full': 'random',
+        'scratch': 'random',
+        'linear': 'full (best)',
+        'finetune': 'full (best)',
+    }
+    # Frozen layers need no gradients.
+    assert 0 < rows['linear']['flops'] < 0.6 * rows['scratch']['flops']
+
+
+def test_costs_and_accuracy_come_from_the_runs(compared):
+    for row in report(compared)['arms'][1:]:
+        name = row['name']
+        runs = sorted((compared / name).iterdir())
+        assert [run.name for run in runs] == ['seed_0', 'seed_1']
+        results = [json.loads((run / 'result.json').read_text()) for run in runs]
+        assert row['flops'] == 10 * results[0]['flops_per_step']
+        assert row['seconds'] == pytest.approx(
+            np.mean([sum(r['seconds'].values()) for r in results])
+        )
+        tested = [r['metrics']['test']['accuracy'] for r in results]
+        assert row['by_seed'] == pytest.approx(tested) and tested[0] != tested[1]
+        found = interval(scores(compared, name))
+        assert row['accuracy'] == {'mean': found.mean, 'low': found.low, 'high': found.high}
+
+
+def test_all_arms_train_on_the_same_images_with_paired_seeds(compared):
+    full, *arms = json.loads((compared.parent / 'batches.json').read_text())
+    assert full[0] == 897 and len(arms) == 6
+    assert [seed for *_, seed in arms] == [0, 0, 0, 1, 1, 1]
+    assert len({tuple(what) for *what, _ in arms}) == 1
+    assert arms[0][0] == 50 and arms[0][2] == 32
+
+
+def test_pairs_are_all_pairs_with_the_intervals_of_the_paired_scores(compared):
+    pairs = report(compared)['pairs']
+    assert [(p['first'], p['second']) for p in pairs] == [
+        (later, earlier) for earlier, later in combinations(ARMS, 2)
+    ]
+    for pair in pairs:
+        difference = scores(compared, pair['first']) - scores(compared, pair['second'])
+        expected = interval(difference)
+        assert difference.shape == (2, 600) and difference.any()
+        assert pair['difference'] == {
+            'mean': expected.mean,
+            'low': expected.low,
+            'high': expected.high,
+        }
+
+
+def test_page_has_the_table_the_pairs_and_the_verdict(compared):
+    found = report(compared)
+    text = (compared / 'report.md').read_text()
+    assert f'**{found["verdict"]}**' in text and '2 paired seeds' in text
+    arms, pairs = tables(compared)
+    assert [row[0] for row in arms] == [row['name'] for row in found['arms']]
+    for cells, row in zip(arms, found['arms'], strict=True):
+        assert cells[1] == row['init']
+        assert cells[2:4] == [f'{row["params_trainable"]:,}', f'{row["params_total"]:,}']
+        mean, low, high = (100 * row['accuracy'][k] for k in ('mean', 'low', 'high'))
+        assert cells[-2:] == [str(row['seeds']), f'{mean:.1f}% [{low:.1f}, {high:.1f}]']
+    assert [row[0] for row in pairs] == [f'{p["first"]} - {p["second"]}' for p in found['pairs']]
+    for cells, pair in zip(pairs, found['pairs'], strict=True):
+        zero = pair['difference']['low'] <= 0 <= pair['difference']['high']
+        assert cells[1].startswith(f'{100 * pair["difference"]["mean"]:+.1f} [')
+        assert cells[2] == ('no' if zero else 'yes')
+    assert '](compare.png)' in text
+
+
+def test_page_tells_small_costs_apart(compared):
+    costs = {row[0]: row[6] for row in tables(compared)[0]}
+    assert costs['linear'] != costs['scratch']
+
+
+def test_picture_is_drawn(compared):
+    with Image.open(compared / 'compare.png') as picture:
+        pixels = np.asarray(picture.convert('RGB')).astype(int)
+    upper, lower = pixels[: len(pixels) * 4 // 5], pixels[len(pixels) * 4 // 5 :]
+    # A colour for each arm above, and the images in grey below.
+    for colour in ((0x4C, 0x78, 0xA8), (0xE4, 0x57, 0x56), (0x54, 0xA2, 0x4B)):
+        assert (upper == colour).all(-1).sum() > 20
+    assert ((lower > 60) & (lower < 200)).mean() > 0.02
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
+
+
+def test_an_interrupted_comparison_goes_on(compared, jaxtrain, tmp_path):
+    workdir = tmp_path / 'runs'
+    shutil.copytree(compared, workdir)
+    # The runs say where their checkpoint lies, so the copy is told that it has moved.
+    for config in workdir.glob('*/*/config.json'):
+        config.write_text(config.read_text().replace(str(compared), str(workdir)))
+    (workdir / 'finetune' / 'seed_1' / 'result.json').unlink()
+    shutil.rmtree(workdir / 'linear')
+    (workdir / 'compare.json').unlink()
+    before = stamps(workdir)
+
+    outcome = jaxtrain(*WORDS, f'--workdir={workdir}')
+    assert outcome.code == 0, outcome.err
+    done = dict(re.findall(r'^(\w+(?: seed \d)?) .*  (done before|[\d.]+ s)$', outcome.out, re.M))
+    assert [name for name, said in done.items() if said == 'done before'] == [
+        'full', 'scratch seed 0', 'finetune seed 0', 'scratch seed 1',
+    ]  # fmt: skip
+    touched = {p for p, stamp in stamps(workdir).items() if before.get(p) != stamp}
+    assert {p.relative_to(workdir).parts[:2] for p in touched} == {
+        ('linear', 'seed_0'),
+        ('linear', 'seed_1'),
+        ('finetune', 'seed_1'),
+        ('compare.json',),
+        ('compare.png',),
+        ('report.md',),
+    }
+
+    def timeless(folder: Path) -> dict:
+        found = report(folder)
+        return {**found, 'arms': [{**row, 'seconds': 0} for row in found['arms']]}
+
+    assert timeless(workdir) == timeless(compared)
+
+
+def test_a_full_run_that_is_given_is_not_trained_again(pretrained, jaxtrain, tmp_path):
+    before = stamps(pretrained)
+    words = ["--config.compare.arms=('scratch','linear')", '--config.compare.seeds=1']
+    outcome = jaxtrain(*WORDS, *words, f'--workdir={tmp_path}', f'--full={pretrained}')
+    assert outcome.code == 0, outcome.err
+    assert stamps(pretrained) == before
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {'scratch', 'linear'}
+    found = report(tmp_path)
+    assert [row['name'] for row in found['arms']] == ['full', 'scratch', 'linear']
+    assert found['arms'][0]['examples_seen'] == 60 * 32
+    plan = json.loads((tmp_path / 'linear' / 'seed_0' / 'restore.json').read_text())
+    assert plan['checkpoint'].startswith(str(pretrained))
+    assert not (tmp_path / 'scratch' / 'seed_0' / 'restore.json').exists()
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_without_val_or_test_there_is_nothing_to_compare(split, pretrained, jaxtrain, tmp_path):
+    words = [f'--config.data.{split}=', f'--full={pretrained}']
+    words += ["--config.compare.arms=('scratch','linear')", '--config.compare.seeds=1']
+    outcome = jaxtrain(*WORDS, *words, f'--workdir={tmp_path}')
+    assert outcome.code == 2 and f'config.data.{split}' in outcome.err
+
+
+def judge(*differences: tuple[str, str, float, float, float], **accuracy: float) -> str:
+    pairs = [Pair(a, b, Interval(mean, low, high)) for a, b, mean, low, high in differences]
+    return verdict(tuple(accuracy), pairs, accuracy)
+
+
+BETTER = ('b', 'a', 0.05, 0.02, 0.08)
+WORSE = ('b', 'a', -0.05, -0.08, -0.02)
+SAME = ('b', 'a', 0.01, -0.02, 0.04)
+SAID = {
+    BETTER: 'b is 5.0 points above a (95% interval 2.0 to 8.0)',
+    WORSE: 'b is 5.0 points below a (95% interval 2.0 to 8.0)',
+    SAME: 'no measurable difference between b and a (+1.0 points, 95% interval -2.0 to +4.0)',
+}
+
+
+@pytest.mark.parametrize(
+    'pair, lead',
+    [
+        (BETTER, 'b is the arm to take: it beats a'),
+        (WORSE, 'a is the arm to take: every other arm falls below it'),
+        (SAME, 'No measurable difference between a and b: nothing is gained'),
+    ],
+)
+def test_verdict_on_two_arms(pair, lead):
+    assert judge(pair, a=0.5, b=0.6) == f'{lead}. {SAID[pair]}.'
+
+
+@pytest.mark.parametrize(
+    'c_against_a, c_against_b, c, lead',
+    [
+        # Better than the first arm as well, and not to be told from the other.
+        (
+            (0.06, 0.01, 0.11),
+            (0.01, -0.03, 0.05),
+            0.56,
+            'c is the arm to take: it beats a, with no measurable difference to b',
+        ),
+        # Better still.
+        ((0.15, 0.1, 0.2), (0.1, 0.05, 0.15), 0.65, 'c is the arm to take: it beats a'),
+        # Worse, which does not matter to b.
+        ((-0.1, -0.15, -0.05), (-0.15, -0.2, -0.1), 0.4, 'b is the arm to take: it beats a'),
+        ((0.02, 0.01, 0.03), (-0.03, -0.05, -0.01), 0.52, 'b is the arm to take: it beats a'),
+    ],
+)
+def test_verdict_on_three_arms_where_one_is_better(c_against_a, c_against_b, c, lead):
+    said = judge(BETTER, ('c', 'a', *c_against_a), ('c', 'b', *c_against_b), a=0.5, b=0.55, c=c)
+    assert said.startswith(f'{lead}. {SAID[BETTER]}; ')
+    assert said.count(';') == 2
+
+
+@pytest.mark.parametrize(
+    'b, c, lead',
+    [
+        (SAME, SAME, 'No measurable difference between a and b, c: nothing is gained'),
+        (SAME, WORSE, 'No measurable difference between a and b: nothing is gained'),
+        (WORSE, SAME, 'No measurable difference between a and c: nothing is gained'),
+        (WORSE, WORSE, 'a is the arm to take: every other arm falls below it'),
+    ],
+)
+def test_verdict_on_three_arms_where_none_is_better(b, c, lead):
+    between = ('c', 'b', 0.0, -0.01, 0.01)
+    said = judge(b, ('c', *c[1:]), between, a=0.5, b=0.5, c=0.5)
+    assert said.startswith(f'{lead}. ')
+
+
+@pytest.mark.parametrize(
+    'low, high, measurable', [(0.0, 0.1, False), (-0.1, 0.0, False), (1e-6, 0.1, True)]
+)
+def test_a_difference_is_measurable_if_its_interval_leaves_out_zero(low, high, measurable):
+    pair = Pair('b', 'a', Interval((low + high) / 2, low, high))
+    assert ('no measurable' not in pair.sentence()) == measurable
+    lead = verdict(('a', 'b'), [pair], {'a': 0.5, 'b': 0.55})
+    assert lead.startswith('b is the arm') == measurable
+
+
+def test_an_arm_at_fault_is_told_before_anything_is_trained(jaxtrain, tmp_path):
+    source = (
+        Path(TINY)
+        .read_text()
+        .replace("'finetune':\n        c.optim.lr_mult", "'finetune':\n        c.optim.lr_mul")
+    )
+    path = tmp_path / 'c.py'
+    path.write_text(source)
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2 and "did you mean 'lr_mult'" in outcome.err
+    path.write_text(Path(TINY).read_text().replace("('backbone/.*', 0.1)", "('backbon/.*', 0.1)"))
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2 and "'backbon/.*' matches nothing" in outcome.err
+    assert not list((tmp_path / 'out').iterdir())
+
+
+def test_arms_on_different_tests_are_refused(jaxtrain, tmp_path):
+    path = tmp_path / 'c.py'
+    more = "'linear':\n        c.data.test = 'val'\n"
+    path.write_text(Path(TINY).read_text().replace("'linear':\n", more))
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2
+    assert "scratch is tested on ('digits', 'test') and linear on ('digits', 'val')" in outcome.err

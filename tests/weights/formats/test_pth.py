@@ -1,0 +1,312 @@
+"""PyTorch's files: tensors as torch.save writes them, and no code."""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxtrain.weights.formats import blocks
+from tests.golden.make_pth import HERE as GOLDEN
+from tests.golden.make_pth import arrays
+from tests.support.pth_files import (
+    SYSTEM,
+    WRITERS,
+    Call,
+    Global,
+    Storage,
+    Tensor,
+    tensor,
+    write_stream,
+    write_zip,
+)
+from tests.support.spoiling import contents, fault, same, survives
+
+FORMS = list(WRITERS)
+REBUILD = Global('torch._utils', '_rebuild_tensor_v2')
+
+
+def some() -> dict[str, np.ndarray]:
+    return {
+        'kernel': np.arange(6, dtype='f4').reshape(2, 3),
+        'half': np.arange(4).astype('f2'),
+        'brain': np.arange(4).astype(ml_dtypes.bfloat16),
+        'count': np.array(7, 'i8'),
+        'empty': np.zeros((0, 3), 'f4'),
+    }
+
+
+def tensors() -> dict[str, Tensor]:
+    return {key: tensor(array) for key, array in some().items()}
+
+
+def golden() -> dict[str, np.ndarray]:
+    found = arrays()
+    return {**found, 'bf16': found['bf16'].astype(ml_dtypes.bfloat16)}
+
+
+@pytest.fixture(params=FORMS)
+def write(request, tmp_path):
+    """Writes a file of one of the two formats."""
+    return lambda found, **more: WRITERS[request.param](tmp_path / 'f.pth', found, **more)
+
+
+@pytest.mark.parametrize('kind', ['', '_wrapped'])
+@pytest.mark.parametrize('form', FORMS)
+def test_files_that_torch_has_written(form, kind):
+    """Every dtype, views of one storage, a Parameter; alone, and within a checkpoint."""
+    same(contents(GOLDEN / f'pth_{form}{kind}.pth'), golden())
+
+
+def test_files_made_here(write):
+    """So that the tests below spoil what was good."""
+    same(contents(write(tensors())), some())
+
+
+@pytest.mark.parametrize('name', ['state_dict', 'model', 'model_state_dict', 'module'])
+def test_weights_within_a_checkpoint(name, write):
+    found = {'epoch': 3, 'optimizer': {'state': {0: tensor(np.ones(2))}}, name: tensors()}
+    same(contents(write(found)), some())
+    same(contents(write({'model': {'state_dict': OrderedDict(tensors())}})), some())
+
+
+def test_large_arrays_come_in_pieces_that_make_up_the_whole(write, monkeypatch):
+    monkeypatch.setattr(blocks, 'BYTES', 1000)
+    array = np.random.RandomState(0).standard_normal((37, 5, 9)).astype('f4')
+    storage = Storage(array.reshape(-1))
+    found = {
+        'a': tensor(array),
+        'turned': Tensor(storage, (9, 5, 37), (1, 9, 45)),
+        'rows': Tensor(storage, (30, 5, 9), (45, 9, 1), 90),
+    }
+    same(contents(write(found)), {'a': array, 'turned': array.T, 'rows': array[2:32]})
+
+
+# Code.
+
+
+@pytest.mark.parametrize(
+    'function, arguments',
+    [
+        (('os', 'system'), ('touch {}',)),
+        (('posix', 'system'), ('touch {}',)),
+        (('builtins', 'eval'), ("open('{}', 'w')",)),
+        (('builtins', 'open'), ('{}', 'w')),
+        (('subprocess', 'getoutput'), ('touch {}',)),
+        (('numpy', 'save'), ('{}', 3)),
+        (('torch', 'load'), ('{}',)),
+        (('torch.storage', '_load_from_bytes'), (b'{}',)),
+        (('torch._utils', '_rebuild_device_tensor_from_numpy'), (3,)),
+        (('collections', 'namedtuple'), ('a', 'b')),
+        # Attributes by a dotted name.
+        (('collections', 'OrderedDict.__init__.__globals__'), ()),
+        (('torch', 'Size.__reduce__'), ()),
+    ],
+)
+@pytest.mark.parametrize('place', ['alone', 'within', 'deep', 'as_key'])
+def test_a_pickle_that_calls_something(place, function, arguments, write, tmp_path):
+    target = tmp_path / 'trapped'
+    filled = tuple(a.format(target) if isinstance(a, str) else a for a in arguments)
+    call = Call(Global(*function), filled)
+    found = {
+        'alone': call,
+        'within': {**tensors(), 'x': call},
+        'deep': {'state_dict': tensors(), 'optimizer': [{'hooks': (call,)}]},
+        'as_key': {call: tensor(np.ones(2, 'f4')), **tensors()},
+    }[place]
+    said = fault(write(found))
+    assert f'wants to run {".".join(function)}; a file of weights needs no code' in said
+    assert not target.exists()
+
+
+def test_the_trap_above_works(tmp_path):
+    """Unpickled as usual, a file is made."""
+    target = tmp_path / 'trapped'
+    call = Call(Global('os', 'system'), (f'touch {target}',))
+    with zipfile.ZipFile(write_zip(tmp_path / 'f.pth', call)) as archive:
+        pickle.loads(archive.read('archive/data.pkl'))
+    assert target.exists()
+
+
+def test_a_model_saved_whole(tmp_path):
+    said = fault(GOLDEN / 'pth_zip_module.pth')
+    assert 'wants to run torch.nn.modules.linear.Linear; ' in said
+    assert 'save model.state_dict() alone' in said
+
+
+@pytest.mark.parametrize(
+    'opcodes',
+    [
+        b'\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.',  # STACK_GLOBAL
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",  # INST
+        b'\x80\x02\x82\x01.',  # EXT1: a code registered elsewhere
+        b'\x80\x05\x97.',  # NEXT_BUFFER
+        b'\x80\x02]\x94h\x05.',  # a memo that is not there
+        b'\x80\x02N',  # no end
+        b'',
+    ],
+)
+def test_other_ways_to_a_name(opcodes, tmp_path):
+    path = tmp_path / 'f.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', opcodes)
+    said = fault(path)
+    assert 'wants to run os.system' in said or 'is not a whole file of torch.save' in said
+    path.write_bytes(opcodes)
+    fault(path)
+
+
+def test_what_is_allowed_cannot_be_changed_for_later_files(tmp_path):
+    """BUILD sets attributes of what is on the stack, functions of this reader included."""
+    path = tmp_path / 'f.pth'
+    build = (
+        b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n'
+        b'N}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b.'
+    )
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', build)
+    fault(path)
+    same(contents(write_zip(tmp_path / 'g.pth', tensors())), some())
+
+
+# Tensors that are none.
+
+
+@pytest.mark.parametrize(
+    'shape, stride, offset',
+    [
+        ((3,), (1,), 4),
+        ((2, 4), (4, 1), 0),
+        ((2, 3), (4, 1), 0),
+        ((2,), (2**62,), 0),
+        ((7,), (1,), 0),
+    ],
+)
+def test_a_tensor_beyond_its_storage(shape, stride, offset, write):
+    storage = Storage(np.arange(6, dtype='f4'))
+    said = fault(write({'fine': tensor(np.ones(2)), 'a': Tensor(storage, shape, stride, offset)}))
+    assert ': a reaches beyond its storage, so the file is damaged' in said
+
+
+@pytest.mark.parametrize(
+    'shape, stride, offset',
+    [
+        ((2,), (-1,), 3),
+        ((2,), (1,), -1),
+        ((-1,), (1,), 0),
+        ((-2, -3), (3, 1), 0),
+        ((2, 3), (1,), 0),
+        ((2.0,), (1,), 0),
+        ((2,), (1,), '0'),
+        ((True,), (1,), 0),
+        (('2',), (1,), 0),
+    ],
+)
+def test_numbers_that_are_no_place(shape, stride, offset, write):
+    found = {'a': Tensor(Storage(np.arange(6, dtype='f4')), shape, stride, offset)}
+    assert 'is not a whole file of torch.save (a tensor of shape ' in fault(write(found))
+
+
+def test_one_storage_of_two_kinds(write):
+    """Whose length would be that of the smaller numbers, for both."""
+    narrow, wide = Storage(np.arange(4, dtype='f2'), 'k'), Storage(np.arange(4, dtype='f8'), 'k')
+    path = write({'a': Tensor(narrow, (4,), (1,)), 'b': Tensor(wide, (4,), (1,))})
+    assert 'is not a whole file of torch.save (storage k of two kinds)' in fault(path)
+
+
+def test_a_view_of_a_storage_as_it_once_was_written(tmp_path):
+    """Whose offset would be lost."""
+    part = Storage(np.arange(4, dtype='f4'), view=('0', 2, 2))
+    path = write_stream(tmp_path / 'f.pth', {'a': Tensor(part, (2,), (1,))})
+    assert 'holds views as PyTorch wrote them before 0.4; load and save it again' in fault(path)
+
+
+def test_a_storage_that_is_not_there(tmp_path):
+    path = write_zip(tmp_path / 'f.pth', tensors())
+    short = tmp_path / 'short.pth'
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(short, 'w') as new:
+        for name in old.namelist():
+            if name != 'archive/data/0':
+                new.writestr(name, old.read(name))
+    assert ': kernel reaches beyond its storage' in fault(short)
+
+
+def test_dtypes_that_are_not_read(write, monkeypatch):
+    from tests.support import pth_files
+
+    monkeypatch.setitem(pth_files._NAMES, np.dtype('c8'), 'ComplexFloatStorage')
+    said = fault(write({'a': tensor(np.zeros(2, 'c8'))}))
+    assert 'holds a ComplexFloatStorage, which is not read; save it as one of Double' in said
+
+
+# Files that are none.
+
+
+@pytest.mark.parametrize('found', [{}, {'epoch': 3}, [1], 3, None, {'state_dict': {}}])
+def test_no_weights(found, write):
+    assert 'holds no weights by name; save model.state_dict()' in fault(write(found))
+
+
+def test_a_bare_tensor(write):
+    assert 'holds no weights by name' in fault(write(tensor(np.ones(3))))
+
+
+def test_a_checkpoint_within_itself(write):
+    found = {}
+    found['model'] = found
+    assert 'is not a whole file of torch.save (' in fault(write(found))
+
+
+def test_another_byte_order(tmp_path):
+    path = write_zip(tmp_path / 'f.pth', tensors(), byteorder='big')
+    assert 'was written on a big-endian machine' in fault(path)
+    path = write_stream(tmp_path / 'g.pth', tensors(), {**SYSTEM, 'little_endian': False})
+    assert 'was written on a big-endian machine' in fault(path)
+
+
+def test_compressed_inside(tmp_path):
+    path = write_zip(tmp_path / 'f.pth', tensors())
+    packed = tmp_path / 'packed.pth'
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert 'is compressed inside; save it with torch.save' in fault(packed)
+
+
+def test_some_other_pickle(tmp_path):
+    path = tmp_path / 'f.pth'
+    path.write_bytes(pickle.dumps({'a': [1, 2]}))
+    assert 'is no file of torch.save; give the one that holds the weights' in fault(path)
+
+
+def test_two_pickles_in_one_archive(tmp_path):
+    path = write_zip(tmp_path / 'f.pth', tensors())
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('other/data.pkl', b'N.')
+    assert 'is not a whole file of torch.save' in fault(path)
+
+
+def test_cut_off_anywhere(write):
+    path = write(tensors())
+    data = path.read_bytes()
+    for size in (0, 1, 5, 60, len(data) // 2, len(data) - 30, len(data) - 1):
+        path.write_bytes(data[:size])
+        assert 'save or download it again' in fault(path), size
+
+
+def test_a_last_storage_that_is_cut_off(tmp_path):
+    """Behind which nothing is to come, so that only the length of the file tells."""
+    path = write_stream(tmp_path / 'f.pth', {'a': tensor(np.ones(8, 'f4'))})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert 'is truncated; save or download it again' in fault(path)
+
+
+@pytest.mark.parametrize('file', ['pth_zip', 'pth_stream_wrapped'])
+def test_damage_anywhere(file, tmp_path):
+    path: Path = tmp_path / 'f.pth'
+    path.write_bytes((GOLDEN / f'{file}.pth').read_bytes())
+    survives(path)

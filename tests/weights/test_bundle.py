@@ -1,0 +1,126 @@
+"""What weights bring along: taken over where the config leaves it open, and not contradicted."""
+
+import pytest
+
+from jaxtrain.config import Config, base
+from jaxtrain.errors import UserError
+from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed
+
+THEIRS = {
+    'image_size': (224, 224),
+    'crop': 0.875,
+    'interpolation': 'bicubic',
+    'scale': 1.0,
+    'mean': (103.9, 116.8, 123.7),
+    'std': (1.0,),
+    'channel_order': 'bgr',
+}
+CNN = {'name': 'cnn', 'widths': (8, 16), 'padding': 'SAME', 'dropout': 0.0}
+
+
+def bundle(**data) -> Bundle:
+    return Bundle('runs/there', CNN, {**THEIRS, **data}, ('cat', 'dog'))
+
+
+def config(model=None, **changes) -> Config:
+    c = base()
+    for name, value in (model or {}).items():
+        c.model[name] = value
+    return Config(c.to_dict()).replace(**changes)
+
+
+def fault(cfg, found) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(cfg, found)
+    return str(caught.value)
+
+
+def test_without_weights_open_keys_become_the_usual():
+    data = resolve(config(), None).to_dict()['data']
+    assert (data['scale'], data['mean'], data['std']) == (255.0, (0.5,), (0.5,))
+    assert (data['channel_order'], data['interpolation']) == ('rgb', 'auto')
+    assert (data['image_size'], data['crop']) == ((), 0.0)
+
+
+def test_open_keys_are_those_of_the_weights():
+    data = resolve(config(), bundle()).to_dict()['data']
+    assert {key: data[key] for key in THEIRS} == THEIRS
+
+
+def test_what_is_set_holds_without_weights():
+    data = resolve(config(data__scale=2.0, data__std=(0.1,)), None).to_dict()['data']
+    assert (data['scale'], data['std']) == (2.0, (0.1,))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'data__scale': 255.0},
+        {'data__mean': (0.5,)},
+        {'data__std': (0.2, 0.2, 0.2)},
+        {'data__channel_order': 'rgb'},
+    ],
+)
+def test_another_preprocessing_than_that_of_the_weights_is_an_error(changes):
+    ((name, value),) = changes.items()
+    key = name.split('__')[1]
+    said = fault(config(**changes), bundle())
+    assert f'config.data.{key}={value!r}, but the weights of runs/there go by' in said
+    assert repr(THEIRS[key]) in said and "config.restore.settings='config'" in said
+
+
+def test_the_same_preprocessing_may_be_said_again():
+    resolve(config(data__channel_order='bgr', data__mean=THEIRS['mean']), bundle())
+
+
+def test_told_otherwise_the_config_holds():
+    cfg = config(data__scale=255.0, restore__settings='config')
+    data = resolve(cfg, bundle()).to_dict()['data']
+    assert (data['scale'], data['channel_order'], data['image_size']) == (255.0, 'rgb', ())
+
+
+def test_size_crop_and_interpolation_may_differ():
+    cfg = config(data__image_size=(64, 96), data__crop=1.0, data__interpolation='bilinear')
+    data = resolve(cfg, bundle()).to_dict()['data']
+    assert (data['image_size'], data['crop']) == ((64, 96), 1.0)
+    assert (data['interpolation'], data['scale']) == ('bilinear', 1.0)
+
+
+def test_a_model_without_a_name_is_that_of_the_weights():
+    model = resolve(config({'name': '', 'dropout': 0.5}), bundle()).to_dict()['model']
+    assert model == {**CNN, 'dropout': 0.5}
+
+
+def test_a_model_without_a_name_needs_weights():
+    assert "config.model.name='' is the model of the weights" in fault(config({'name': ''}), None)
+
+
+def test_a_field_that_shows_in_no_shape_must_agree():
+    said = fault(config({'name': 'cnn', 'padding': 'VALID'}), bundle())
+    assert "config.model.padding='VALID', but the weights of runs/there" in said
+    assert "with 'SAME'" in said
+    resolve(config({'name': 'cnn', 'padding': 'SAME', 'widths': (4,)}), bundle())
+    resolve(config({'name': 'cnn', 'padding': 'VALID'}, restore__settings='config'), bundle())
+
+
+def test_an_unknown_word_for_settings():
+    cfg = config(restore__settings='mine')
+    assert "config.restore.settings='mine' is not known" in fault(cfg, None)
+
+
+def test_a_run_hands_on_its_own(pretrained):
+    found = of_run(pretrained)
+    assert found.classes == tuple('0123456789')
+    assert (found.data['scale'], found.data['mean']) == (255.0, (0.5,))
+    assert found.model['widths'] == (8, 16)
+
+
+def test_a_run_that_resumes_keeps_what_it_began_with(tmp_path):
+    from jaxtrain.runs import run
+
+    began = resolve(config(), bundle())
+    run.RunDir(tmp_path).claim({**began.to_dict(), 'model': CNN})
+    again = resumed(config({'name': ''}, data__std=(2.0,)), tmp_path).to_dict()
+    assert (again['data']['scale'], again['data']['crop']) == (1.0, 0.875)
+    assert again['data']['std'] == (2.0,)  # and the run directory will refuse it
+    assert again['model'] == CNN

@@ -1,0 +1,297 @@
+"""Weights from elsewhere: from file to run, and what is wrong with some files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+
+from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.config.files import load
+from jaxtrain.errors import UserError
+from jaxtrain.inference.export_weights import export_weights
+from jaxtrain.loop.job import first_state, make_job
+from jaxtrain.runs import run
+from jaxtrain.weights import restore
+from jaxtrain.weights.import_weights import import_weights
+from jaxtrain.weights.origins import timm
+from tests.support.foreign_files import arrays, write
+
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
+CONFIG = """
+from jaxtrain.config import base
+
+
+def get_config():
+    c = base()
+    c.regime = 'finetune'
+    c.data.source = 'npz'
+    c.data.path = '{data}'
+    c.data.image_size = (32, 32)
+    c.batch_size = 8
+    c.steps = 2
+    c.model.name = ''
+    c.restore.rules = (('head/.*', 'init'), ('.*', 'load'))
+    return c
+"""
+
+
+@pytest.fixture(scope='module')
+def found():
+    """The arrays of a ViT-Ti/16 for 32x32 RGB images and four classes."""
+    return arrays(timm, 'vit_ti16', 4, (32, 32, 3))
+
+
+@pytest.fixture(scope='module')
+def file(found, tmp_path_factory):
+    return write(tmp_path_factory.mktemp('weights') / 'model.safetensors', found)
+
+
+@pytest.fixture(scope='module')
+def imported(file, tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs') / 'vit'
+    return out, import_weights('timm', str(file), 'vit_ti16', str(out))
+
+
+@pytest.fixture(scope='module')
+def coloured(tmp_path_factory):
+    """A folder of splits of RGB images, the digits of scikit-learn."""
+    folder = tmp_path_factory.mktemp('coloured')
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, -1)
+    for number, split in enumerate(('train', 'val', 'test')):
+        rows = slice(100 * number, 100 * number + 100)
+        np.savez(folder / f'{split}.npz', image=images[rows], label=digits.target[rows])
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, coloured):
+    (tmp_path / 'config.py').write_text(CONFIG.format(data=coloured))
+
+    def make(*words: str):
+        return load(str(tmp_path / 'config.py'), [f'--config.{word}' for word in words])
+
+    return make
+
+
+def fault(origin, file, model, out, **more) -> str:
+    with pytest.raises(UserError) as caught:
+        import_weights(origin, str(file), model, str(out), **more)
+    assert '\n' not in str(caught.value)
+    assert not out.exists() or not any(out.iterdir())
+    assert not list(out.parent.glob(f'.{out.name}*'))
+    return str(caught.value)
+
+
+def spoiled(tmp_path, found, **changes):
+    """The file with some arrays changed, or taken away where None."""
+    arrays = {**found, **changes}
+    return write(tmp_path / 'f.safetensors', {k: v for k, v in arrays.items() if v is not None})
+
+
+def test_a_run_directory_with_everything_in_it(imported, found):
+    out, said = imported
+    stored = run.read_config(out)
+    assert stored['config']['model']['name'] == 'vit'
+    assert stored['config']['model']['width'] == 192
+    assert stored['config']['data']['image_size'] == [32, 32]
+    assert stored['config']['data']['mean'] == [0.5]
+    assert stored['data']['classes'] == ['0', '1', '2', '3']
+    assert stored['import']['origin'] == 'timm'
+    assert list(stored['import']['files']) == ['model.safetensors']
+    assert len(stored['import']['files']['model.safetensors']) == 64
+    plan = json.loads((out / 'restore.json').read_text())
+    assert {leaf['action'] for leaf in plan['leaves']} == {'load'}
+    named = {leaf['source'].split()[0] for leaf in plan['leaves']}
+    assert named == set(found)
+    assert 'vit_ti16 of timm, with its head of 4 outputs' in said
+
+
+def test_the_arrays_arrive_under_our_names(imported, found):
+    leaves = {leaf.path: leaf for leaf in plan_of(imported[0]).leaves}
+    assert leaves['backbone/block_3/mlp/up/kernel'].action == 'load'
+    values = everything(imported[0])
+    up = found['blocks.3.mlp.fc1.weight']
+    np.testing.assert_array_equal(values['backbone/block_3/mlp/up/kernel'], up.T)
+    qkv = found['blocks.3.attn.qkv.weight'].reshape(3, 3, 64, 192)
+    key = values['backbone/block_3/attention/key/kernel']
+    np.testing.assert_array_equal(key, qkv[1].transpose(2, 0, 1))
+
+
+def plan_of(workdir) -> restore.Plan:
+    from jaxtrain.config import Config
+    from jaxtrain.models import make_model
+    from jaxtrain.parallel.mesh import make_mesh, on_mesh
+    from jaxtrain.step.state import abstract_variables
+    from jaxtrain.weights.bundle import of_run
+    from jaxtrain.weights.stored import of_checkpoint
+
+    stored = of_checkpoint(checkpoint_files.find(workdir, 'last', ''), of_run(workdir))
+    config = Config.from_json(run.read_config(workdir)['config'])
+    variables = abstract_variables(make_model(config.model, 4), (32, 32, 3))
+    variables = on_mesh(variables, make_mesh())
+    return restore.make_plan(stored, *variables, (('.*', 'load'),))
+
+
+def everything(workdir) -> dict[str, np.ndarray]:
+    from jaxtrain.parallel.mesh import make_mesh, on_mesh
+
+    stored = plan_of(workdir).stored
+    return stored.read(on_mesh(dict(stored.leaves), make_mesh()))
+
+
+def test_exported_they_are_what_they_were(imported, found, tmp_path):
+    target = tmp_path / 'again.safetensors'
+    said = export_weights(str(imported[0]), 'last', 'timm', str(target))
+    assert said.startswith(f'{len(found)} arrays of vit in')
+    again = load_file(target)
+    assert set(again) == set(found)
+    for key, value in found.items():
+        np.testing.assert_array_equal(again[key], value, key)
+
+
+def test_a_run_starts_from_the_run_directory_or_straight_from_the_file(imported, file, config):
+    """And both begin with the same numbers, preprocessing and model."""
+    one = make_job(config(f'init_from={imported[0]}'))
+    origin = ('restore.origin=timm', 'restore.model=vit_ti16')
+    other = make_job(config(f'init_from={file}', *origin))
+    assert one.config['model'] == other.config['model']
+    assert one.config['data'] == other.config['data']
+    first, second = first_state(one, 0), first_state(other, 0)
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    assert first.params['head']['logits']['kernel'].shape == (192, 10)
+
+
+def test_positions_are_resized_when_a_rule_says_so(imported, config):
+    rules = "restore.rules=(('head/.*','init'),('backbone/position','resize'),('.*','load'))"
+    job = make_job(config(f'init_from={imported[0]}', 'data.image_size=(48,64)', rules))
+    assert job.plan.paths('resize') == ['backbone/position']
+    state = first_state(job, 0)
+    assert state.params['backbone']['position'].shape == (3, 4, 192)
+    with pytest.raises(UserError) as caught:
+        make_job(config(f'init_from={imported[0]}', 'data.image_size=(48,64)'))
+    assert "add the rule ('backbone/position', 'resize')" in str(caught.value)
+
+
+def test_classes_are_taken_by_name(imported, config):
+    """The digits are called 0 to 9, the four outputs of the file 0 to 3."""
+    rules = "restore.rules=(('head/.*','classes'),('.*','load'))"
+    job = make_job(config(f'init_from={imported[0]}', rules))
+    assert '4 classes by name (0, 1, 2 ...)' in job.plan.summary()
+    kernel = np.asarray(first_state(job, 0).params['head']['logits']['kernel'])
+    theirs = np.asarray(everything(imported[0])['head/logits/kernel'])
+    np.testing.assert_array_equal(kernel[:, :4], theirs)
+    fresh = make_job(config(f'init_from={imported[0]}'))
+    other = np.asarray(first_state(fresh, 0).params['head']['logits']['kernel'])
+    np.testing.assert_array_equal(kernel[:, 4:], other[:, 4:])
+
+
+def test_what_fine_tuning_takes_over_can_be_seen(imported, config, jaxtrain, tmp_path):
+    said = jaxtrain(
+        'inspect', f'--config={tmp_path}/config.py', f'--config.init_from={imported[0]}'
+    )
+    assert said.code == 0, said.err
+    assert 'load' in said.out and 'head/logits/kernel' in said.out
+
+
+def test_a_file_needs_its_origin(file, config):
+    with pytest.raises(UserError, match='is a file; say whence'):
+        make_job(config(f'init_from={file}'))
+
+
+def test_the_same_import_again_does_nothing(imported, file):
+    assert 'nothing is done' in import_weights('timm', str(file), 'vit_ti16', str(imported[0]))
+
+
+# What is wrong with some files.
+
+
+def test_unknown_origin_or_model(file, tmp_path):
+    assert "origin 'tim' is not known (did you mean 'timm'?)" in fault(
+        'tim', file, 'vit_ti16', tmp_path / 'o'
+    )
+    assert "--model 'vit_ti61' is not known (did you mean" in fault(
+        'timm', file, 'vit_ti61', tmp_path / 'o'
+    )
+
+
+def test_wrong_model_size(file, tmp_path):
+    said = fault('timm', file, 'vit_s16', tmp_path / 'o')
+    assert said == f'{file} holds vit_ti16, and not vit_s16; give --model=vit_ti16'
+
+
+def test_truncated(file, tmp_path):
+    short = tmp_path / 'short.safetensors'
+    short.write_bytes(file.read_bytes()[:-1000])
+    assert str(short) in fault('timm', short, 'vit_ti16', tmp_path / 'o')
+
+
+def test_missing_key(found, tmp_path):
+    file = spoiled(tmp_path, found, **{'blocks.2.norm1.weight': None})
+    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert '1 of' in said and 'first blocks.2.norm1.weight' in said and 'missing' in said
+
+
+def test_a_misspelt_key_is_recognised(found, tmp_path):
+    value = found['blocks.2.norm1.weight']
+    changes = {'blocks.2.norm1.weight': None, 'blocks.2.norm_1.weight': value}
+    said = fault('timm', spoiled(tmp_path, found, **changes), 'vit_ti16', tmp_path / 'o')
+    assert "did you mean 'blocks.2.norm_1.weight'?" in said
+
+
+def test_unknown_key_and_how_to_drop_it(found, tmp_path):
+    file = spoiled(tmp_path, found, extra=np.ones(3, 'f4'))
+    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert "1 of its keys are no part of the model, first 'extra'" in said
+    assert "--drop='extra'" in said
+    import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'), drop=['ext.*'])
+    plan = json.loads((tmp_path / 'o' / 'restore.json').read_text())
+    assert [leaf['path'] for leaf in plan['leaves'] if leaf['action'] == 'drop'] == ['extra']
+
+
+def test_a_drop_that_drops_nothing(file, tmp_path):
+    said = fault('timm', file, 'vit_ti16', tmp_path / 'o', drop=['extra'])
+    assert "--drop='extra' matches none of the keys that are left over" in said
+
+
+def test_wrong_dtype(found, tmp_path):
+    key = 'blocks.1.mlp.fc1.bias'
+    file = spoiled(tmp_path, found, **{key: found[key].astype(np.int32)})
+    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert key in said and 'int32' in said
+
+
+def test_half_precision_is_converted_and_said(found, tmp_path):
+    file = spoiled(tmp_path, {k: v.astype(np.float16) for k, v in found.items()})
+    said = import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'))
+    assert 'converted to float32 from float16' in said
+
+
+def test_wrong_shape(found, tmp_path):
+    key = 'blocks.1.mlp.fc1.bias'
+    file = spoiled(tmp_path, found, **{key: found[key][:5]})
+    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert f'first {key}, which is 5 float32 and should be 768' in said
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_not_finite(found, tmp_path, value):
+    key = 'blocks.1.mlp.fc1.bias'
+    bad = found[key].copy()
+    bad[7] = value
+    said = fault('timm', spoiled(tmp_path, found, **{key: bad}), 'vit_ti16', tmp_path / 'o')
+    assert f'{key} holds NaN or Inf' in said
+
+
+def test_a_folder_without_weights_and_one_with_two(file, tmp_path):
+    folder = tmp_path / 'weights'
+    folder.mkdir()
+    assert str(folder) in fault('timm', folder, 'vit_ti16', tmp_path / 'o')
+    for name in ('a.safetensors', 'b.safetensors'):
+        (folder / name).write_bytes(file.read_bytes())
+    said = fault('timm', folder, 'vit_ti16', tmp_path / 'o')
+    assert 'a.safetensors' in said and 'b.safetensors' in said

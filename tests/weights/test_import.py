@@ -1,0 +1,305 @@
+"""The command import: a weights file becomes a run directory, or nothing at all."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain.checkpoints import checkpoint, checkpoint_files
+from jaxtrain.config import Config
+from jaxtrain.errors import UserError
+from jaxtrain.models import make_model
+from jaxtrain.models.vgg import convolutions
+from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.params.partition import unflatten
+from jaxtrain.runs import run
+from jaxtrain.step.state import abstract_variables
+from jaxtrain.weights import import_weights, restore
+from jaxtrain.weights.stored import of_checkpoint
+from tests.conftest import ROOT
+from tests.golden.make_keras_vgg import images
+from tests.support.keras_files import FULL_TOP, GOLDEN, cached_weight, shapes, write
+
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
+UNITS, FEATURES = (24, 16, 10), 9 * 512
+NEW_HEAD = (('head/.*', 'init'), ('.*', 'load'))
+
+
+@pytest.fixture(scope='module')
+def notop(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('file') / 'notop.h5', 'keras1')
+
+
+@pytest.fixture(scope='module')
+def top(tmp_path_factory):
+    path = tmp_path_factory.mktemp('file') / 'top.weights.h5'
+    return write(path, 'keras3', 16, UNITS, FEATURES)
+
+
+@pytest.fixture(scope='module')
+def imported(top, tmp_path_factory):
+    """(run directory, what was said) of the file with a top."""
+    out = tmp_path_factory.mktemp('runs') / 'vgg16'
+    return out, import_weights.import_weights('keras', str(top), 'vgg16', str(out))
+
+
+def weights(file, out, model='vgg16') -> str:
+    return import_weights.import_weights('keras', str(file), model, str(out))
+
+
+def fault(*arguments) -> UserError:
+    with pytest.raises(UserError) as caught:
+        import_weights.import_weights(*map(str, arguments))
+    assert '\n' not in str(caught.value)
+    return caught.value
+
+
+def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
+    """The model that a run directory describes, and the leaves that it hands on."""
+    model = make_model(Config.from_json(run.read_config(out)['config']).model, outputs)
+    params, _ = on_mesh(abstract_variables(model, image), make_mesh())
+    plan = restore.make_plan(
+        of_checkpoint(checkpoint_files.find(out, 'best', '')), params, {}, rules
+    )
+    return model, restore.read(plan, params, {}), plan
+
+
+def forward(model, leaves, case, height, width) -> float:
+    """Its error on a case of golden."""
+    expected = np.load(GOLDEN / 'keras_vgg.npz')[case]
+    apply = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
+    found = np.asarray(apply(unflatten(leaves), images(height, width)))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def test_an_imported_model_computes_what_keras_does(imported):
+    model, leaves, _ = loaded(imported[0], 10, (97, 120, 3))
+    assert forward(model, leaves, 'vgg16_top_97x120', 97, 120) <= 1e-5
+
+
+def test_a_backbone_is_handed_on_bit_for_bit_with_a_new_head(notop, tmp_path):
+    said = weights(notop, tmp_path / 'out')
+    assert 'without a head: 14,714,688 parameters' in said
+    _, leaves, plan = loaded(tmp_path / 'out', 3, (64, 64, 3), NEW_HEAD)
+    assert all(path.startswith('head/') for path in plan.paths('init'))
+    assert set(leaves) == {
+        f'backbone/{name}/{part}' for name in convolutions(16) for part in ('kernel', 'bias')
+    }
+    for path, leaf in leaves.items():
+        _, layer, part = path.split('/')
+        np.testing.assert_array_equal(leaf, cached_weight(layer, part, leaf.shape), path)
+    assert 'data' not in run.read_config(tmp_path / 'out')
+    assert run.read_config(tmp_path / 'out')['config']['data']['image_size'] == []
+    assert checkpoint_files.find(tmp_path / 'out', 'last', '').name == '0'
+
+
+def test_config_holds_model_preprocessing_and_origin(imported, top):
+    stored = run.read_config(imported[0])
+    config, data = stored['config'], stored['config']['data']
+    assert (config['regime'], config['task']['name']) == ('full', 'classify')
+    assert config['model'] == {
+        'name': 'vgg', 'depth': 16, 'hidden': [24, 16], 'dropout': 0.0, 'pool': 0,
+        'features': 'flatten', 'widths': [64, 128, 256, 512, 512], 'remat': 'none',
+    }  # fmt: skip
+    assert (data['scale'], data['channel_order'], data['std']) == (1.0, 'bgr', [1.0])
+    assert data['mean'] == [103.939, 116.779, 123.68]
+    assert data['image_size'] == [96, 96]
+    assert stored['data'] == {
+        'classes': [str(i) for i in range(10)], 'shape': [96, 96, 3], 'examples': 0,
+    }  # fmt: skip
+    assert stored['import'] == {
+        'origin': 'keras',
+        'model': 'vgg16',
+        'files': {'top.weights.h5': hashlib.sha256(top.read_bytes()).hexdigest()},
+        'head': 10,
+        'dropped': [],
+        'assumed': [],
+    }
+    assert 'versions' in stored
+
+
+def test_what_is_said_and_planned(imported):
+    out, said = imported
+    assert said.startswith('vgg16 of keras, with its head of 10 outputs: 14,8')
+    plan = json.loads((out / 'restore.json').read_text())
+    lines = {leaf['path']: leaf for leaf in plan['leaves']}
+    assert len(lines) == 32
+    assert {leaf['action'] for leaf in lines.values()} == {'load'}
+    assert lines['backbone/block4_conv1/kernel'] == {
+        'path': 'backbone/block4_conv1/kernel',
+        'action': 'load',
+        'source': 'layers/conv2d_7/vars/0 3x3x256x512 float32',
+        'target': '3x3x256x512 float32',
+        'key': 'backbone/block4_conv1/kernel',
+    }
+    assert lines['head/logits/bias']['source'] == 'layers/dense_2/vars/1 10 float32'
+
+
+def test_thousand_outputs_are_the_classes_of_imagenet(tmp_path):
+    path = write(tmp_path / 'vgg.h5', 'tf-keras', 16, (2, 2, 1000), 512, value=None)
+    weights(path, tmp_path / 'out')
+    classes = run.read_config(tmp_path / 'out')['data']['classes']
+    assert (len(set(classes)), classes[0], classes[-1]) == (1000, 'n01440764', 'n15075141')
+    assert classes == sorted(classes)
+
+
+def test_a_top_of_another_name_has_classes_of_its_own(tmp_path):
+    """For who knows what its 1000 are; and what else is not certain is said."""
+    path = write(tmp_path / 'vgg.h5', 'tf-keras3', 16, (2, 2, 1000), 512, value=None)
+    said = weights(path, tmp_path / 'out')
+    stored = run.read_config(tmp_path / 'out')
+    assert stored['data']['classes'] == [str(i) for i in range(1000)]
+    assert len(stored['import']['assumed']) == 3
+    assert all(
+        f'assumed, as the file does not say: {t}' in said for t in stored['import']['assumed']
+    )
+
+
+def test_one_output_is_a_binary_task(tmp_path):
+    path = write(tmp_path / 'vgg.h5', 'tf-keras', 16, (2, 2, 1), 512, value=None)
+    weights(path, tmp_path / 'out')
+    stored = run.read_config(tmp_path / 'out')
+    assert (stored['config']['task']['name'], stored['data']['classes']) == ('binary', ['0', '1'])
+
+
+@pytest.mark.parametrize('dtype', ['f2', 'f8'])
+def test_other_floats_become_float32_and_it_is_said(dtype, tmp_path):
+    path = write(tmp_path / 'vgg.h5', 'keras1', dtype=dtype, value=None)
+    assert f'converted to float32 from {np.dtype(dtype)}' in weights(path, tmp_path / 'out')
+    _, leaves, _ = loaded(tmp_path / 'out', 3, (32, 32, 3), NEW_HEAD)
+    assert {leaf.dtype for leaf in leaves.values()} == {np.dtype('f4')}
+
+
+def test_the_same_import_again_changes_nothing(imported, top):
+    out, _ = imported
+    before = {p: p.stat().st_mtime_ns for p in out.rglob('*')}
+    assert 'holds this import already' in weights(top, out)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob('*')} == before
+
+
+def test_a_folder_in_use_is_left_alone(imported, notop, tmp_path):
+    out, _ = imported
+    assert 'holds a run already' in str(fault('keras', notop, 'vgg16', out))
+    assert list(run.read_config(out)['import']['files']) == ['top.weights.h5']
+    (tmp_path / 'notes.txt').write_text('mine')
+    assert 'holds something else already' in str(fault('keras', notop, 'vgg16', tmp_path))
+    assert os.listdir(tmp_path) == ['notes.txt']
+    assert 'something else' in str(fault('keras', notop, 'vgg16', tmp_path / 'notes.txt'))
+
+
+def test_an_empty_folder_is_taken(notop, tmp_path):
+    weights(notop, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ['checkpoints', 'config.json', 'restore.json']
+
+
+@pytest.mark.parametrize(
+    ('origin', 'model', 'words'),
+    [
+        (
+            'kears',
+            'vgg16',
+            "origin 'kears' is not known (did you mean 'keras'?); choose from keras",
+        ),
+        (
+            'keras',
+            'vgg116',
+            "--model 'vgg116' is not known (did you mean 'vgg16'?); choose from vgg",
+        ),
+        ('keras', 'resnet50', 'holds vgg16, and not resnet50; give --model=vgg16'),
+        ('keras', 'vgg19', 'holds vgg16, and not vgg19; give --model=vgg16'),
+    ],
+)
+def test_wrong_words(origin, model, words, notop, tmp_path):
+    assert words in str(fault(origin, notop, model, tmp_path / 'out'))
+    assert not list(tmp_path.iterdir())
+
+
+def replace(address, value):
+    def change(file):
+        file.pop(address, None)
+        file[address] = value
+
+    return change
+
+
+BIAS = 'block5_conv3/block5_conv3_b_1:0'
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (replace(BIAS, np.full(512, np.nan, 'f4')), f'{BIAS} holds NaN or Inf'),
+        (
+            replace(BIAS, np.zeros(511, 'f4')),
+            f'fit vgg16, first {BIAS}, which is 511',
+        ),
+        (
+            replace(BIAS, np.zeros(512, 'i4')),
+            f'fit vgg16, first {BIAS}, which is 512 i',
+        ),
+        (
+            replace('block1_conv1/block1_conv1_W_1:0', np.zeros((64, 3, 3, 3), 'f4')),
+            'block1_conv1_W_1:0, which is 64x3x3x3 float32 and should be 3x3x3x64 float; give',
+        ),
+        (replace('new', np.zeros(3)), 'array new belongs to no layer of VGG'),
+    ],
+)
+def test_a_file_that_is_not_the_model_leaves_nothing(change, words, tmp_path):
+    file = write(tmp_path / 'vgg.h5', 'keras1', value=None)
+    with h5py.File(file, 'r+') as opened:
+        change(opened)
+    error = fault('keras', file, 'vgg16', tmp_path / 'runs' / 'out')
+    assert words in str(error)
+    assert (', should be ' in error.details) == ('do not fit' in str(error))
+    assert not (tmp_path / 'runs').exists() or not list((tmp_path / 'runs').iterdir())
+
+
+@pytest.mark.parametrize('failure', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_an_import_that_is_cut_off_leaves_nothing(failure, notop, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        assert len(list(tmp_path.iterdir())) == 1  # it was on its way
+        raise failure
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', fail)
+    with pytest.raises(UserError if isinstance(failure, OSError) else KeyboardInterrupt) as caught:
+        weights(notop, tmp_path / 'out')
+    if isinstance(failure, OSError):
+        assert 'out cannot be written (No space left on device)' in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made(notop, tmp_path):
+    (tmp_path / 'file').write_text('')
+    assert 'cannot be written' in str(fault('keras', notop, 'vgg16', tmp_path / 'file' / 'out'))
+
+
+PEAK = """
+import os, resource, sys
+import jax.numpy as jnp
+from jaxtrain.weights.import_weights import import_weights
+jnp.zeros(1).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import_weights('keras', sys.argv[1], sys.argv[2], sys.argv[3])
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown * 1024 / os.path.getsize(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('depth', [16, 19])
+def test_a_whole_vgg(depth, tmp_path):
+    """Within 1.3 times the file's size of memory; then it computes what Keras does."""
+    file = write(tmp_path / 'vgg.h5', 'keras1', depth, FULL_TOP)
+    words = [sys.executable, '-c', PEAK, str(file), f'vgg{depth}', str(tmp_path / 'out')]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert float(done.stdout.split()[-1]) <= 1.3
+    model, leaves, _ = loaded(tmp_path / 'out', 1000, (224, 224, 3))
+    assert len(leaves) == len(shapes(depth, FULL_TOP))
+    assert forward(model, leaves, f'vgg{depth}_top_224', 224, 224) <= 1e-5
