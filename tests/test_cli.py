@@ -70,7 +70,7 @@ def test_help_lists_every_command(words, jaxtrain):
     assert outcome.code == 0 and not outcome.err
     said = dict(re.findall(r'^  (\w+) +(\S.*)$', outcome.out, re.MULTILINE))
     assert set(said) == set(COMMANDS) == set(FLAGS)
-    assert all(said[name] == f.__doc__.splitlines()[0] for name, f in COMMANDS.items())
+    assert all(said[name] == c.__doc__.splitlines()[0] for name, c in COMMANDS.items())
 
 
 @pytest.mark.parametrize('command', FLAGS)

@@ -21,7 +21,7 @@ from tests.pod.test_meet import HOST, free_port, until
 
 # A process of a run, under the real command line: it ends as `jaxtrain train` does.
 MEMBER = """
-import json, os, signal, sys, threading, time
+import json, os, signal, sys, threading, time, types
 from jaxtrain import cli
 from jaxtrain.errors import Preempted, UserError
 from jaxtrain.pod import peers
@@ -43,7 +43,7 @@ def member(_):
         for line in sys.stdin:
             exec(line, names)
 
-cli.COMMANDS['member'] = member
+cli.COMMANDS['member'] = types.SimpleNamespace(FLAGS=(), WORDS='', run=member)
 sys.exit(cli.main(['member']))
 """
 # Short ones, for tests that do not measure how long things take.
@@ -430,7 +430,7 @@ def test_an_abort_of_one_that_is_done(run_of):
 
 
 JAX_MEMBER = """
-import sys, time
+import sys, time, types
 from jaxtrain import cli
 from jaxtrain.pod.join import join
 from jaxtrain.pod.peers import Peers
@@ -451,7 +451,7 @@ def member(_):
             multihost_utils.sync_global_devices('there')
         time.sleep(1000)
 
-cli.COMMANDS['member'] = member
+cli.COMMANDS['member'] = types.SimpleNamespace(FLAGS=(), WORDS='', run=member)
 sys.exit(cli.main(['member']))
 """
 

@@ -1,0 +1,39 @@
+"""Turn weights from elsewhere into a run directory that config.init_from takes.
+
+jaxtrain import timm model.safetensors --model=vit_b16 --workdir=runs/vit_b16
+"""
+
+from absl import flags as absl_flags
+from absl.flags import FlagValues
+
+from jaxtrain.commands import flags
+from jaxtrain.commands.arguments import Arguments
+from jaxtrain.commands.start import start_jax
+from jaxtrain.errors import UserError
+
+
+def _model(values: FlagValues) -> None:
+    flags.string(values, 'model', None, 'what the weights are of, such as resnet50 or vit_b16')
+
+
+def _drop(values: FlagValues) -> None:
+    text = 'regular expression of keys in the file that are not wanted; may be given again'
+    absl_flags.DEFINE_multi_string('drop', [], text, flag_values=values)
+
+
+FLAGS = (_model, flags.workdir, _drop)
+WORDS = 'ORIGIN FILE_OR_FOLDER'
+
+
+def run(given: Arguments) -> None:
+    values, words = given.flags, given.words
+    if len(words) != 2:
+        raise UserError(
+            f'import takes an origin and a file, not {" ".join(words) or "nothing"}; '
+            'see jaxtrain import --help'
+        )
+    start_jax()
+    from jaxtrain.weights.import_weights import import_weights
+
+    origin, path = words
+    print(import_weights(origin, path, values.model, values.workdir, values.drop))

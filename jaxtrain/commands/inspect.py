@@ -1,0 +1,20 @@
+"""Print the parameter table and the restore plan of a config; nothing is trained.
+
+jaxtrain inspect --config=configs/alphabets.py:linear
+"""
+
+from jaxtrain.commands import flags
+from jaxtrain.commands.arguments import Arguments
+from jaxtrain.commands.start import start_jax
+from jaxtrain.config.files import load
+
+FLAGS = (flags.config,)
+WORDS = ''
+
+
+def run(given: Arguments) -> None:
+    cfg = load(given.flags.config, given.overrides)
+    start_jax()
+    from jaxtrain.inspection.inspect import inspect
+
+    print(inspect(cfg))

@@ -1,0 +1,48 @@
+"""Say what a config would take, here or on a TPU slice: memory, time, cost; nothing is trained.
+
+jaxtrain plan --config=configs/full/imagenet_vit_s16.py --topology=v5e:4x4
+"""
+
+import sys
+
+from absl.flags import FlagValues
+
+from jaxtrain.commands import flags
+from jaxtrain.commands.arguments import Arguments
+from jaxtrain.commands.start import start_jax
+from jaxtrain.config.files import load
+
+
+def _devices(values: FlagValues) -> None:
+    flags.string(values, 'topology', '', "TPU slice, such as 'v5e:4x4'; the devices here if empty")
+    flags.integer(values, 'slices', 1, 'how many of it')
+    flags.number(values, 'price', 0.0, 'of a device-hour, for the cost')
+    text = 'try other meshes, accumulation, remat and batches for the fastest that fits'
+    flags.switch(values, 'suggest', text)
+    flags.string(values, 'output', 'plan.json', 'file to write')
+
+
+FLAGS = (flags.config, _devices)
+WORDS = ''
+
+
+def run(given: Arguments) -> None:
+    values = given.flags
+    cfg = load(values.config, given.overrides)
+    start_jax()
+    from jaxtrain.inspection import plan, suggest
+    from jaxtrain.runs.run import write_json_file
+
+    slices = (cfg, values.topology, values.slices, values.price)
+    found = plan.plan(*slices, say=_progress)
+    content = plan.to_json(found)
+    print(plan.to_text(found))
+    if values.suggest:
+        tried = suggest.suggest(*slices, say=_progress)
+        content['suggest'] = suggest.to_json(tried)
+        print(f'\n{suggest.to_text(tried)}')
+    write_json_file(values.output, content)
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

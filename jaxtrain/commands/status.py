@@ -1,0 +1,28 @@
+"""Say what a run is doing, how its time was spent, when it is done and why it stopped.
+
+jaxtrain status --workdir=runs/alphabets/full
+"""
+
+import json
+
+from absl.flags import FlagValues
+
+from jaxtrain.commands import flags
+from jaxtrain.commands.arguments import Arguments
+from jaxtrain.commands.start import start_jax
+
+
+def _json(values: FlagValues) -> None:
+    flags.switch(values, 'json', 'one line of JSON, for programs')
+
+
+FLAGS = (flags.workdir, _json)
+WORDS = ''
+
+
+def run(given: Arguments) -> None:
+    start_jax()
+    from jaxtrain.inspection import status
+
+    found = status.status(given.flags.workdir)
+    print(json.dumps(status.to_json(found)) if given.flags.json else status.to_text(found))

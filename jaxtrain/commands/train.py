@@ -1,0 +1,48 @@
+"""Train what the config says; with the same --workdir it goes on where it stopped.
+
+jaxtrain train --config=configs/alphabets.py:full --workdir=runs/alphabets/full
+"""
+
+import os
+
+from absl.flags import FlagValues
+
+from jaxtrain.commands import flags
+from jaxtrain.commands.arguments import Arguments
+from jaxtrain.commands.start import start_jax
+from jaxtrain.config.closed import flatten
+from jaxtrain.config.files import load
+from jaxtrain.config.keys import RESUMABLE
+
+
+def _processes(values: FlagValues) -> None:
+    text = 'host:port of process 0, when several processes train; SLURM and TPUs tell it'
+    flags.string(values, 'coordinator', '', text)
+    flags.integer(values, 'processes', 0, 'how many train; 0: as SLURM or the TPU tells')
+    flags.integer(values, 'process', 0, 'number of this process')
+    flags.integer(values, 'port', 0, 'of process 0, where SLURM or the TPU tells its host')
+    flags.number(values, 'start_timeout', 300.0, 'seconds to wait for all processes')
+
+
+FLAGS = (flags.config, flags.workdir, _processes)
+WORDS = ''
+
+
+def run(given: Arguments) -> None:
+    values = given.flags
+    cfg = load(values.config, given.overrides)
+    start_jax()
+    from jaxtrain.loop.train import train
+    from jaxtrain.pod import join, place
+    from jaxtrain.runs.run import provenance
+    from jaxtrain.terminal import Terminal
+
+    where = place.find_place(
+        values.coordinator, values.processes, values.process, values.port, os.environ,
+        place.tpu_metadata(os.environ),
+    )  # fmt: skip
+    # Where data lies, and by how many threads it is read, is each machine's own matter.
+    config = {k: v for k, v in flatten(cfg.to_dict()) if k not in RESUMABLE or k[:5] != 'data.'}
+    facts = provenance() | {'config': config, '--workdir': values.workdir}
+    with join.join(where, dict(flatten(facts)), values.start_timeout) as pod:
+        train(cfg, values.workdir, Terminal(silent=where.process > 0), pod)
