@@ -1,4 +1,4 @@
-"""Prints the commands of README.md's bash blocks, one per line: `commands.py README.md [BLOCK]`."""
+"""Writes the bash blocks of pages as scripts, in order: `commands.py FOLDER PAGE...`."""
 
 import re
 import sys
@@ -12,6 +12,9 @@ def blocks(text: str) -> list[list[str]]:
 
 
 if __name__ == '__main__':
-    found = blocks(Path(sys.argv[1]).read_text())
-    chosen = found if len(sys.argv) == 2 else [found[int(sys.argv[2])]]
-    print('\n'.join(line for block in chosen for line in block))
+    folder, *pages = sys.argv[1:]
+    for page in pages:
+        for number, lines in enumerate(blocks(Path(page).read_text()), 1):
+            # 'README.md 02', 'launch README.md 01': these become the names of CI's sections.
+            name = f'{page.replace("/", " ")} {number:02}'
+            Path(folder, name).write_text('\n'.join(lines) + '\n')

@@ -1,4 +1,4 @@
-"""launch/local.sh with a program that plays what it is told, and once with jaxtrain itself."""
+"""launch/local.sh with a program that plays what it is told; README runs it with jaxtrain itself."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT
 
 LOCAL = ROOT / 'launch' / 'local.sh'
 
@@ -346,19 +346,3 @@ def test_wrong_environment(name, value):
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and value in done.stderr
-
-
-@pytest.mark.slow
-def test_two_real_processes(tmp_path):
-    workdir = tmp_path / 'run'
-    words = ['2', f'{TINY}:full', f'--workdir={workdir}', '--config.steps=20']
-    done = subprocess.run(
-        [LOCAL, *words],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHON': sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((workdir / 'result.json').read_text())

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPTS = [*sorted(ROOT.glob('launch/*.sh')), *sorted(ROOT.glob('launch/*.sbatch'))]
-SCRIPTS.append(ROOT / '.ci' / 'run')
+SCRIPTS += [ROOT / '.ci' / 'run', ROOT / '.ci' / 'lanes.sh']
 
 
 def shellcheck(script: Path) -> subprocess.CompletedProcess:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxtrain.config.files import load
 from jaxtrain.data.datasets.official import OFFICIAL
 from jaxtrain.runs.run import read_metrics
 from tests.conftest import ROOT
@@ -24,8 +25,11 @@ VGG = 'configs/finetune/vgg16_folder.py'
 TRAIN = 320  # examples of the surrogates
 
 
-# What the surrogates need besides: VGG16 at full size takes minutes.
+# What the surrogates need besides: ten epochs, and VGG16 at full size, take minutes.
+EPOCHS = 3
 SMALL = {
+    'mnist_mlp.py': (f'epochs={EPOCHS}.0',),
+    'cifar10_cnn.py': (f'epochs={EPOCHS}.0',),
     'vgg16_folder.py': ('data.image_size=(32,32)', 'steps=10', 'eval_every=10', 'optim.lr=1e-3'),
     'vgg16_folder.py:finetune_top': ('data.image_size=(32,32)', 'steps=2', 'eval_every=2'),
 }
@@ -106,19 +110,23 @@ def test_the_mlp_trains_in_epochs_with_a_line_each(runs):
         json.loads((runs / 'mnist_mlp' / 'result.json').read_text()),
         _lines('mnist_mlp'),
     )
-    assert result['steps'] == 10 * TRAIN // 64 and result['classes'] == list('0123456789')
+    assert load(str(ROOT / MLP), []).epochs == 10.0
+    assert result['steps'] == EPOCHS * TRAIN // 64 and result['classes'] == list('0123456789')
     logged = [line for line in lines if line['split'] == 'train']
-    assert [line['step'] for line in logged] == [epoch * TRAIN // 64 for epoch in range(1, 11)]
+    assert [line['step'] for line in logged] == [
+        epoch * TRAIN // 64 for epoch in range(1, EPOCHS + 1)
+    ]
     assert logged[-1]['loss'] < logged[0]['loss']
     assert set(result['metrics']) == {'test'}
 
 
 def test_the_cnn_is_validated_on_test_after_each_epoch(runs):
     lines = _lines('cifar10_cnn')
-    assert len([line for line in lines if line['split'] == 'val']) == 10
+    assert load(str(ROOT / CNN), []).epochs == 10.0
+    assert len([line for line in lines if line['split'] == 'val']) == EPOCHS
     assert not [line for line in lines if line['split'] == 'test']
     train = [line['loss'] for line in lines if line['split'] == 'train']
-    assert len(train) == 10 and train[-1] < train[0]
+    assert len(train) == EPOCHS and train[-1] < train[0]
     classes = json.loads((runs / 'cifar10_cnn' / 'result.json').read_text())['classes']
     assert classes[0] == 'airplane' and len(classes) == 10
 
