@@ -1,4 +1,4 @@
-"""launch/local.sh with a program that plays what it is told; README runs it with jaxtrain itself."""
+"""launch/local.sh with a program that plays what it is told. CI runs it with jaxtrain."""
 
 import json
 import os

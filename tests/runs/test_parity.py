@@ -72,8 +72,8 @@ def errors(name: str, *overrides: str, steps: int | None = None) -> np.ndarray:
         ('mnist_mlp', 100),
         pytest.param('cifar10_cnn', 100, marks=pytest.mark.slow),
         pytest.param('vgg16_34', 100, marks=pytest.mark.slow),
-        # A step takes 8 CPU-seconds. vgg16_34 takes a hundred with the same config; these show that the
-        # program's own size and batch change nothing.
+        # At 5 CPU-seconds a step. vgg16_34 takes a hundred with the same config; here it is shown
+        # that the program's own size and batch change nothing.
         pytest.param('vgg16_150', 5, marks=pytest.mark.slow),
     ],
 )
