@@ -181,7 +181,6 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_no_other(root, jaxtrain, tmp_p
     assert f"config.data.tokenizer='{other}' is not that of" in said
 
 
-@pytest.mark.slow
 def test_longer_texts_are_said_to_be_cut(root, jaxtrain, tmp_path):
     words = ('train', f'--config={root}/classify.py', f'--workdir={tmp_path}/w')
     outcome = jaxtrain(*words, '--config.data.length=5', '--config.steps=1')
