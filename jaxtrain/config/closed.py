@@ -58,11 +58,8 @@ class Config:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> 'Config':
-        """The config that config.json holds, whose lists were tuples.
-
-        Keys that are newer than the run have their defaults, which is what it did.
-        """
-        return cls(unflatten({**dict(flatten(base().to_dict())), **dict(flatten(_tuples(tree)))}))
+        """The config of a run, as `run.read_config` returns it, whose lists were tuples."""
+        return cls(tuples(tree))
 
     def to_dict(self) -> dict[str, Any]:
         return _deep(self._tree)
@@ -129,6 +126,13 @@ def is_open(path: str) -> bool:
     return path.rsplit('.', 1)[0] in OPEN_SECTIONS
 
 
+def tuples(value: Any) -> Any:
+    """A value with tuples for the lists that JSON made of them."""
+    if isinstance(value, Mapping):
+        return {k: tuples(v) for k, v in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
 def _descend(tree: dict, names: list[str]) -> dict:
     for name in names:
         tree = tree.setdefault(name, {})
@@ -137,9 +141,3 @@ def _descend(tree: dict, names: list[str]) -> dict:
 
 def _deep(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _deep(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -15,7 +15,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxtrain.config import Config, base
+from jaxtrain.config.changes import CHANGES, with_current_values
 from jaxtrain.config.closed import flatten, is_open
+from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.errors import UserError, nearest
 
 
@@ -36,7 +38,7 @@ def load(spec: str, overrides: list[str]) -> Config:
     _check_overrides(config, overrides)
     tree = _override(config, overrides).to_dict()
     _check_keys(tree)
-    return Config(tree)
+    return Config(with_current_values(tree, CHANGES))
 
 
 def _read(path: str, variant: list[str]) -> ConfigDict:
@@ -54,7 +56,13 @@ def _read(path: str, variant: list[str]) -> ConfigDict:
 
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """The config with the command line's values, each parsed by the type of its key."""
-    values, argv = flags.FlagValues(), ['jaxtrain', *overrides]
+    words = {_key(word): word for word in overrides}  # of the words for a key the last one counts
+    for name in PREPROCESSING:
+        # What parses the values knows no None.
+        if words.get(f'data.{name}', '').endswith('=None'):
+            config.data[name] = None
+            del words[f'data.{name}']
+    values, argv = flags.FlagValues(), ['jaxtrain', *words.values()]
     try:
         # New attributes are those of the open sections; all others have been checked.
         config_flags.DEFINE_config_dict(
@@ -74,20 +82,31 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 def _check_overrides(config: ConfigDict, overrides: list[str]) -> None:
     known = dict(flatten(config.to_dict()))
     for word in overrides:
-        path = word.lstrip('-').split('=', 1)[0].removeprefix('config.')
+        path = _key(word)
         if '=' not in word:
             raise UserError(f'{word} has no value; write --config.{path}=VALUE')
         if path not in known and not is_open(path):
             raise UserError(f'--config.{path}: there is no such key{nearest(path, known)}')
 
 
+def _key(word: str) -> str:
+    return word.lstrip('-').split('=', 1)[0].removeprefix('config.')
+
+
 def _check_keys(tree: Mapping[str, Any]) -> None:
     """A file may build its own ConfigDict; its keys must be those of `base()` all the same."""
     defaults = dict(flatten(base().to_dict()))
     given = dict(flatten(tree))
-    for path in given:
-        if path not in defaults and not is_open(path):
+    for path, value in given.items():
+        if is_open(path):
+            continue
+        if path not in defaults:
             raise UserError(f'config.{path} does not exist{nearest(path, defaults)}')
+        if value is None and defaults[path] is not None:
+            raise UserError(
+                f'config.{path}=None: only {", ".join(PREPROCESSING)} of config.data can be left '
+                f'open; give it a value, like the default {defaults[path]!r}'
+            )
     for path in defaults:
         if path not in given:
             raise UserError(f'config.{path} is missing; start from jaxtrain.config.base()')
@@ -118,8 +137,10 @@ def _wanted_type(message: str) -> str:
     found = re.search(r'--config\.([\w.]+)=', message)
     if not found or found[1] not in defaults:
         return ''
-    default = defaults[found[1]]
-    return f'; config.{found[1]} is of type {type(default).__name__}, like {default!r}'
+    key, default, left_open = found[1], defaults[found[1]], ''
+    if default is None:
+        default, left_open = PREPROCESSING[key.removeprefix('data.')], ', or None'
+    return f'; config.{key} is of type {type(default).__name__}, like {default!r}{left_open}'
 
 
 def _first_line(error: Exception) -> str:

@@ -8,10 +8,32 @@ A *rule list* is a tuple of `(regex, value)` pairs over parameter paths such as
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 # Sections whose keys are not listed in `base()`: they are the fields of a model and the arguments
 # of an optax optimizer, and are checked against those where they are built.
 OPEN_SECTIONS = ('model', 'optim.args')
+
+# The keys of `config.data` for preprocessing, which belongs to weights. `base()` leaves them open:
+# they are None. A run takes a key that is left open from the weights in init_from, or without
+# weights from here. Any other value is taken as it is set: c.data.crop = 0.0 stretches images,
+# whatever the weights say. c.data.crop = None, or --config.data.crop=None, leaves a key open again.
+PREPROCESSING = {
+    # (height, width) that every image gets on the host; () keeps the data set's own size.
+    'image_size': (),
+    # How images are resized to it: 0 stretches them; otherwise the shorter side is resized so that
+    # image_size is this share of it (0.875 for 224 of 256), and the middle is cut out.
+    'crop': 0.0,
+    # How pixels are resized: 'auto' by area if the image shrinks, else bilinear; 'bilinear',
+    # 'bicubic' and 'nearest' as PIL does it.
+    'interpolation': 'auto',
+    # On the device, pixels become (pixel / scale - mean) / std; one value, or one per channel.
+    'scale': 255.0,
+    'mean': (0.5,),
+    'std': (0.5,),
+    # 'bgr' first reverses red, green and blue, for weights that were trained so.
+    'channel_order': 'rgb',
+}
 
 
 def base() -> ConfigDict:
@@ -84,9 +106,10 @@ def base() -> ConfigDict:
     # For a file in init_from: its origin and model, as of `jaxtrain import`.
     c.restore.origin = ''
     c.restore.model = ''
-    # Whose settings hold for restored weights: 'weights' takes theirs for the keys of preprocessing
-    # that are left open below (data.image_size to data.channel_order), and refuses others, as it
-    # does fields of the model by which they would compute something else; 'config' asks nobody.
+    # Whose settings hold for restored weights: 'weights' takes theirs for the keys of PREPROCESSING
+    # that are left open, and refuses other values of them (but for image_size, crop and
+    # interpolation), as it does fields of the model by which they would compute something else;
+    # 'config' skips this check, and takes for them what PREPROCESSING has.
     c.restore.settings = 'weights'
 
     # Rule list: parameter path -> name of its group. The group called 'frozen' is not trained.
@@ -168,23 +191,10 @@ def base() -> ConfigDict:
     # Names of the files of a corpus in a folder, and of folders in it that are left out.
     c.data.pattern = '*.txt'
     c.data.skip_folders = ()
-    # The seven keys below are left open: they are then those of the weights in init_from, or else
-    # what the comments call the usual.
-    # (height, width) that every image gets on the host; usually () keeps the data set's own size.
-    c.data.image_size = ()
-    # How it gets it: 0 stretches it, which is the usual; otherwise its shorter side is resized so
-    # that image_size is this share of it (0.875 for 224 of 256), and the middle is cut out.
-    c.data.crop = 0.0
-    # How pixels are resized: 'auto' by area if the image shrinks, else bilinear, which is the
-    # usual; 'bilinear', 'bicubic' and 'nearest' as PIL does it.
-    c.data.interpolation = ''
-    # On the device, pixels become (pixel / scale - mean) / std; one value, or one per channel.
-    # Usually 255, (0.5,) and (0.5,).
-    c.data.scale = 0.0
-    c.data.mean = ()
-    c.data.std = ()
-    # 'bgr' first turns red, green, blue around, for weights that were made so; usually 'rgb'.
-    c.data.channel_order = ''
+    # image_size, crop, interpolation, scale, mean, std and channel_order: PREPROCESSING above
+    # documents them. They are left open.
+    for name, usual in PREPROCESSING.items():
+        c.data[name] = placeholder(type(usual))
     # On the device, in order, for training only: tuples of a function of data/augment.py and its
     # arguments, for instance (('shift', 2), ('flip',)).
     c.data.augment = ()

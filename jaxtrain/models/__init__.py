@@ -48,7 +48,7 @@ def make_model(cfg, outputs: int) -> nn.Module:
       UserError: an unknown model, a key that it does not have, or a value of another type.
     """
     cls = MODELS[cfg.choose('name', MODELS)]
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in _OWN}
+    fields = _defaults(cls)
     given = {name: value for name, value in cfg.items() if name != 'name'}
     for name, value in given.items():
         if name not in fields:
@@ -56,7 +56,7 @@ def make_model(cfg, outputs: int) -> nn.Module:
                 f'config.model.{name}: model {cfg.name!r} has no such field'
                 f'{nearest(name, fields)}; it has {", ".join(fields)}'
             )
-        default = fields[name].default
+        default = fields[name]
         number = isinstance(default, float) and type(value) is int
         if not number and type(value) is not type(default):
             raise UserError(
@@ -96,8 +96,13 @@ def check_tokens(model: nn.Module, tokenizer) -> None:
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """Every field of a model with its value, defaults included, for the resolved config."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
-    return {'name': _name(model), **{k: v for k, v in fields.items() if k not in _OWN}}
+    return {'name': _name(model), **{k: getattr(model, k) for k in _defaults(type(model))}}
+
+
+def with_defaults(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What `describe` gave of a model before its class had some of today's fields, with these."""
+    cls = MODELS.get(described['name'])
+    return {**(_defaults(cls) if cls else {}), **described}
 
 
 def split_scan(model: nn.Module, trained: Mapping[str, bool]) -> nn.Module:
@@ -124,7 +129,12 @@ def fixed_fields(name: str) -> dict[str, Any]:
     """
     if name not in FIXED:
         return {}
-    return {f.name: f.default for f in dataclasses.fields(MODELS[name]) if f.name in FIXED[name]}
+    return {k: default for k, default in _defaults(MODELS[name]).items() if k in FIXED[name]}
+
+
+def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
+    """The fields of a model's class that a config may set."""
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.init and f.name not in _OWN}
 
 
 def _name(model: nn.Module) -> str:

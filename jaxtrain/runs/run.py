@@ -2,7 +2,8 @@
 
 | file            | what                                                                           |
 |-----------------|--------------------------------------------------------------------------------|
-| config.json     | the resolved config, classes and size of the data, versions, git revision      |
+| config.json     | the resolved config, classes and size of the data, the version of the random   |
+|                 | streams (streams.py), versions of packages, git revision                       |
 | params.tsv      | the parameter table                                                            |
 | restore.json    | the restore plan, when weights were restored                                   |
 | metrics.jsonl   | one JSON object a line: step, split, then numbers by name                      |
@@ -36,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import storage
+from jaxtrain.config import changes, streams
 from jaxtrain.config.closed import flatten
 from jaxtrain.config.keys import RESUMABLE
 from jaxtrain.errors import UserError
@@ -92,19 +94,25 @@ class RunDir:
           UserError: the folder belongs to a run with another config, or the data has changed since.
         """
         if not self.check(config, data):
-            self.write_json('config.json', {**_entries(config, data), **provenance()})
+            entries = {'config': config, **({'data': data} if data else {})}
+            self.write_json('config.json', {**entries, 'streams': streams.VERSION, **provenance()})
 
     def check(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> bool:
         """Whether there is a config.json that says the same. Args, raises: as `claim`."""
-        existing, ours = storage.read_json(self.path / 'config.json'), _entries(config, data)
-        if existing is None:
+        written = storage.read_json(self.path / 'config.json')
+        if written is None:
             return False
-        if differing := _differing(existing['config'], ours['config'], but=RESUMABLE):
+        streams.check(written, self.path)
+        there = changes.current(written['config'], changes.CHANGES)
+        if differing := _differing(_whole(there), _whole(config), but=RESUMABLE):
             raise UserError(
                 f'--workdir={self.path} belongs to a run with another config: {differing}; '
                 'give another folder, or the same config to resume it'
             )
-        if differing := _differing(existing.get('data', {}), ours.get('data', {})):
+        before, now = written.get('data', {}), _as_json(data or {})
+        # More may be recorded of data today than when the run began.
+        now = {key: value for key, value in now.items() if key in before or not before}
+        if differing := _differing(before, now):
             raise UserError(
                 f'--workdir={self.path}: the training data has changed since that run began: '
                 f'{differing}; give another folder, or the same data to resume it'
@@ -146,14 +154,16 @@ class RunDir:
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
-    """The content of config.json. UserError if the folder is not a run."""
+    """The content of config.json, with the config as it would be written today (changes.py).
+    UserError if the folder is not a run.
+    """
     found = storage.read_json(storage.path(workdir) / 'config.json')
     if found is None:
         raise UserError(
             f'{str(workdir)!r} is not a run directory (it has no config.json); '
             'give the --workdir of a run'
         )
-    return found
+    return {**found, 'config': changes.current(found['config'], changes.CHANGES)}
 
 
 class MetricsLog:
@@ -280,9 +290,16 @@ def ranked(val: Mapping[int, Mapping[str, float]], metric: str, steps: Iterable[
     return sorted(known, key=lambda step: (sign * val[step][metric], step), reverse=True)
 
 
-def _entries(config: dict[str, Any], data: dict[str, Any] | None) -> dict[str, Any]:
-    """What config.json holds of a run, as it is read from there: tuples become lists."""
-    return json.loads(json.dumps({'config': config, **({'data': data} if data else {})}))
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with every field of its model, in the form of config.json."""
+    from jaxtrain.models import with_defaults  # imports JAX
+
+    return _as_json({**config, 'model': with_defaults(config['model'])})
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it is read back from JSON: tuples become lists."""
+    return json.loads(json.dumps(value))
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, ...] = ()) -> str:

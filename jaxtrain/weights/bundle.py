@@ -10,24 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain import storage
-from jaxtrain.config import Config, base
+from jaxtrain.config import Config
+from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.data.tokenizer import read_definition
 from jaxtrain.errors import UserError
-from jaxtrain.models import fixed_fields
+from jaxtrain.models import fixed_fields, with_defaults
 from jaxtrain.runs import run
 
 TOKENIZER = 'tokenizer.json'
-# The keys of `config.data` that belong to the weights, with what they are where nobody says.
-USUAL = {
-    'image_size': (),
-    'crop': 0.0,
-    'interpolation': 'auto',
-    'scale': 255.0,
-    'mean': (0.5,),
-    'std': (0.5,),
-    'channel_order': 'rgb',
-}
-# Those of them that may differ: the same network may well be trained on with larger images.
+# The keys of PREPROCESSING in which a config may differ from the weights: the same network may well
+# be trained on with larger images.
 FREE = ('image_size', 'crop', 'interpolation')
 
 
@@ -38,7 +30,7 @@ class Bundle:
     Attributes:
       where: where they are, for messages.
       model: `config.model` that they are of.
-      data: values for the keys of `USUAL`.
+      data: values for the keys of `PREPROCESSING`.
       classes: class names by output of the head, () without one.
       tokenizer: path of the tokenizer.json that text is read with, '' without one.
     """
@@ -57,8 +49,8 @@ def of_run(workdir: str | Path) -> Bundle:
     classes = found['data']['classes'] if 'data' in found else ()
     return Bundle(
         where=str(workdir),
-        model=config['model'],
-        data={key: config['data'][key] for key in USUAL},
+        model=with_defaults(config['model']),
+        data={key: config['data'][key] for key in PREPROCESSING},
         classes=tuple(classes),
         tokenizer=beside(storage.path(workdir)),
     )
@@ -81,7 +73,7 @@ def resolve(cfg: Config, bundle: Bundle | None) -> Config:
     """
     theirs = bundle if _asks(cfg) else None
     written = cfg.to_dict()
-    data = {key: _data(key, written['data'][key], theirs) for key in USUAL}
+    data = {key: _data(key, written['data'][key], theirs) for key in PREPROCESSING}
     data['tokenizer'] = _tokenizer(written['data']['tokenizer'], theirs)
     model = _model(written['model'], bundle, theirs)
     return cfg.updated(data=data, model=model)
@@ -97,8 +89,7 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
         return resolve(cfg, None)
     own, written = of_run(workdir), cfg.to_dict()
     data = {
-        k: own.data[k] if written['data'][k] == base().data[k] else written['data'][k]
-        for k in USUAL
+        k: own.data[k] if written['data'][k] is None else written['data'][k] for k in PREPROCESSING
     }
     # The run has its own copy, should the one that it began with be gone.
     given = written['data']['tokenizer']
@@ -112,13 +103,10 @@ def _asks(cfg: Config) -> bool:
 
 
 def _data(key: str, value: Any, theirs: Bundle | None) -> Any:
-    is_open = value == base().data[key]
-    if theirs is None:
-        return USUAL[key] if is_open else value
-    wanted = theirs.data[key]
-    if is_open:
+    wanted = theirs.data[key] if theirs else PREPROCESSING[key]
+    if value is None:
         return wanted
-    if key not in FREE and value != wanted:
+    if theirs and key not in FREE and value != wanted:
         raise UserError(
             f'config.data.{key}={value!r}, but the weights of {theirs.where} go by {wanted!r}; '
             "leave it out, or set config.restore.settings='config' to do so nevertheless"

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from jaxtrain.checkpoints import checkpoint_files
 from jaxtrain.config import Config, base
+from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import make_model
 from jaxtrain.params.partition import (
@@ -28,7 +29,7 @@ from jaxtrain.params.partition import (
     without_collection,
 )
 from jaxtrain.step.state import abstract_variables
-from jaxtrain.weights.bundle import USUAL, Bundle, beside, of_run
+from jaxtrain.weights.bundle import Bundle, beside, of_run
 from jaxtrain.weights.formats.archive import Archive, open_archive
 from jaxtrain.weights.origins.names import Match, Part, Row, their_shape
 from jaxtrain.weights.origins.origins import ORIGINS
@@ -142,7 +143,7 @@ def open_foreign(
     bundle = Bundle(
         str(path),
         match.fields,
-        {**USUAL, **(match.preprocessing or {})},
+        {**PREPROCESSING, **(match.preprocessing or {})},
         match.classes,
         beside(archive.folder),
     )

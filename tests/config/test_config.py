@@ -154,6 +154,72 @@ def test_open_sections_take_new_keys_in_a_file(write):
     assert load(write("c.model.padding = 'VALID'"), []).model.padding == 'VALID'
 
 
+# What is left open
+
+
+def test_preprocessing_is_left_open_until_it_is_set(write):
+    assert load(write('pass'), []).data.crop is None
+    assert load(write('c.data.crop = 0.0'), []).data.crop == 0.0
+    assert load(write('c.data.image_size = ()'), []).data.image_size == ()
+    assert load(write('c.data.crop = 1'), []).data.crop == 1.0  # as of any float
+
+
+@pytest.mark.parametrize(
+    ('word', 'value'),
+    [
+        ('crop=0.0', 0.0),
+        ('crop=0.875', 0.875),
+        ('crop=None', None),
+        ('image_size=()', ()),
+        ('image_size=(8,9)', (8, 9)),
+        ('image_size=None', None),
+        ('interpolation=nearest', 'nearest'),
+        ('interpolation=None', None),
+        ('mean=0.25', (0.25,)),
+    ],
+)
+@pytest.mark.parametrize(
+    'line', ['pass', "c.data.crop, c.data.image_size, c.data.interpolation = 0.5, (4, 4), 'auto'"]
+)
+def test_the_command_line_sets_and_leaves_open(write, line, word, value):
+    name = word.split('=')[0]
+    assert getattr(load(write(line), [f'--config.data.{word}']).data, name) == value
+
+
+def test_of_two_words_for_a_key_the_last_counts():
+    words = ['--config.data.crop=None', '--config.data.crop=0.5']
+    assert load(TINY, words).data.crop == 0.5
+    assert load(TINY, words[::-1]).data.crop is None
+
+
+def test_only_preprocessing_can_be_left_open(write):
+    said = fault(load, write('c.optim.lr = None'), [])
+    assert 'config.optim.lr=None' in said and 'image_size' in said and '0.001' in said
+    assert 'could not convert' in fault(load, TINY, ['--config.optim.lr=None'])
+
+
+def test_wrong_type_for_a_key_that_is_left_open(write):
+    path = write("c.data.crop = 'half'")
+    said = fault(load, path, [])
+    assert said.startswith(f'{path}:4: TypeError') and "'crop'" in said and 'float' in said
+    said = fault(load, TINY, ['--config.data.crop=half'])
+    assert 'config.data.crop is of type float, like 0.0, or None' in said
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'c.data.scale = 0.0',
+        'c.data.mean = ()',
+        'c.data.std = []',
+        "c.data.interpolation = ''",
+        "c.data.channel_order = ''",
+    ],
+)
+def test_what_used_to_leave_a_key_open_still_does(write, line):
+    assert load(write(line), []).to_dict() == base().to_dict()
+
+
 # The read-only Config
 
 
@@ -251,7 +317,8 @@ def test_resumable_keys_exist():
 
 def test_every_key_is_documented_by_a_comment_above_it():
     lines = Path(keys.__file__).read_text().splitlines()
-    found = [i for i, line in enumerate(lines) if re.match(r'    c\.[\w.]+ = (?!ConfigDict)', line)]
+    key = r"    (c\.[\w.]+ = (?!ConfigDict)|'\w+': )"
+    found = [i for i, line in enumerate(lines) if re.match(key, line)]
     assert len(found) == len(dict(flatten(base().to_dict())))
     for number in found:
         key, above = lines[number].split()[0], number - 1

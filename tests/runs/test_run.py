@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from jaxtrain.config import Config, base
+from jaxtrain.config import Config, base, changes
+from jaxtrain.config.changes import Changes
 from jaxtrain.config.keys import RESUMABLE
 from jaxtrain.errors import UserError
 from jaxtrain.runs import run
@@ -74,7 +76,8 @@ def test_claim_writes_the_config_with_its_origin(tmp_path):
     stored = read_config(tmp_path)
     assert Config.from_json(stored['config']).to_dict() == CONFIG
     assert stored['versions']['numpy'] == np.__version__
-    assert set(stored) == {'config', 'versions', 'git'}
+    assert stored['streams'] == 1
+    assert set(stored) == {'config', 'streams', 'versions', 'git'}
 
 
 def changed(**changes) -> dict:
@@ -107,8 +110,93 @@ def test_claim_names_three_keys_at_most(tmp_path):
 
 def test_claim_with_a_key_more_or_less_names_it(tmp_path):
     RunDir(tmp_path).claim(CONFIG | {'model': {'name': 'cnn', 'norm': 'none'}})
-    with pytest.raises(UserError, match=r"model\.norm is 'none' there and None here"):
+    with pytest.raises(UserError, match=r"model\.norm is 'none' there and 'batch' here"):
         RunDir(tmp_path).claim(CONFIG)
+
+
+def rewrite(folder: Path, change) -> None:
+    """Changes the content of config.json in place."""
+    written = json.loads((folder / 'config.json').read_text())
+    change(written)
+    (folder / 'config.json').write_text(json.dumps(written))
+
+
+def test_a_run_from_before_a_key_existed_has_its_default(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    rewrite(tmp_path, lambda written: [written['config'].pop(k) for k in ('mesh', 'frozen_norm')])
+    RunDir(tmp_path).claim(CONFIG)
+    assert read_config(tmp_path)['config']['mesh']['fsdp'] == 1
+    with pytest.raises(UserError, match="frozen_norm is 'frozen' there and 'adapt' here"):
+        RunDir(tmp_path).claim(changed(frozen_norm='adapt'))
+
+
+def test_a_run_from_before_a_field_of_its_model_existed_has_its_default(tmp_path):
+    RunDir(tmp_path).claim(CONFIG | {'model': {'name': 'cnn', 'widths': (4,)}})
+    whole = {'name': 'cnn', 'widths': (4,), 'padding': 'SAME', 'norm': 'batch'}
+    RunDir(tmp_path).claim(CONFIG | {'model': whole})
+    with pytest.raises(UserError, match=r"model\.padding is 'SAME' there and 'VALID' here"):
+        RunDir(tmp_path).claim(CONFIG | {'model': {**whole, 'padding': 'VALID'}})
+
+
+def test_keys_and_values_of_a_run_have_the_names_of_today(tmp_path, monkeypatch):
+    RunDir(tmp_path).claim(changed(optim__lr=0.5, best_metric='accuracy'))
+
+    def age(written) -> None:
+        config = written['config']
+        config['lr'] = config['optim'].pop('lr')
+        config['best_metric'] = 'right'
+
+    rewrite(tmp_path, age)
+    before = (tmp_path / 'config.json').read_bytes()
+    renamed = Changes(names={'lr': 'optim.lr'}, values={'best_metric': {'right': 'accuracy'}})
+    monkeypatch.setattr(changes, 'CHANGES', renamed)
+    config = read_config(tmp_path)['config']
+    assert (config['optim']['lr'], config['best_metric'], 'lr' in config) == (
+        0.5,
+        'accuracy',
+        False,
+    )
+    RunDir(tmp_path).claim(changed(optim__lr=0.5))
+    assert (tmp_path / 'config.json').read_bytes() == before
+    with pytest.raises(UserError, match=r'optim\.lr is 0\.5 there and 0\.001 here'):
+        RunDir(tmp_path).claim(CONFIG)
+
+
+def test_config_json_is_read_with_the_names_of_today_wherever_it_is_read():
+    package = Path(changes.__file__).parent
+    lines = [line.strip() for p in package.rglob('*.py') for line in p.read_text().splitlines()]
+    assert sorted(line for line in lines if re.search(r"read_json\(.*'config\.json'", line)) == [
+        # Where weights come from, in `import`; the other two translate it.
+        "def read_json(archive: Archive, name: str = 'config.json') -> dict[str, Any]:",
+        "found = storage.read_json(storage.path(workdir) / 'config.json')",
+        "there = storage.read_json(out / 'config.json') if out.is_dir() else None",
+        "written = storage.read_json(self.path / 'config.json')",
+    ]
+
+
+def test_more_may_be_recorded_of_data_today_than_when_the_run_began(tmp_path):
+    RunDir(tmp_path).claim(CONFIG, {'examples': 7})
+    RunDir(tmp_path).claim(CONFIG, {'examples': 7, 'colours': 3})
+    with pytest.raises(UserError, match='examples is 7 there and None here'):
+        RunDir(tmp_path).claim(CONFIG, {'colours': 3})
+
+
+def test_a_run_that_recorded_no_version_of_its_streams_has_the_first(tmp_path):
+    RunDir(tmp_path).claim(CONFIG)
+    rewrite(tmp_path, lambda written: written.pop('streams'))
+    RunDir(tmp_path).claim(CONFIG)
+    assert 'streams' not in read_config(tmp_path)  # nor gets one
+
+
+@pytest.mark.parametrize('version', [2, 0, '1'])
+def test_a_run_with_streams_that_are_not_known(tmp_path, version):
+    RunDir(tmp_path).claim(CONFIG)
+    rewrite(tmp_path, lambda written: written.update(streams=version))
+    with pytest.raises(UserError) as caught:
+        RunDir(tmp_path, writes=False).check(CONFIG)
+    message = str(caught.value)
+    assert f'--workdir={tmp_path}' in message and f'version {version!r}' in message
+    assert '\n' not in message and 'later than 1' in message
 
 
 def test_claim_by_other_data_names_what_changed(tmp_path):

@@ -3,7 +3,9 @@
 import pytest
 
 from jaxtrain.config import Config, base
+from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.errors import UserError
+from jaxtrain.runs import run
 from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed
 
 THEIRS = {
@@ -33,6 +35,11 @@ def fault(cfg, found) -> str:
     with pytest.raises(UserError) as caught:
         resolve(cfg, found)
     return str(caught.value)
+
+
+def test_every_key_of_preprocessing_is_left_open_by_default():
+    data = base().to_dict()['data']
+    assert {key: data[key] for key in PREPROCESSING} == dict.fromkeys(THEIRS)
 
 
 def test_without_weights_open_keys_become_the_usual():
@@ -86,6 +93,12 @@ def test_size_crop_and_interpolation_may_differ():
     assert (data['interpolation'], data['scale']) == ('bilinear', 1.0)
 
 
+def test_a_value_that_the_usual_is_too_can_be_meant():
+    cfg = config(data__image_size=(), data__crop=0.0)
+    data = resolve(cfg, bundle()).to_dict()['data']
+    assert (data['image_size'], data['crop']) == ((), 0.0)
+
+
 def test_a_model_without_a_name_is_that_of_the_weights():
     model = resolve(config({'name': '', 'dropout': 0.5}), bundle()).to_dict()['model']
     assert model == {**CNN, 'dropout': 0.5}
@@ -116,11 +129,18 @@ def test_a_run_hands_on_its_own(pretrained):
 
 
 def test_a_run_that_resumes_keeps_what_it_began_with(tmp_path):
-    from jaxtrain.runs import run
-
     began = resolve(config(), bundle())
     run.RunDir(tmp_path).claim({**began.to_dict(), 'model': CNN})
-    again = resumed(config({'name': ''}, data__std=(2.0,)), tmp_path).to_dict()
+    changes = {'data__std': (2.0,), 'data__image_size': ()}
+    again = resumed(config({'name': ''}, **changes), tmp_path).to_dict()
     assert (again['data']['scale'], again['data']['crop']) == (1.0, 0.875)
-    assert again['data']['std'] == (2.0,)  # and the run directory will refuse it
-    assert again['model'] == CNN
+    # And the run directory will refuse these.
+    assert (again['data']['std'], again['data']['image_size']) == ((2.0,), ())
+    assert CNN.items() <= again['model'].items()
+
+
+def test_a_run_without_a_field_of_its_model_was_made_with_its_default(tmp_path):
+    run.RunDir(tmp_path).claim({**resolve(config(), None).to_dict(), 'model': {'name': 'cnn'}})
+    found = of_run(tmp_path)
+    assert found.model['padding'] == 'SAME'
+    assert "with 'SAME'" in fault(config({'name': 'cnn', 'padding': 'VALID'}), found)
