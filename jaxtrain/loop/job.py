@@ -174,7 +174,8 @@ def make_job(
             stored = open_stored(cfg.init_from, checkpoint_name, origin, its_model)
             theirs = stored.bundle
     cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, theirs)
-    mesh, parallel = meshes.make_mesh(cfg.mesh, devices), cfg.choose('parallel', PARALLEL)
+    axes, parallel = cfg.mesh, cfg.choose('parallel', PARALLEL)
+    mesh = meshes.make_mesh((axes.data, axes.fsdp, axes.tensor), devices)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, meshes.batch_shares(mesh), len(train))
     steps = _steps(cfg, len(train))
@@ -183,7 +184,7 @@ def make_job(
     check_tokens(model, train.tokenizer)
     params, model_state = abstract_variables(model, train.shape)
     part = partition.make_partition(cfg, params, model_state)
-    specs = sharding.make_specs(cfg.mesh, mesh, params)
+    specs = sharding.make_specs(axes.rules, mesh, params)
     _check_pmap(parallel, mesh)
     _check_accumulate(cfg, meshes.batch_shares(mesh), bool(model_state))
     model = split_scan(model, {p: group != partition.FROZEN for p, group in part.groups.items()})

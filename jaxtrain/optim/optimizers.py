@@ -192,11 +192,7 @@ def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
             f'config.optim.schedule: {name!r} is not known{rules.nearest(name, SCHEDULES)}; '
             f'choose from {", ".join(SCHEDULES)}'
         )
-    warmup = steps_of(cfg.warmup, 'config.optim.warmup', run)
-    cooldown = 0
-    if name in ('rsqrt', 'wsd'):
-        cooldown = steps_of(cfg.cooldown, 'config.optim.cooldown', run)
-    _check_lengths(cfg, name, warmup, cooldown, run)
+    warmup, cooldown = _lengths(cfg, name, run)
     rest, last = run.steps - warmup, 0.0
     if cooldown or name in ('cosine', 'linear'):
         last = cfg.lr * _not_negative('config.optim.lr_end', cfg.lr_end)
@@ -216,7 +212,11 @@ def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
     return optax.join_schedules(pieces, bounds) if bounds else after
 
 
-def _check_lengths(cfg, name: str, warmup: int, cooldown: int, run: Run) -> None:
+def _lengths(cfg, name: str, run: Run) -> tuple[int, int]:
+    """Steps of warm-up and of cool-down, which only some schedules have."""
+    warmup, cooldown = steps_of(cfg.warmup, 'config.optim.warmup', run), 0
+    if name in ('rsqrt', 'wsd'):
+        cooldown = steps_of(cfg.cooldown, 'config.optim.cooldown', run)
     if warmup + cooldown >= run.steps:
         said = f' and config.optim.cooldown={cfg.cooldown!r}' if cooldown else ''
         raise UserError(
@@ -233,6 +233,7 @@ def _check_lengths(cfg, name: str, warmup: int, cooldown: int, run: Run) -> None
             "config.optim.schedule: 'wsd' falls in the cool-down; set config.optim.cooldown, as in "
             "'20%'"
         )
+    return warmup, cooldown
 
 
 def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:

@@ -39,21 +39,20 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
-def make_mesh(cfg=None, devices: Sequence[jax.Device] = ()) -> Mesh:
+def make_mesh(sizes: Sequence[int] = (-1, 1, 1), devices: Sequence[jax.Device] = ()) -> Mesh:
     """The mesh that `config.mesh` describes, with the axes of `AXES`.
 
     Slices of a pod, which a slower network joins, are told apart along `data` alone.
 
     Args:
-      cfg: `config.mesh`; None puts all devices on `data`.
+      sizes: of the axes, -1 for what the others leave; by default all devices are on `data`.
       devices: () takes all devices of all processes.
 
     Raises:
       UserError: axes that do not make up the number of devices, or slices that they straddle.
     """
     devices = list(devices) or jax.devices()
-    wanted = (cfg.data, cfg.fsdp, cfg.tensor) if cfg else (-1, 1, 1)
-    shape = _filled(wanted, len(devices))
+    shape = _filled(sizes, len(devices))
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if shape[0] % slices:
         raise UserError(
@@ -70,7 +69,7 @@ def make_mesh(cfg=None, devices: Sequence[jax.Device] = ()) -> Mesh:
     return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), **options), AXES)
 
 
-def _filled(wanted: tuple[int, ...], devices: int) -> tuple[int, ...]:
+def _filled(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
     """The sizes of the axes, with the -1 among them filled."""
     said = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, wanted, strict=True))
     if wanted.count(-1) > 1 or any(size < 1 and size != -1 for size in wanted):

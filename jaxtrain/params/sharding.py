@@ -34,11 +34,11 @@ TENSOR_DIMENSION = (
 )
 
 
-def make_specs(cfg, mesh: Mesh, params: Any) -> dict[str, PartitionSpec]:
-    """Parameter path -> how it is cut, as `config.mesh.rules` says.
+def make_specs(rule_list: tuple, mesh: Mesh, params: Any) -> dict[str, PartitionSpec]:
+    """Parameter path -> how it is cut.
 
     Args:
-      cfg: `config.mesh`.
+      rule_list: `config.mesh.rules`.
       mesh: the devices.
       params: nested parameters (arrays or ShapeDtypeStructs).
 
@@ -46,9 +46,9 @@ def make_specs(cfg, mesh: Mesh, params: Any) -> dict[str, PartitionSpec]:
       UserError: a rule that is none, that does not fit a parameter's shape, or that matches
         nothing; an axis of several devices over which nothing is cut.
     """
-    rule_list = rules.parse(cfg.rules, 'config.mesh.rules', str)
+    parsed = rules.parse(rule_list, 'config.mesh.rules', str)
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
-    texts = rules.assign(rule_list, shapes, 'config.mesh.rules')
+    texts = rules.assign(parsed, shapes, 'config.mesh.rules')
     specs = {path: _spec(texts[path], path, shape, mesh) for path, shape in shapes.items()}
     for axis in PARAMETER_AXES:
         if mesh.shape[axis] > 1 and not any(axis in spec for spec in specs.values()):

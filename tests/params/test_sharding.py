@@ -8,7 +8,6 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.config import Config, base
 from jaxtrain.errors import UserError
 from jaxtrain.models.gpt import GPT
 from jaxtrain.models.vit import ViT
@@ -25,12 +24,8 @@ def mesh(data=1, fsdp=1, tensor=1) -> AbstractMesh:
     return AbstractMesh((data, fsdp, tensor), AXES)
 
 
-def cfg(**changes):
-    return Config(base().to_dict()).replace(**{f'mesh__{k}': v for k, v in changes.items()}).mesh
-
-
-def specs(on: AbstractMesh, params=PARAMS, **changes):
-    return make_specs(cfg(**changes), on, params)
+def specs(on: AbstractMesh, params=PARAMS, rules=(('.*', 'auto'),)):
+    return make_specs(rules, on, params)
 
 
 def test_one_device_on_an_axis_cuts_nothing():
@@ -133,17 +128,17 @@ def test_other_leaves_under_a_parameters_path_are_replicated():
 
 
 @pytest.mark.parametrize(
-    ('axes', 'said'),
+    ('sizes', 'said'),
     [
-        ({'fsdp': 3}, 'data=-1, fsdp=3, tensor=1 does not make up the 8 devices'),
-        ({'data': 4, 'fsdp': 4}, 'data=4, fsdp=4, tensor=1 does not make up'),
-        ({'fsdp': -1}, 'one of them may be -1'),
-        ({'tensor': 0}, 'each is 1 or more'),
+        ((-1, 3, 1), 'data=-1, fsdp=3, tensor=1 does not make up the 8 devices'),
+        ((4, 4, 1), 'data=4, fsdp=4, tensor=1 does not make up'),
+        ((-1, -1, 1), 'one of them may be -1'),
+        ((-1, 1, 0), 'each is 1 or more'),
     ],
 )
-def test_meshes_that_do_not_fit(axes, said):
+def test_meshes_that_do_not_fit(sizes, said):
     with pytest.raises(UserError, match=said):
-        make_mesh(cfg(**axes), jax.devices() * 8)
+        make_mesh(sizes, jax.devices() * 8)
 
 
 class Device:
@@ -157,9 +152,9 @@ class Device:
 
 def test_slices_are_told_apart_by_data_alone():
     devices = [Device(n, n // 4) for n in range(8)]
-    found = make_mesh(cfg(fsdp=2, tensor=2), devices)
+    found = make_mesh((-1, 2, 2), devices)
     assert found.devices.shape == (2, 2, 2)
     slices = np.vectorize(lambda d: d.slice_index)(found.devices)
     assert (slices == np.array([0, 1])[:, None, None]).all()
     with pytest.raises(UserError, match='config.mesh.data=1 cannot be shared by the 2 slices'):
-        make_mesh(cfg(fsdp=8), devices)
+        make_mesh((-1, 8, 1), devices)
