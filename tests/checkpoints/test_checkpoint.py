@@ -86,6 +86,39 @@ def test_what_is_saved_comes_back_bit_for_bit(ema, tmp_path):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found.state))
 
 
+def test_host_values_that_have_changed_are_noticed(tmp_path):
+    """A flipped bit can leave a valid JSON file with another value."""
+    save_all(tmp_path, {1: None}, keep=1, best='accuracy')
+    place = checkpoint_files.find(tmp_path, 'last', '')
+    file = place / 'host' / 'metadata'
+    assert checkpoint_files.read_host(place)['seconds'] == HOST['seconds']
+    file.write_text(file.read_text().replace('1.25', '1.26'))
+    with pytest.raises(ValueError, match='host values'):
+        checkpoint_files.read_host(place)
+    with checkpoint.open_manager(tmp_path, 1) as manager, pytest.raises(UserError, match='step 1'):
+        checkpoint.resume(manager, abstract(make_state(1)), [1])
+
+
+def test_little_is_on_its_way_from_the_disk_at_a_time(tmp_path, monkeypatch):
+    """Without a limit Orbax reads all arrays at once, which takes the memory of another state."""
+    params = {f'layer_{n}': jnp.zeros(1000) for n in range(30)}
+    state = make_state().replace(params=params, opt_state={}, model_state={})
+    limits, handler = [], checkpoint.ocp.PyTreeCheckpointHandler
+
+    def spy(*args, restore_concurrent_gb=None, **options):
+        limits.append(restore_concurrent_gb)
+        return handler(*args, restore_concurrent_gb=restore_concurrent_gb, **options)
+
+    with checkpoint.open_manager(tmp_path, 1) as manager:
+        save(manager, 1, state, wait=True)
+        monkeypatch.setattr(checkpoint.ocp, 'PyTreeCheckpointHandler', spy)
+        checkpoint.resume(manager, abstract(state), [1])
+    assert max(filter(None, limits)) * 1e9 == pytest.approx(0.05 * 30 * 4000, rel=0.01)
+    # One array must fit, however large.
+    whole = {'one': jnp.zeros(10**6), 'two': jnp.zeros(10)}
+    assert 4e6 < checkpoint._at_once(whole) * 1e9 < 1.2 * 4e6
+
+
 def test_the_state_may_be_donated_once_save_returns(tmp_path):
     state, expected = make_state(step=1), make_state(step=1)
     change = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)

@@ -68,7 +68,7 @@ def test_missing_file():
 
 def test_unknown_variant_names_the_nearest():
     message = fault(load, TINY + ':scrach', [])
-    assert "no variant 'scrach' (did you mean 'scratch'?)" in message
+    assert "no variant 'scrach'" in message and "'scratch'" in message
     assert 'full, scratch, linear, finetune' in message
 
 
@@ -76,13 +76,13 @@ def test_unknown_key_in_a_file_names_line_and_nearest(write):
     path = write('c.batchsize = 8')
     message = fault(load, path, [])
     assert message.startswith(f'{path}:4: ')
-    assert "'batchsize' does not exist (did you mean 'batch_size'?)" in message
+    assert "'batchsize'" in message and "'batch_size'" in message
 
 
 def test_unknown_key_in_a_section_names_line_and_nearest(write):
     message = fault(load, write('c.optim.wieght_decay = 1.0'), [])
     assert ':4: ' in message
-    assert "did you mean 'weight_decay'?" in message
+    assert "'wieght_decay'" in message and "'weight_decay'" in message
 
 
 def test_wrong_type_in_a_file_names_the_line(write):
@@ -120,19 +120,20 @@ def test_file_without_base_is_held_to_its_keys(write):
     own = 'from ml_collections import ConfigDict\n\ndef get_config():\n    c = ConfigDict()\n'
     assert 'start from jaxtrain.config.base()' in fault(load, write('c.seed = 1', own), [])
     message = fault(load, write('c.sead = 1', own), [])
-    assert "config.sead does not exist (did you mean 'seed'?)" in message
+    assert 'config.sead ' in message and "'seed'" in message
 
 
 @pytest.mark.parametrize(
     ('word', 'said'),
     [
-        ('--config.optim.lrr=1', "--config.optim.lrr: there is no such key (did you mean 'optim."),
-        ('--config.batchsize=8', "--config.batchsize: there is no such key (did you mean 'batch_s"),
-        ('--config.seed', '--config.seed has no value; write --config.seed=VALUE'),
+        ('--config.optim.lrr=1', ['--config.optim.lrr', "'optim.lr"]),
+        ('--config.batchsize=8', ['--config.batchsize', "'batch_size'"]),
+        ('--config.seed', ['--config.seed has no value', '--config.seed=VALUE']),
     ],
 )
 def test_faulty_override(word, said):
-    assert said in fault(load, TINY, [word])
+    message = fault(load, TINY, [word])
+    assert all(part in message for part in said), message
 
 
 def test_wrong_type_in_an_override_names_key_and_type():
@@ -265,7 +266,8 @@ def test_choose():
     assert cfg.optim.choose('name', ('sgd', 'adamw')) == 'adamw'
     message = fault(cfg.optim.choose, 'name', ('sgd', 'adam'))
     assert message == (
-        "config.optim.name='adamw' is not known (did you mean 'adam'?); choose from adam, sgd"
+        f"config.optim.name='adamw' is not known{nearest('adamw', ('adam',))}; "
+        'choose from adam, sgd'
     )
 
 

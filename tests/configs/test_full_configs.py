@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -18,12 +19,12 @@ from jaxtrain.data.sources.open import open_source
 from jaxtrain.inspection import plan
 from tests.conftest import ROOT, run_long
 
-# Recipe -> what the published target is called in its docstring.
+# Recipe -> the published target in its docstring, and where it was published.
 RECIPES = {
-    'imagenet_resnet50': 'arXiv:1706.02677',
-    'imagenet_vit_s16': 'arXiv:2205.01580',
-    'imagenet_vgg16': 'arXiv:1409.1556',
-    'gpt2_small': 'karpathy/nanoGPT',
+    'imagenet_resnet50': ('76.4%', 'arXiv:1706.02677'),
+    'imagenet_vit_s16': ('76.5%', 'arXiv:2205.01580'),
+    'imagenet_vgg16': ('73.0%', 'arXiv:1409.1556'),
+    'gpt2_small': ('2.85 nats', 'karpathy/nanoGPT'),
 }
 IMAGENET = [name for name in RECIPES if name.startswith('imagenet')]
 
@@ -36,14 +37,27 @@ def docstring(name: str) -> str:
     return ast.get_docstring(ast.parse(Path(path(name)).read_text()))
 
 
+def band(name: str) -> tuple[float, float]:
+    """The docstring's band for the small variant, in percent or bits per byte."""
+    found = re.search(r'expect\s+([\d.]+)%? to ([\d.]+)(%| bits per byte)', docstring(name))
+    return float(found[1]), float(found[2])
+
+
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_recipe_says_how_to_run_it_and_what_to_expect(name):
-    text = docstring(name)
-    assert f'jaxtrain train --config=configs/full/{name}.py --workdir=' in text
-    assert f'jaxtrain train --config=configs/full/{name}.py:tiny --workdir=' in text
-    assert RECIPES[name] in text and 'published' in text.lower()
-    # The band of the small variant, which the slow tests below hold.
-    assert re.search(r'tiny.*measured', text, re.DOTALL)
+    whole, small = docstring(name).split(f'configs/full/{name}.py:tiny')
+    commands = [shlex.split(line) for line in docstring(name).splitlines() if line[:4] == ' ' * 4]
+    trains = [words for words in commands if words[:2] == ['jaxtrain', 'train']]
+    assert [w for w in trains[0] if '=' in w][0] == f'--config=configs/full/{name}.py'
+    for flag, *words in (words[2:] for words in trains):  # the commands parse as written
+        load(str(ROOT / flag.removeprefix('--config=')), words[:-1])
+        assert words[-1].startswith('--workdir=')
+    figure, source = RECIPES[name]
+    assert source in whole and figure in whole[whole.lower().index('published') :]
+    # The measured value lies inside the band that the slow tests check.
+    measured = float(re.search(r'measured\s+(\d+\.\d+)', small)[1])
+    low, high = band(name)
+    assert low < measured < high
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -93,7 +107,7 @@ def trained(name: str, tmp_path, *words: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize('name', IMAGENET)
 def test_small_variants_learn_what_they_say(name, tmp_path):
-    low, high = map(float, re.search(r'(\d+)% to (\d+)%', docstring(name)).groups())
+    low, high = band(name)
     accuracy = 100 * trained(name, tmp_path)['metrics']['test']['accuracy']
     assert low <= accuracy <= high
 
@@ -108,8 +122,8 @@ def test_the_small_language_model_against_packers(tmp_path):
     texts = [text.content.encode() for text in open_texts(data, data.test, 'config.data.test')]
     joined = b''.join(texts)
     bits = found['metrics']['test']['loss'] / math.log(2) * targets / len(joined)
-    band = re.search(r'(\d\.\d+) to (\d\.\d+) bits per byte', docstring('gpt2_small'))
-    assert float(band[1]) <= bits <= float(band[2])
+    low, high = band('gpt2_small')
+    assert low <= bits <= high
     assert bits < 8 * len(gzip.compress(joined, 9)) / len(joined) - 0.2
     # The best of them comes near: it is not far behind what it has seen nothing else of.
     assert bits < 8 * len(lzma.compress(joined, preset=9)) / len(joined) + 0.05

@@ -133,6 +133,20 @@ def test_start_and_done_are_one():
     assert found.bytes == {'all-gather': 64 * 128 * 4, 'all-reduce': 64 * 128 * 4}
 
 
+@pytest.mark.parametrize(
+    ('array', 'size'),
+    [
+        ('f32[8,128]', 4096), ('bf16[3]', 6), ('s4[5]', 3), ('u4[4,2]', 4), ('pred[7]', 7),
+        ('f32[]', 4), ('f32[0,8]', 0), ('f8e4m3fn[3]', 3), ('c64[3]', 24),
+    ],
+)  # fmt: skip
+def test_bytes_of_an_array(array, size):
+    """An array of 4-bit numbers is rounded up to whole bytes."""
+    line = f'ENTRY %main (p: {array}) -> {array} {{\n  %p = {array} parameter(0)\n'
+    line += f'  ROOT %sum = {array} all-reduce(%p), channel_id=1, to_apply=%add\n}}\n'
+    assert Program(line).traffic().bytes['all-reduce'] == size
+
+
 # As TPU's compiler spreads one message over several fusions, to run beside a product.
 SPREAD = """
 %begin (a: bf16[4,8]) -> bf16[4,64] {

@@ -12,6 +12,7 @@ from jaxtrain.config.files import load
 from jaxtrain.data.sources import open as sources
 from jaxtrain.inference.trained import evaluate as evaluate_run
 from jaxtrain.models import make_model
+from jaxtrain.step.evaluate import means
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import TINY
 
@@ -124,3 +125,10 @@ def test_the_runs_own_train_split_is_what_it_was_trained_on(jaxtrain, tmp_path):
     words = ['--config.steps=1', '--config.data.test=']
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
     assert evaluate_run(str(tmp_path), 'train', 'last')['examples'] == 50
+
+
+def test_examples_count_as_their_weights():
+    values = {'loss': np.float32([1, 3, 9]), 'accuracy': np.float32([0, 1, 1])}
+    assert means(values) == pytest.approx({'loss': 13 / 3, 'accuracy': 2 / 3})
+    weighted = {**values, 'weight': np.float32([1, 3, 0])}
+    assert means(weighted) == {'loss': 2.5, 'accuracy': 0.75}

@@ -93,7 +93,7 @@ def test_frozen_parameters_and_the_restore_plan(jaxtrain, pretrained, nothing_is
     'override, part',
     [
         ('batch_size=64', '50 examples'),
-        ('best_metric=acc', "did you mean 'accuracy'"),
+        ('best_metric=acc', "'accuracy'"),
         ('init_checkpoint=last', 'nothing in this run reads it'),
         ('data.val=vall', "'digits/1.0.0' has no such split"),
     ],

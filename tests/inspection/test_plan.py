@@ -122,6 +122,22 @@ def test_estimates_are_what_the_figures_give():
     assert outlook['hours'] == pytest.approx(step)
     assert outlook['cost'] == pytest.approx(step * 8 * 2.0)
     assert PLAN.intensity == pytest.approx(1e3)
+    # The compiler counts one device; all other counts are over all devices.
+    operations = to_json(PLAN)['flops']
+    assert (operations['matmul'], operations['model']) == (16e12, 8e12)
+    assert operations['compiler'] == 8 * 1e12
+
+
+def test_what_is_computed_anew_is_no_work_of_the_model(monkeypatch):
+    monkeypatch.setattr('jaxtrain.inspection.plan.aot.measure', lambda *_: MEASURED)
+
+    def planned(remat):
+        vit = {'name': 'vit', 'patch': (4, 4), 'width': 8, 'depth': 1, 'heads': 1, 'mlp': 8}
+        return plan(Config(get_config().to_dict() | {'model': {**vit, 'remat': remat}}))
+
+    plain, saving = planned('none'), planned('full')
+    assert saving.flops.matmul > plain.flops.matmul
+    assert saving.model_flops == plain.model_flops == plain.flops.matmul
 
 
 def test_more_than_the_memory_does_not_fit():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.fakes import hear_signals
 
 LOCAL = ROOT / 'launch' / 'local.sh'
 
@@ -65,7 +66,9 @@ for name, *values in json.loads(os.environ['PLAY'])[number]:
 """
 
 READY = ['print', 'ready']
-LONG = ['sleep', 20]  # a test that waits in vain fails after this
+# Longer than any test waits, so that a test fails if nothing ends it.
+LONG = ['sleep', 300]
+WAITS = 120  # seconds for local.sh to end, also on a busy machine
 SAVES = [['on_term', 42], ['touch', 'set'], LONG]
 HANGS = [['ignore_term'], ['touch', 'set'], LONG]
 
@@ -84,7 +87,7 @@ class Run:
             'PYTHON': str(program),
             'LOCAL_TEST_MARK': str(folder),
             'FOLDER': str(folder),
-            'GRACE': '30',
+            'GRACE': '200',
         }
 
     def start(self, play: list, *words: str, count: int | None = None, **env: str):
@@ -96,15 +99,14 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell that runs the tests in the background has Ctrl-C ignored, for good.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear_signals,
         )
 
     def __call__(self, play: list, *words: str, **options):
         return self.finish(self.start(play, *words, **options))
 
     def finish(self, process) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=WAITS)
         assert self.left() == [], 'processes were left behind'
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -223,7 +225,7 @@ def test_a_line_without_an_end_is_not_lost(local):
 
 @pytest.mark.parametrize('code', [1, 2, 3])
 def test_first_failure_stops_the_others(local, code):
-    begun = time.monotonic()
+    """SIGTERM ends the others: GRACE is longer than any test waits."""
     waits = [['on_term', 42], READY]
     last = [*waits, ['touch', 'last'], LONG]
     done = local(
@@ -232,7 +234,6 @@ def test_first_failure_stops_the_others(local, code):
     assert done.returncode == code
     assert lines_of(done.stdout, 0) == lines_of(done.stdout, 2) == ['ready', 'saved']
     assert f'process 1 ended with code {code}' in done.stderr
-    assert time.monotonic() - begun < 10  # by SIGTERM, not after GRACE
 
 
 def test_all_that_fail_say_42(local):
@@ -264,7 +265,7 @@ def test_one_that_does_not_stop_is_killed(local):
     begun = time.monotonic()
     done = local([HANGS, [*when('set'), ['exit', 3]]], GRACE='1')
     assert done.returncode == 3
-    assert 1 <= time.monotonic() - begun < 10
+    assert time.monotonic() - begun >= 1
     assert '1 of 2 processes did not stop within 1 s' in done.stderr
 
 
@@ -311,7 +312,7 @@ def test_stopped_before_anything_could_be_saved(local):
 def test_children_do_not_outlive_their_process(local, kind):
     """Nor does one that left the group keep local.sh waiting for the end of its output."""
     process = local.start([[['child', kind], READY]])
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=WAITS)
     assert process.returncode == 0 and out == '[0] ready\n'
     left = local.left()
     assert left == ([] if kind == 'group' else ['sleep 600 '])  # documented: its own session

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.launch.test_local import LONG, PROGRAM, READY
+from tests.launch.test_local import LONG, PROGRAM, READY, WAITS
+from tests.support.fakes import hear_signals
 
 SCRIPT = ROOT / 'launch' / 'slurm.sbatch'
 
@@ -113,10 +114,11 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
+            preexec_fn=hear_signals,
         )
 
     def finish(self, process) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=WAITS)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def __call__(self, play: list, **env: str):

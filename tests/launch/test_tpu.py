@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Outcome
-from tests.support.fakes import FakeGcloud
+from tests.pod.test_meet import until
+from tests.support.fakes import FakeGcloud, hear_signals
 
 LAUNCHER = ('tpu.py', 'gcloud.py', 'workers.py', 'checkout.py')
 
@@ -60,6 +61,7 @@ class Bench:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=hear_signals,
         )
         self.running.append(process)
         return process
@@ -82,13 +84,6 @@ def load(script: str):
     finally:
         del sys.path[0]
     return module
-
-
-def until(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def git(folder: Path, *words: str) -> str:
@@ -298,21 +293,24 @@ def test_without_gcloud_one_line(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'words',
+    'words, said',
     [
-        ('run', 'r1'),
-        ('run', 'Not A Name', *WORDS),
-        ('run', 'r1', '--env=1X=2', *WORDS),
-        ('create', 'r1', '--zone=z'),
-        ('create', 'r1', '--zone=z', '--type=v9-8'),
-        ('create', 'r1', *CREATE, '--spot', '--reserved'),
-        ('frobnicate', 'r1'),
-        (),
+        (('run', 'r1'), ('jaxtrain train', '--')),
+        (('run', 'Not A Name', *WORDS), ('NAME', "'Not A Name'", 'hyphens')),
+        (('run', 'r1', '--env=1X=2', *WORDS), ('--env', "'1X=2'", 'KEY=VALUE')),
+        (('create', 'r1', '--zone=z'), ('required', '--type')),
+        (('create', 'r1', '--zone=z', '--type=v9-8'), ('v9-8', '--version')),
+        (('create', 'r1', *CREATE, '--spot', '--reserved'), ('--spot', '--reserved')),
+        (('frobnicate', 'r1'), ("'frobnicate'", 'babysit')),
+        ((), ('required', 'COMMAND')),
     ],
 )
-def test_wrong_input(bench, words):
+def test_wrong_input(bench, words, said):
     fake = bench.gcloud()
-    assert bench(*words).code == 2
+    outcome = bench(*words)
+    assert outcome.code == 2 and outcome.out == ''
+    line = outcome.err.splitlines()[-1]  # after argparse's usage
+    assert line.startswith('tpu.py') and all(word in line for word in said), line
     assert 'create' not in fake.verbs
 
 
@@ -619,17 +617,20 @@ def test_the_exit_code_of_run(bench, exits, code):
 
 
 def test_the_run_outlives_the_launcher_and_is_not_started_twice(bench):
-    fake = ready(bench, steps=[14])
+    fake = ready(bench, steps=[10_000])
     process = bench.start('run', 'r1', *WORDS)
     until(lambda: starts(fake, 0) and starts(fake, 1))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and 'goes on there' in err
     run = fake.home() / 'jaxtrain-runs' / 'r1'
     pid = int((run / 'pid').read_text())
     assert os.getpgid(pid) == pid != os.getpgid(0), 'not in a group of its own'
-    outcome = bench('run', 'r1', *WORDS)
-    assert outcome.code == 0 and 'runs already' in outcome.err
+    again = bench.start('run', 'r1', *WORDS)
+    assert 'runs already' in again.stderr.readline()
+    fake.finish()
+    again.communicate(timeout=60)
+    assert again.returncode == 0
     assert starts(fake, 0) == starts(fake, 1) == 1
     # What has ended may be started again.
     assert bench('run', 'r1', *WORDS[:2]).code == 0
@@ -645,12 +646,16 @@ def test_workers_that_were_reached_late_start_once(bench):
 
 def test_a_worker_that_ended_is_not_started_beside_those_that_run(bench):
     fake = ready(bench, exits=[[1, 0]], steps=[0])
-    (fake.home(1) / 'plan' / 'steps').write_text('20')
+    (fake.home(1) / 'plan' / 'steps').write_text('10000')
     process = bench.start('run', 'r1', *WORDS)
     exits = fake.home() / 'jaxtrain-runs' / 'r1' / 'exit'
     until(lambda: exits.exists() and starts(fake, 1))
     process.kill()
-    assert bench('run', 'r1', *WORDS).code == 1
+    again = bench.start('run', 'r1', *WORDS)
+    assert 'r1 started' in again.stderr.readline()
+    fake.finish()
+    again.communicate(timeout=60)
+    assert again.returncode == 1
     assert starts(fake, 0) == starts(fake, 1) == 1
 
 
@@ -661,11 +666,11 @@ def test_run_needs_sync(bench):
 
 
 def test_a_run_that_vanished_is_lost(bench):
-    fake = ready(bench, steps=[100])
+    fake = ready(bench, steps=[10_000])
     process = bench.start('run', 'r1', *WORDS)
     until(lambda: starts(fake, 0) and starts(fake, 1))
     fake.end()  # as if the machines had started anew
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 42 and 'ended without an exit code' in err
 
 
@@ -677,12 +682,12 @@ def test_workers_never_reached_are_lost(bench):
 
 
 def test_stop_lets_the_run_save_and_exit_42(bench):
-    ready(bench, steps=[200])
+    ready(bench, steps=[10_000])
     process = bench.start('run', 'r1', *WORDS)
     until(lambda: starts(bench.fake, 0) and starts(bench.fake, 1))
     outcome = bench('stop', 'r1')
     assert outcome.code == 0 and '2 of 2 workers had a run' in outcome.err
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 42
     for worker in (0, 1):
         run = bench.fake.home(worker) / 'jaxtrain-runs' / 'r1'
@@ -719,7 +724,7 @@ def test_logs_follow_until_interrupted(bench):
     assert '--worker=1' in fake.calls[-1] and 'tail -n 100 -F' in fake.calls[-1][-2]
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 130
 
 
@@ -747,14 +752,14 @@ def test_babysit_resumes_with_the_same_command_after_42(bench):
 
 def test_babysit_replaces_a_preempted_slice(bench):
     # Before its sixth ssh, which asks about the run, the slice is gone.
-    fake = bench.gcloud(workers=1, steps=[400, 1], preempt=5)
+    fake = bench.gcloud(workers=1, steps=[10_000, 1], preempt=5)
     outcome = bench('babysit', 'r1', *BABYSIT, *WORDS)
     assert outcome.code == 0 and 'r1 is SUSPENDED' in outcome.err
     assert fake.verbs.count('create') == fake.verbs.count('delete') == 2 and not fake.slices
 
 
 def test_babysit_replaces_a_slice_that_vanished(bench):
-    fake = bench.gcloud(workers=1, steps=[400, 1], preempt=5, vanish=True)
+    fake = bench.gcloud(workers=1, steps=[10_000, 1], preempt=5, vanish=True)
     outcome = bench('babysit', 'r1', *BABYSIT, *WORDS)
     assert outcome.code == 0 and 'r1 is not there' in outcome.err
     assert fake.verbs.count('create') == 2 and not fake.slices
@@ -817,7 +822,7 @@ def test_babysit_says_if_the_slice_stays(bench):
 def test_a_signal_deletes_the_slice_and_a_second_one_changes_nothing(bench, verb, number):
     if verb == 'wait':
         fake = bench.gcloud(
-            workers=1, steps=[400], sleeps={'delete': 0.4}, errors={'delete': ['INTERNAL']}
+            workers=1, steps=[10_000], sleeps={'delete': 0.4}, errors={'delete': ['INTERNAL']}
         )
         condition = lambda: fake.verbs.count('ssh') > 4  # noqa: E731
     else:
@@ -833,7 +838,7 @@ def test_a_signal_deletes_the_slice_and_a_second_one_changes_nothing(bench, verb
     for again in (signal.SIGINT, signal.SIGTERM):
         time.sleep(0.1)
         os.killpg(process.pid, again)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert fake.verbs.count('delete') == 2 and fake.verbs[-1] == 'delete' and not fake.slices
     assert 'deleting r1: wait for it' in err and 'r1 is deleted' in err
@@ -842,9 +847,9 @@ def test_a_signal_deletes_the_slice_and_a_second_one_changes_nothing(bench, verb
 
 def test_a_signal_in_the_pause_before_a_retry(bench):
     fake = bench.gcloud(workers=1, exits=[[42]], steps=[0])
-    process = bench.start('babysit', 'r1', *CREATE, '--backoff=60', *WORDS)
+    process = bench.start('babysit', 'r1', *CREATE, '--backoff=600', *WORDS)
     until(lambda: 'delete' in fake.verbs)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 143
     assert fake.verbs.count('create') == 1 and not fake.slices

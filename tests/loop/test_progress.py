@@ -2,10 +2,14 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from jaxtrain.loop import train as loop
 from jaxtrain.loop.progress import Work, speed
+from jaxtrain.parallel.mesh import Compiled
 from jaxtrain.runs.clock import PHASES
 from jaxtrain.runs.run import read_metrics
 from tests.conftest import TINY
@@ -37,6 +41,29 @@ def test_no_mfu_where_the_peak_is_not_known():
     assert 'mfu' not in found and found['tokens_per_s'] == 512
 
 
+CHIP = SimpleNamespace(peak_bf16_flops=1e12)
+IMAGES, TEXT = (SimpleNamespace(shape=(16,) * n, tokenizer=n == 1) for n in (3, 1))
+
+
+@pytest.mark.parametrize(
+    ('chip', 'remat', 'train', 'expected'),
+    [
+        (CHIP, 'none', IMAGES, Work('examples', 4, 8e9, 8e12)),
+        # Each example has 16 tokens; what remat recomputes does not count.
+        (CHIP, 'full', TEXT, Work('tokens', 64, 5e9, 8e12)),
+        (None, 'full', IMAGES, Work('examples', 4, 8e9, 0.0)),
+    ],
+)
+def test_what_a_step_is_worth(chip, remat, train, expected, monkeypatch):
+    """The programs are for 2 and for 4 steps, on 8 devices."""
+    monkeypatch.setattr(loop, 'chip_of', lambda device: chip)
+    mesh = SimpleNamespace(devices=np.empty(8), size=8)
+    model = SimpleNamespace(remat=remat)
+    job = SimpleNamespace(mesh=mesh, model=model, train=train, model_flops=lambda: 5e9)
+    programs = {count: Compiled(print, 8e9 * count) for count in (4, 2)}
+    assert loop._work(job, SimpleNamespace(batch_size=4), programs) == expected
+
+
 @pytest.fixture(scope='module')
 def traced(tmp_path_factory):
     """A run with a trace of steps 8 to 12, handed over five at a time."""
@@ -50,11 +77,19 @@ def traced(tmp_path_factory):
 
 
 def test_a_run_says_how_fast_it_was(traced):
+    """The times in the log add up to the seconds in result.json."""
     lines = [line for line in read_metrics(traced) if line['split'] == 'train']
     assert [line['step'] for line in lines] == [5, 10, 15, 20]
     for line in lines:
         assert line['examples_per_s'] == pytest.approx(32 * line['steps_per_s'])
-        assert 0 <= line['data_wait'] <= 1 and 'mfu' not in line
+        assert 'mfu' not in line  # nothing is known of this device's peak
+    seconds = json.loads((traced / 'result.json').read_text())['seconds']
+    training = [5 / line['steps_per_s'] for line in lines]
+    waited = sum(t * line['data_wait'] for t, line in zip(training, lines, strict=True))
+    # A little is spent after the last line.
+    assert 0.5 * seconds['data_wait'] < waited <= seconds['data_wait'] + 1e-6
+    whole = seconds['train'] + seconds['data_wait']
+    assert 0.5 * whole < sum(training) <= whole + 1e-6
 
 
 def test_trace_opens_in_perfetto(traced):

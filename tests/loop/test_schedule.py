@@ -1,9 +1,17 @@
 """What is due after which step, and how steps are put together into calls."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
-from jaxtrain.loop.schedule import Schedule
+from jaxtrain.config import Config
+from jaxtrain.data.sources.open import Source
+from jaxtrain.errors import UserError
+from jaxtrain.loop.schedule import Schedule, make_schedule
+from jaxtrain.parallel.mesh import AXES
+from tests.configs.tiny import get_config
 
 
 def schedule(**changes) -> Schedule:
@@ -54,3 +62,80 @@ def test_a_run_that_resumes_makes_the_same_calls(several):
     whole = plan.calls(0).tolist()
     for place, step in enumerate(whole):
         assert plan.calls(step).tolist() == whole[place:]
+
+
+def made(devices: int = 1, **changes) -> tuple[Schedule, list]:
+    """(that of tiny.py with these changes, the splits that were opened with their keys)."""
+    cfg = Config(get_config().to_dict()).replace(**changes)
+    train = Source(None, 50, (8, 8, 1), ('a', 'b'))
+    job = SimpleNamespace(mesh=AbstractMesh((devices, 1, 1), AXES), train=train, steps=20)
+    opened = []
+
+    def opens(data, split, key, classes):
+        opened.append((split, key, classes))
+        return f'source of {split}'
+
+    return make_schedule(cfg, job, opens), opened
+
+
+def test_it_is_what_the_config_says():
+    plan, opened = made(
+        batch_size=8, seed=7, save_every=3, keep=2, steps_per_call=5, profile=(2, 4),
+        best_metric='loss', data__threads=3, data__workers=1, data__prefetch=6,
+        budgets__step=1.0, budgets__compile=0.0, budgets__restore=3.0, budgets__eval=4.0,
+        budgets__save=5.0,
+    )  # fmt: skip
+    assert plan == Schedule(
+        seed=7, steps=20, batch_size=8, eval_batch_size=8, unit=8, log_every=5, eval_every=10,
+        save_every=3, steps_per_call=5, profile=(2, 4), keep=2, best_metric='loss', threads=3,
+        workers=1, prefetch=6, val='source of val', test='source of test',
+        # A budget of 0 is no budget; waiting for data counts as part of a step.
+        budgets={'restore': 3.0, 'eval': 4.0, 'save': 5.0, 'train': 1.0, 'data_wait': 1.0},
+    )  # fmt: skip
+    classes = ('a', 'b')
+    assert opened == [('val', 'config.data.val', classes), ('test', 'config.data.test', classes)]
+
+
+def test_units_and_the_batch_of_evaluation():
+    plan, opened = made(every='epochs', eval_batch_size=12, data__val='', data__test='')
+    assert (plan.unit, plan.eval_batch_size, plan.batch_size) == (50, 12, 32)
+    assert (plan.val, plan.test, opened) == (None, None, [])
+    assert not plan.validates(20) and made()[0].validates(20)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        ({'log_every': 0}, 'config.log_every=0'),
+        ({'eval_every': -1}, 'config.eval_every=-1'),
+        ({'save_every': -1}, 'config.save_every=-1'),
+        ({'eval_batch_size': -1}, 'config.eval_batch_size=-1'),
+        ({'keep': 0}, 'config.keep=0'),
+        ({'steps_per_call': 0}, 'config.steps_per_call=0'),
+        ({'data__workers': -1}, 'config.data.workers=-1'),
+        ({'seed': -1}, 'config.seed=-1'),
+        ({'seed': 2**32}, 'config.seed=4294967296'),
+        ({'budgets__step': -1.0}, 'config.budgets.step=-1.0'),
+        ({'budgets__save': -1.0}, 'config.budgets.save=-1.0'),
+        ({'every': 'step'}, "config.every='step'"),
+        ({'best_metric': 'f1'}, "config.best_metric='f1'"),
+    ],
+)
+def test_out_of_range(changes, key):
+    with pytest.raises(UserError) as caught:
+        made(**changes)
+    assert str(caught.value).startswith(key)
+
+
+def test_the_least_that_is_allowed():
+    least = dict(log_every=1, eval_every=0, save_every=0, eval_batch_size=0, keep=1, seed=0)
+    plan, _ = made(**least, data__workers=0, budgets__step=0.0)
+    assert (plan.workers, plan.seed, plan.budgets.keys() & {'train', 'data_wait'}) == (0, 0, set())
+    assert made(seed=2**32 - 1)[0].seed == 2**32 - 1
+
+
+def test_batches_of_evaluation_are_shared_out_as_well():
+    with pytest.raises(UserError) as caught:
+        made(devices=2, eval_batch_size=3)
+    assert 'config.eval_batch_size=3' in str(caught.value) and '2 devices' in str(caught.value)
+    assert made(devices=2, eval_batch_size=4)[0].eval_batch_size == 4

@@ -283,13 +283,19 @@ def test_resuming_does_not_need_the_checkpoint_it_began_from(pretrained, jaxtrai
     source = shutil.copytree(pretrained, tmp_path / 'source')
     words = [f'--config={TINY}:linear', f'--config.init_from={source}', f'--workdir={tmp_path}/run']
     assert jaxtrain('train', *words).code == 0
-    before = (tmp_path / 'run' / 'params.tsv').read_text()
+    run = tmp_path / 'run'
+    before, log, summary = (run / 'params.tsv').read_text(), untimed(run), result(run)
     shutil.rmtree(source)
-    (tmp_path / 'run' / 'result.json').unlink()
+    (run / 'result.json').unlink()
+    # The run was killed in the evaluation after its last checkpoint; resuming repeats it.
+    kept = [line for line in log if (line['split'], line['step']) != ('val', 20)]
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in kept))
     outcome = jaxtrain('train', *words)
     assert outcome.code == 0, outcome.err
     assert 'resumes after step 20' in outcome.out
-    assert (tmp_path / 'run' / 'params.tsv').read_text() == before
+    assert (run / 'params.tsv').read_text() == before
+    assert len(kept) == len(log) - 1 and untimed(run) == log
+    assert result(run)['metrics'] == summary['metrics']
 
 
 def test_several_steps_a_call_end_where_single_ones_do(jaxtrain, tmp_path):
@@ -320,6 +326,21 @@ def test_epochs_as_the_unit_of_what_is_due(jaxtrain, tmp_path):
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
     assert [line['step'] for line in lines(tmp_path, 'train')] == [2, 4, 5, 7, 8]
     assert [line['step'] for line in lines(tmp_path, 'val')] == [4, 7, 8]
+
+
+def test_what_was_the_best_until_the_end_is_removed_then(jaxtrain, tmp_path, monkeypatch):
+    """The last evaluation follows the last save, which still kept the best checkpoint so far."""
+    whole = evaluate.per_example
+
+    def rises(eval_step, state, *rest):
+        values = whole(eval_step, state, *rest)
+        return {**values, 'accuracy': values['accuracy'] * 0 + int(state.step)}
+
+    monkeypatch.setattr(evaluate, 'per_example', rises)
+    words = ['--config.steps=4', '--config.eval_every=2']
+    assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
+    assert result(tmp_path)['best_step'] == 4
+    assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
 
 
 def test_without_val_the_table_tells_of_training(jaxtrain, tmp_path):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
@@ -138,11 +139,14 @@ def test_biases_of_keras():
     assert shapes(model('resnet', stride='1x1'), IMAGE) == plain
 
 
-@pytest.mark.parametrize('field', ['stride', 'padding', 'depth'])
-def test_an_unknown_choice_of_a_resnet(field):
+@pytest.mark.parametrize(
+    ('field', 'choices'),
+    [('stride', '3x3, 1x1'), ('padding', 'explicit, SAME'), ('depth', '18, 34, 50, 101, 152')],
+)
+def test_an_unknown_choice_of_a_resnet(field, choices):
     wrong = 77 if field == 'depth' else 'wrong'
     message = fault(model('resnet', **{field: wrong}), IMAGE)
-    assert message.startswith(f'config.model.{field}={wrong!r} is not known; choose from')
+    assert message.startswith(f'config.model.{field}={wrong!r} ') and choices in message
 
 
 # The Vision Transformer.
@@ -424,4 +428,23 @@ def test_dropout_is_for_training_alone(made):
 @pytest.mark.parametrize('made', [vit(gelu='wrong'), gpt(gelu='wrong'), bert(gelu='wrong')])
 def test_an_unknown_gelu(made):
     inputs = IMAGE if type(made).__name__ == 'ViT' else (8,)
-    assert fault(made, inputs) == "config.model.gelu='wrong' is not known; choose from erf, tanh"
+    message = fault(made, inputs)
+    assert message.startswith("config.model.gelu='wrong' ") and 'erf, tanh' in message
+
+
+def test_initial_kernels_of_gpt():
+    """The std is 0.02, and 0.02 / sqrt(6) in the 6 layers that add to the residual stream."""
+    inits = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dense | nn.DenseGeneral):
+            inits['/'.join(context.module.path)] = context.module.kernel_init
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):  # the initialisers are read and not run
+        abstract_variables(gpt(depth=3), (8,))
+    own = {path.split('block_1/')[1]: init for path, init in inits.items() if 'block_1/' in path}
+    stds = {layer: float(init(jax.random.key(0), (99, 99)).std()) for layer, init in own.items()}
+    residual = dict.fromkeys(('attention/out', 'mlp/down'), 0.02 / 6**0.5)
+    others = ('attention/query', 'attention/key', 'attention/value', 'mlp/up')
+    assert stds == pytest.approx(dict.fromkeys(others, 0.02) | residual, rel=0.05)

@@ -184,19 +184,19 @@ def test_remat_changes_no_number_and_no_name():
     [
         (
             {'widths': (2,)},
-            'config.model.widths=(2,) holds 1 numbers; give 5, one for each group of layers of VGG',
+            ['config.model.widths=(2,)', '1 numbers', 'give 5'],
         ),
-        ({'depth': 17}, 'config.model.depth=17 is not known; choose from 11, 13, 16, 19'),
+        ({'depth': 17}, ['config.model.depth=17', '11, 13, 16, 19']),
         (
             {'features': 'max'},
-            "config.model.features='max' is not known; choose from flatten, mean",
+            ["config.model.features='max'", 'flatten, mean'],
         ),
     ],
 )
 def test_wrong_choice(fields, words):
     with pytest.raises(UserError) as caught:
         abstract_variables(VGG(5, **fields), (32, 32, 3))
-    assert str(caught.value) == words
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.parametrize('features', ['flatten', 'mean'])

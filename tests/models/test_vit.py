@@ -87,14 +87,14 @@ def test_skipped_blocks_are_as_if_they_were_not(scan):
 @pytest.mark.parametrize(
     ('fields', 'words'),
     [
-        ({'drop_path': 1.0}, 'config.model.drop_path=1.0 must be at least 0 and less than 1'),
-        ({'drop_path': -0.1}, 'config.model.drop_path=-0.1 must be at least 0 and less than 1'),
-        ({'remat': 'all'}, "config.model.remat='all' is not known; choose from none, dots, full"),
-        ({'position': 'x'}, "config.model.position='x' is not known; choose from learned, sincos2"),
-        ({'position': 'sincos2d', 'width': 6}, "position='sincos2d' needs a width that 4 divides"),
+        ({'drop_path': 1.0}, ['config.model.drop_path=1.0', 'less than 1']),
+        ({'drop_path': -0.1}, ['config.model.drop_path=-0.1', 'at least 0']),
+        ({'remat': 'all'}, ["config.model.remat='all'", 'none, dots, full']),
+        ({'position': 'x'}, ["config.model.position='x'", 'learned, sincos2d']),
+        ({'position': 'sincos2d', 'width': 6}, ["position='sincos2d'", 'width', '4', '6']),
     ],
 )
 def test_wrong_fields(fields, words):
     with pytest.raises(UserError) as caught:
         abstract_variables(vit(**fields), IMAGE)
-    assert words in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value

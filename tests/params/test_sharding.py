@@ -1,5 +1,7 @@
 """Rules -> how parameters are cut over the mesh; what follows them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +10,17 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
+from jaxtrain.loop.job import make_job
 from jaxtrain.models.gpt import GPT
 from jaxtrain.models.vit import ViT
-from jaxtrain.parallel.mesh import AXES, make_mesh
+from jaxtrain.parallel.mesh import AXES, abstract_batch, make_mesh, trace_step
+from jaxtrain.parallel.replicas import Replicas
 from jaxtrain.params.partition import flatten, unflatten
 from jaxtrain.params.sharding import like_params, make_specs, nbytes_per_device, to_text
 from jaxtrain.step.state import abstract_variables
+from tests.configs.tiny import get_config
 
 VIT = ViT(outputs=10, patch=(4, 4), width=32, depth=1, heads=4, mlp=64)
 PARAMS = abstract_variables(VIT, (8, 8, 3))[0]
@@ -80,7 +86,7 @@ def test_rules_say_otherwise():
             (('head/logits/kernel', '- fsdp'), ('.*', 'auto')),
             "'- fsdp' cuts 10 of head/logits/kernel over config.mesh.fsdp=4",
         ),
-        ((('.*/norm/kernel', 'auto'), ('.*', 'auto')), "rule '.*/norm/kernel' matches nothing"),
+        ((('.*/norm/kernel', 'auto'), ('.*', 'auto')), "config.mesh.rules: .*'.*/norm/kernel'"),
         ((('.*', 'replicated'),), 'config.mesh.fsdp=4: no parameter is cut over it'),
     ],
 )  # fmt: skip
@@ -132,6 +138,8 @@ def test_other_leaves_under_a_parameters_path_are_replicated():
     [
         ((-1, 3, 1), 'data=-1, fsdp=3, tensor=1 does not make up the 8 devices'),
         ((4, 4, 1), 'data=4, fsdp=4, tensor=1 does not make up'),
+        ((1, 1, 1), 'data=1, fsdp=1, tensor=1 does not make up the 8 devices'),
+        ((2, 2, 1), 'data=2, fsdp=2, tensor=1 does not make up the 8 devices'),
         ((-1, -1, 1), 'one of them may be -1'),
         ((-1, 1, 0), 'each is 1 or more'),
     ],
@@ -158,3 +166,36 @@ def test_slices_are_told_apart_by_data_alone():
     assert (slices == np.array([0, 1])[:, None, None]).all()
     with pytest.raises(UserError, match='config.mesh.data=1 cannot be shared by the 2 slices'):
         make_mesh((-1, 8, 1), devices)
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_examples_are_shared_out_and_steps_are_not(steps):
+    """Examples are split over data and fsdp; devices along tensor hold the same examples."""
+    features = {'image': ((6, 6, 1), np.uint8), 'label': ((), np.int32)}
+    batch = abstract_batch(features, 16, mesh(4, 2, 2), steps)
+    held = {name: x.sharding.shard_shape(x.shape) for name, x in batch.items()}
+    front = () if steps == 1 else (steps,)
+    assert held == {'image': (*front, 2, 6, 6, 1), 'label': (*front, 2)}
+
+
+@pytest.mark.parametrize('parallel', ['jit', 'pmap'])
+def test_the_step_is_given_the_buffers_of_its_state(parallel):
+    """Every leaf of the state is donated; otherwise a step would hold the state twice."""
+    job = make_job(Config(get_config().to_dict()).replace(parallel=parallel, ema=0.9))
+    text = trace_step(*job.program()).lower().as_text()
+    (main,) = (line for line in text.splitlines() if 'func.func public @main' in line)
+    arguments = main.split('->')[0]
+    kept = {int(n) for n in re.findall(r'tf.aliasing_output = (\d+)', arguments)}
+    assert kept == set(range(len(jax.tree.leaves(job.abstract))))
+
+
+def test_each_device_takes_its_own_rows_of_a_whole_batch():
+    """As pmap's step does on 4 devices, of which vmap plays the part here."""
+    replicas, whole = Replicas(axis='data'), {'x': jnp.arange(8.0)}
+    shares = jax.vmap(lambda _: replicas.own(whole), axis_name='data')(jnp.zeros(4))
+    np.testing.assert_array_equal(shares['x'], whole['x'].reshape(4, 2))
+    gathered = jax.vmap(replicas.gather, axis_name='data')(shares)
+    np.testing.assert_array_equal(gathered['x'], np.tile(whole['x'], (4, 1)))
+    sums = jax.vmap(replicas.sum, axis_name='data')(shares)
+    np.testing.assert_array_equal(sums['x'], np.tile([12.0, 16.0], (4, 1)))
+    assert Replicas().own(whole) is Replicas().gather(whole) is Replicas().sum(whole) is whole

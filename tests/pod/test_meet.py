@@ -17,6 +17,7 @@ from jaxtrain.pod.place import Place
 from tests.conftest import ROOT
 
 HOST = socket.gethostname()
+GONE = 'is gone'  # how the others report a process that ended without a word
 
 
 def free_port() -> int:

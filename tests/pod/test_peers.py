@@ -17,7 +17,7 @@ import pytest
 
 from jaxtrain.pod.meet import VERSION
 from tests.conftest import ROOT, Outcome
-from tests.pod.test_meet import HOST, free_port, until
+from tests.pod.test_meet import GONE, HOST, free_port, until
 
 # A process of a run, under the real command line: it ends as `jaxtrain train` does.
 MEMBER = """
@@ -114,7 +114,7 @@ def test_one_is_killed(run_of):
     for number in (0, 2):
         code, _, err = members[number].end(10)
         assert (code, err.count('\n')) == (42, 1)
-        assert f'process 1 ({HOST}) is gone; start the same command again to go on' in err
+        assert f'process 1 ({HOST}) {GONE}; start the same command again to go on' in err
     assert time.monotonic() - began < 3.0
 
 
@@ -124,7 +124,7 @@ def test_process_0_is_killed(run_of):
     members[0].process.kill()
     for member in members[1:]:
         code, _, err = member.end(10)
-        assert code == 42 and f'process 0 ({HOST}) is gone' in err
+        assert code == 42 and f'process 0 ({HOST}) {GONE}' in err
     assert time.monotonic() - began < 3.0
 
 
@@ -264,7 +264,7 @@ def test_on_end_is_told(run_of):
     members[1].do('print("ready", flush=True)')
     members[1].wait_for('ready')
     members[0].process.kill()
-    assert members[1].end(20).out.endswith(f'TOLD process 0 ({HOST}) is gone 42\n')
+    assert members[1].end(20).out.endswith(f'TOLD process 0 ({HOST}) {GONE} 42\n')
 
 
 @pytest.mark.parametrize('act', ['time.sleep(1000)', '1 / 0', 'threading.Lock().acquire() + [0]'])
@@ -404,7 +404,7 @@ def test_an_abort_is_an_abort(run_of):
     members[1].do('os.abort()')
     assert members[1].end(20).code == -signal.SIGABRT
     code, _, err = members[0].end(20)
-    assert code == 42 and f'process 1 ({HOST}) is gone' in err
+    assert code == 42 and f'process 1 ({HOST}) {GONE}' in err
 
 
 @pytest.mark.parametrize('where', ['os.abort()', 'threading.Thread(target=os.abort).start()'])
@@ -418,7 +418,7 @@ def test_an_abort_because_a_peer_is_gone(run_of, where):
     assert members[1].process.poll() is None
     members[0].process.kill()
     code, _, err = members[1].end(20)
-    assert code == 42 and f'process 0 ({HOST}) is gone' in err
+    assert code == 42 and f'process 0 ({HOST}) {GONE}' in err
 
 
 def test_an_abort_of_one_that_is_done(run_of):
@@ -472,7 +472,7 @@ def test_jax_does_not_abort_where_its_coordinator_is_killed(tmp_path):
         members[0].kill()
         assert members[1].wait(30) == 42, logs[1].read_text()
         assert time.monotonic() - began < 5.0
-        assert f'process 0 ({HOST}) is gone' in logs[1].read_text()
+        assert f'process 0 ({HOST}) {GONE}' in logs[1].read_text()
     finally:
         for member in members:
             member.kill()

@@ -16,7 +16,7 @@ from jaxtrain import storage
 from jaxtrain.loop.schedule import _budgets
 from jaxtrain.runs.run import read_metrics
 from tests.conftest import ROOT, TINY, Outcome, start
-from tests.pod.test_meet import HOST, free_port, until
+from tests.pod.test_meet import GONE, HOST, free_port, until
 
 # A process with a watchdog: it does what the test says, under budgets that the test says.
 WATCHED = """
@@ -253,7 +253,7 @@ def test_a_process_that_is_killed_while_they_train(tmp_path, begin):
     both[1].kill()
     code, said = end(both[0])
     seconds = time.monotonic() - began
-    assert code == 42 and f'process 1 ({HOST}) is gone' in said
+    assert code == 42 and f'process 1 ({HOST}) {GONE}' in said
     assert seconds < 5.0
 
 

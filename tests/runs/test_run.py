@@ -341,3 +341,10 @@ def test_curves_have_one_panel_per_metric(tmp_path, names):
         np.frombuffer(run._draw_curves(read_metrics(tmp_path)), np.uint8), cv2.IMREAD_COLOR
     )
     assert image.shape[1] == pytest.approx(4.5 * 120 * len(names), abs=2)
+
+
+def test_the_best_comes_first_and_of_equal_ones_the_later():
+    val = {5: {'loss': 1.0, 'f1': 0.2}, 10: {'loss': 1.0}, 15: {'loss': 2.0, 'f1': 0.2}, 20: {}}
+    assert run.ranked(val, 'loss', [5, 10, 15, 20, 25]) == [10, 5, 15]
+    assert run.ranked(val, 'f1', [15, 10, 5]) == [15, 5]  # more of it is better
+    assert run.best_of(val, 'loss', [15, 5]) == 5 and run.best_of(val, 'f1', [20]) is None

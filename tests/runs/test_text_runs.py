@@ -231,6 +231,16 @@ def test_a_seed_repeats_what_was_sampled(root, jaxtrain, tmp_path):
     assert said[0] == said[1] != said[2]
 
 
+def test_every_batch_of_prompts_draws_anew(root, jaxtrain, tmp_path):
+    config = json.loads((root / 'language' / 'config.json').read_text())['config']
+    size = config['eval_batch_size'] or config['batch_size']
+    (tmp_path / 'p.csv').write_text('text\n' + 'the\n' * 2 * size)
+    words = ('predict', f'--workdir={root}/language', tmp_path / 'p.csv', '--temperature=3')
+    assert jaxtrain(*words, '--new_tokens=6').code == 0
+    texts = [line['text'] for line in lines(root / 'language' / 'predictions.jsonl')]
+    assert len(texts) == 2 * size and texts[:size] != texts[size:]
+
+
 # Wrong input.
 
 

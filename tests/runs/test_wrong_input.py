@@ -35,42 +35,42 @@ def assert_says(line: str, parts) -> None:
 OVERRIDES = [
     pytest.param(*case[1:], id=case[0])
     for case in [
-        ('misspelt key', ['optim.lrr=3'], ['--config.optim.lrr', "did you mean 'optim.lr'"]),
+        ('misspelt key', ['optim.lrr=3'], ['--config.optim.lrr', "'optim.lr'"]),
         ('key without a value', ['steps'], ['--config.steps=VALUE']),
         ('unread key', ['init_checkpoint=last'], ["config.init_checkpoint='last'", 'remove it']),
         (
             'wrong type',
             ['steps=abc'],
-            ['--config.steps=abc', 'config.steps is of type int', 'like 0'],
+            ['--config.steps=abc', 'config.steps', 'int', 'like 0'],
         ),
         (
             'fraction',
             ['steps=1.5'],
-            ['--config.steps=1.5', 'config.steps is of type int', 'like 0'],
+            ['--config.steps=1.5', 'config.steps', 'int', 'like 0'],
         ),
-        ('model field', ['model.width=(1,)'], ['config.model.width', "did you mean 'widths'"]),
+        ('model field', ['model.width=(1,)'], ['config.model.width', "'widths'"]),
         ('model field type', ['model.hidden=4'], ['config.model.hidden=4', 'tuple', 'default ()']),
         ('model choice', ['model.norm=nonee'], ["config.model.norm='nonee'", 'batch, none']),
-        ('model name', ['model.name=cn'], ["config.model.name='cn'", "did you mean 'cnn'"]),
+        ('model name', ['model.name=cn'], ["config.model.name='cn'", "'cnn'"]),
         (
             'optimizer argument',
             ['optim.args.b3=0.5'],
-            ['config.optim.args.b3', 'adamw', "did you mean 'b"],
+            ['config.optim.args.b3', 'adamw', "'b"],
         ),
         (
             'rule matches nothing',
             ["groups=(('backbon/.*','frozen'),('.*','a'))"],
-            ['config.groups', "'backbon/.*' matches nothing", "did you mean 'backbone/.*'"],
+            ['config.groups', "'backbon/.*'", "'backbone/.*'"],
         ),
         (
             'rule matches a part',
             ["groups=(('backbone','frozen'),('.*','a'))"],
-            ["'backbone' matches nothing", 'the whole path', "did you mean 'backbone/.*'"],
+            ['config.groups', "'backbone'", "'backbone/.*'"],
         ),
         (
             'rule never wins',
             ["groups=(('.*','a'),('head/.*','b'))"],
-            ['config.groups', "'head/.*' never wins", 'move it up'],
+            ['config.groups', "'head/.*'", 'move it up'],
         ),
         (
             'no rule for a parameter',
@@ -80,12 +80,12 @@ OVERRIDES = [
         (
             'all frozen',
             ["groups=(('.*','frozen'),)"],
-            ['config.groups', 'freezes all 8 parameters', "('head/.*', 'head')"],
+            ['config.groups', '8 parameters', "('head/.*', 'head')"],
         ),
         ('data set', ['data.name=digitz'], ['config.data.name', "'digitz'", 'names: digits']),
         ('no data set', ['data.name='], ['config.data.name is empty', 'digits']),
-        ('split', ['data.train=trian'], ["config.data.train='trian'", "did you mean 'train'"]),
-        ('val split', ['data.val=vall'], ["config.data.val='vall'", "did you mean 'val'"]),
+        ('split', ['data.train=trian'], ["config.data.train='trian'", "'train'"]),
+        ('val split', ['data.val=vall'], ["config.data.val='vall'", "'val'"]),
         ('part of a split', ['data.test=test[x]'], ["config.data.test='test[x]'", 'train[:80%]']),
         ('limit', ['data.limit=5000'], ['config.data.limit=5000', 'class', '8', "'train'"]),
         ('batch', ['batch_size=64'], ['config.batch_size=64', '50 examples', 'to 50 or less']),
@@ -96,7 +96,7 @@ OVERRIDES = [
         ('negative ema', ['ema=-0.1'], ['config.ema=-0.1', 'at least 0 and less than 1']),
         ('negative seed', ['seed=-1'], ['config.seed=-1', 'between 0 and 4294967295']),
         ('never logs', ['log_every=0'], ['config.log_every=0', 'at least 1']),
-        ('metric', ['best_metric=acc'], ["config.best_metric='acc'", "did you mean 'accuracy'"]),
+        ('metric', ['best_metric=acc'], ["config.best_metric='acc'", "'accuracy'"]),
     ]
 ]
 
@@ -113,7 +113,7 @@ def test_config(overrides, parts, jaxtrain, tmp_path):
 @pytest.mark.parametrize(
     'line, parts',
     [
-        ('c.optim.lrr = 3', ["'lrr' does not exist", "did you mean 'lr'"]),
+        ('c.optim.lrr = 3', ["'lrr'", "'lr'"]),
         ('c.steps = "abc"', ['steps', 'int', 'str']),
         ('c.data.name = nam', ['NameError', "'nam'"]),
         ('c.steps = = 3', ['SyntaxError', 'invalid syntax']),
@@ -132,17 +132,17 @@ def test_config_file_is_named_with_the_line_to_mend(line, parts, jaxtrain, tmp_p
 COMMANDS = [
     pytest.param(*case[1:], id=case[0])
     for case in [
-        ('command', ['trian'], ["no command 'trian'", "did you mean 'train'", '--help']),
-        ('no config', ['train', '--workdir=D'], ['--config is missing', 'train --help']),
-        ('no workdir', ['train', '--config=T'], ['--workdir is missing', 'train --help']),
+        ('command', ['trian'], ["'trian'", "'train'", '--help']),
+        ('no config', ['train', '--workdir=D'], ['--config ', 'train --help']),
+        ('no workdir', ['train', '--config=T'], ['--workdir ', 'train --help']),
         ('no such file', ['inspect', '--config=nope.py'], ['--config=nope.py', 'config file']),
         (
             'variant',
             ['inspect', '--config=T:scratc'],
-            ["--config: there is no variant 'scratc'", "did you mean 'scratch'", 'linear'],
+            ['--config', "'scratc'", "'scratch'", 'linear'],
         ),
-        ('no flag', ['inspect', '--config=T', 'x=3'], ["'x=3' is not a flag", 'inspect --help']),
-        ('flag', ['train', '--config=T', '--workdir=D', '--nope=3'], ['no flag --nope']),
+        ('no flag', ['inspect', '--config=T', 'x=3'], ["'x=3'", 'inspect --help']),
+        ('flag', ['train', '--config=T', '--workdir=D', '--nope=3'], ['--nope', 'train --help']),
         ('flag type', ['train', '--process=one'], ['--process=one', 'int']),
         (
             'process number',
@@ -168,7 +168,7 @@ COMMANDS = [
         (
             'unknown arm',
             ['compare', '--config=T', '--workdir=D', "--config.compare.arms=('scratch','linea')"],
-            ["no variant 'linea'", "did you mean 'linear'"],
+            ['--config', "'linea'", "'linear'"],
         ),
         (
             'no seeds',
@@ -199,8 +199,7 @@ def test_unknown_flag_points_to_the_flags_that_exist(jaxtrain):
         (['--checkpoint=7'], ['--checkpoint', "'7'", "'best', 'last' or one of", '60']),
         (['--checkpoint=bset'], ['--checkpoint', "'bset'", "'best', 'last' or one of"]),
         (['--checkpoint=060'], ['--checkpoint', "'060'"]),
-        (['--split=tset'], ["'tset'", "did you mean 'test'"]),
-        (['--split=tset'], ["jaxtrain: --split='tset'"]),
+        (['--split=tset'], ["jaxtrain: --split='tset'", "'test'"]),
     ],
 )
 def test_evaluate_a_run(words, parts, jaxtrain, pretrained):
@@ -219,14 +218,15 @@ def test_evaluate_a_run(words, parts, jaxtrain, pretrained):
             False,
             [
                 'config.restore.rules',
-                "'head/.*' says 'fresh'",
-                'choose from load, resize, cl',
+                "'head/.*'",
+                "'fresh'",
+                'load, resize, cl',
             ],
         ),
         (
             ["restore.rules=(('haed/.*','init'),('.*','load'))"],
             False,
-            ['config.restore.rules', "'haed/.*' matches nothing", "did you mean 'head/.*'"],
+            ['config.restore.rules', "'haed/.*'", "'head/.*'"],
         ),
         (
             ['model.widths=(8,12)'],

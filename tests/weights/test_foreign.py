@@ -211,17 +211,16 @@ def test_the_same_import_again_does_nothing(imported, file):
 
 
 def test_unknown_origin_or_model(file, tmp_path):
-    assert "origin 'tim' is not known (did you mean 'timm'?)" in fault(
-        'tim', file, 'vit_ti16', tmp_path / 'o'
-    )
-    assert "--model 'vit_ti61' is not known (did you mean" in fault(
-        'timm', file, 'vit_ti61', tmp_path / 'o'
-    )
+    said = fault('tim', file, 'vit_ti16', tmp_path / 'o')
+    assert "origin 'tim'" in said and "'timm'" in said
+    said = fault('timm', file, 'vit_ti61', tmp_path / 'o')
+    assert "--model 'vit_ti61'" in said and "'vit_ti16'" in said
 
 
 def test_wrong_model_size(file, tmp_path):
     said = fault('timm', file, 'vit_s16', tmp_path / 'o')
-    assert said == f'{file} holds vit_ti16, and not vit_s16; give --model=vit_ti16'
+    for part in (str(file), 'holds vit_ti16', 'vit_s16', '--model=vit_ti16'):
+        assert part in said, said
 
 
 def test_truncated(file, tmp_path):
@@ -240,7 +239,7 @@ def test_a_misspelt_key_is_recognised(found, tmp_path):
     value = found['blocks.2.norm1.weight']
     changes = {'blocks.2.norm1.weight': None, 'blocks.2.norm_1.weight': value}
     said = fault('timm', spoiled(tmp_path, found, **changes), 'vit_ti16', tmp_path / 'o')
-    assert "did you mean 'blocks.2.norm_1.weight'?" in said
+    assert "'blocks.2.norm_1.weight'" in said
 
 
 def test_unknown_key_and_how_to_drop_it(found, tmp_path):

@@ -9,7 +9,14 @@ import pytest
 
 from jaxtrain.errors import UserError
 from jaxtrain.weights.formats.archive import Archive
-from jaxtrain.weights.origins import huggingface_text, huggingface_vit, timm
+from jaxtrain.weights.origins import (
+    augreg,
+    huggingface_text,
+    huggingface_vit,
+    timm,
+    torchvision,
+    torchvision_vit,
+)
 from tests.support.foreign_files import arrays
 
 
@@ -129,3 +136,34 @@ def test_images_of_other_channels_have_one_mean(channels, tmp_path):
     found = archive(tmp_path, timm, 'resnet18', 2, (224, 224, channels))
     mean = timm.match(found, 'resnet18').preprocessing['mean']
     assert mean == pytest.approx((np.mean([0.485, 0.456, 0.406]),))
+
+
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize(
+    ('module', 'model', 'said'),
+    [
+        # pytorch.org/vision/stable/models: 224 out of 256, of vit_l_16 out of 242.
+        (torchvision, 'resnet18', {'crop': 0.875, **IMAGENET}),
+        (torchvision, 'vgg16', {'crop': 0.875, **IMAGENET}),
+        (torchvision_vit, 'vit_b16', {'crop': 0.875, **IMAGENET}),
+        (torchvision_vit, 'vit_l16', {'crop': 224 / 242, **IMAGENET}),
+        # github.com/google-research/vision_transformer: the whole image, from -1 to 1.
+        (augreg, 'vit_ti16', {'crop': 0.0, 'mean': (0.5,), 'std': (0.5,)}),
+    ],
+)
+def test_preprocessing_of_files_that_say_nothing(module, model, said, tmp_path):
+    found = module.match(Archive(tmp_path, (), '', {}, None), model)
+    usual = {'interpolation': 'bilinear', 'scale': 255.0, 'channel_order': 'rgb'}
+    assert found.preprocessing == {**usual, 'image_size': (224, 224), **said}
+
+
+def test_fewer_channels_share_their_mean_and_std(tmp_path):
+    stem = {'conv1.weight': jax.ShapeDtypeStruct((64, 1, 7, 7), np.float32)}
+    found = torchvision.match(Archive(tmp_path, (), '', stem, None), 'resnet18')
+    assert found.inputs == (224, 224, 1)
+    assert found.preprocessing['mean'] == pytest.approx((0.449,), abs=1e-9)
+    assert found.preprocessing['std'] == pytest.approx((0.226,), abs=1e-9)
+    shared = torchvision.for_channels({'mean': (0.5,), 'std': (0.25,), 'crop': 0.9}, 1)
+    assert shared == {'mean': (0.5,), 'std': (0.25,), 'crop': 0.9}

@@ -205,19 +205,20 @@ def test_an_empty_folder_is_taken(notop, tmp_path):
         (
             'kears',
             'vgg16',
-            "origin 'kears' is not known (did you mean 'keras'?); choose from keras",
+            ["origin 'kears' is not known", "'keras'", 'choose from keras'],
         ),
         (
             'keras',
             'vgg116',
-            "--model 'vgg116' is not known (did you mean 'vgg16'?); choose from vgg",
+            ["--model 'vgg116'", "'vgg16'", 'vgg16, vgg19'],
         ),
-        ('keras', 'resnet50', 'holds vgg16, and not resnet50; give --model=vgg16'),
-        ('keras', 'vgg19', 'holds vgg16, and not vgg19; give --model=vgg16'),
+        ('keras', 'resnet50', ['holds vgg16', 'resnet50', '--model=vgg16']),
+        ('keras', 'vgg19', ['holds vgg16', 'vgg19', '--model=vgg16']),
     ],
 )
 def test_wrong_words(origin, model, words, notop, tmp_path):
-    assert words in str(fault(origin, notop, model, tmp_path / 'out'))
+    said = str(fault(origin, notop, model, tmp_path / 'out'))
+    assert all(word in said for word in words), said
     assert not list(tmp_path.iterdir())
 
 

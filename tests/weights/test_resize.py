@@ -176,10 +176,9 @@ def test_no_output_of_the_same_name():
     want = {'head/logits/kernel': (6, 2), 'head/logits/bias': (2,)}
     with pytest.raises(UserError) as caught:
         planned(HEAD, want, 'classes', (THREE, ('dog', 'eel')))
-    assert str(caught.value) == (
-        "config.restore.rules: 'classes' finds none of the 2 classes of the data (dog, eel) among "
-        "the 3 of somewhere (ape, bee, cat); write 'init' for a new head"
-    )
+    said = str(caught.value)
+    assert said.startswith("config.restore.rules: 'classes' ") and "'init'" in said
+    assert '(dog, eel)' in said and 'somewhere (ape, bee, cat)' in said
 
 
 @pytest.mark.parametrize('kernel', [(6, 4), (7, 3)])

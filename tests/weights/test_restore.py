@@ -181,21 +181,21 @@ def test_another_head_is_answered_with_the_rule_to_add(folder):
 
 
 @pytest.mark.parametrize(
-    'rules, part',
+    'rules, parts',
     [
         (
             (('head/.*', 'fresh'), *ALL),
-            "rule 'head/.*' says 'fresh'; choose from load, resize, classes,",
+            ["'head/.*'", "'fresh'", 'load, resize, classes,'],
         ),
-        ((('haed/.*', 'init'), *ALL), "rule 'haed/.*' matches nothing (did you mean 'head/.*'?)"),
-        ((*ALL, ('head/.*', 'init')), "rule 'head/.*' never wins"),
-        ((('backbone/.*', 'load'),), 'no rule matches head/logits/kernel'),
-        ((('head/(', 'init'), *ALL), "'head/(' is not a regular expression"),
+        ((('haed/.*', 'init'), *ALL), ["'haed/.*'", "'head/.*'"]),
+        ((*ALL, ('head/.*', 'init')), ["'head/.*'", 'move it up']),
+        ((('backbone/.*', 'load'),), ['head/logits/kernel', "('.*', VALUE)"]),
+        ((('head/(', 'init'), *ALL), ["'head/('", 'regular expression']),
     ],
 )
-def test_a_rule_at_fault_is_named(rules, part, folder):
+def test_a_rule_at_fault_is_named(rules, parts, folder):
     said = str(refusal(folder, PARAMS, STATS, rules))
-    assert said.startswith('config.restore.rules: ') and part in said
+    assert said.startswith('config.restore.rules: ') and all(part in said for part in parts), said
 
 
 # From other paths.
@@ -279,10 +279,9 @@ def test_a_source_that_is_missing_is_named_with_the_nearest(folder):
         ('.*', 'load'),
     )
     error = refusal(folder, MOVED, MOVED_STATS, rules)
-    assert str(error) == (
-        'config.restore.rules: backbone/stem/kernel is to be loaded from backbone/cnov/kernel, '
-        f"which {folder} does not have (did you mean 'backbone/conv/kernel'?)"
-    )
+    assert str(error).startswith('config.restore.rules: backbone/stem/kernel ')
+    for part in (' backbone/cnov/kernel', str(folder), "'backbone/conv/kernel'"):
+        assert part in str(error), error
     assert error.details.splitlines() == [
         '  backbone/stem/kernel: no backbone/cnov/kernel',
         '  backbone/stem/mean: no backbone/norms/mean',

@@ -152,7 +152,7 @@ CASES = {
     ),
     'misspelt key': (
         changed(**{KEY: None, 'blocks.1.mlp.fc1.biases': np.ones(768, 'f4')}),
-        ["did you mean 'blocks.1.mlp.fc1.biases'?"],
+        ["'blocks.1.mlp.fc1.biases'"],
     ),
     'unknown key': (changed(**{'my.extra': np.ones(3, 'f4')}), ['my.extra']),
     'integers': (changed(**{KEY: np.ones(768, 'i4')}), [KEY, '768 int32', '768 float']),
@@ -229,18 +229,18 @@ def test_bfloat16_is_fine(found, jaxtrain, tmp_path):
     [
         (
             ['restore.origin=tim', 'restore.model=vit_ti16'],
-            ["origin 'tim' is not known (did you mean 'timm'?)"],
+            ["origin 'tim'", "'timm'"],
         ),
         (
             ['restore.origin=timm', 'restore.model=vit_ti61'],
-            ["config.restore.model 'vit_ti61' is not known (did you mean 'vit_ti16'?)"],
+            ["config.restore.model 'vit_ti61'", "'vit_ti16'"],
         ),
         (
             ['restore.origin=timm', 'restore.model=vit_s16'],
-            ['holds vit_ti16, and not vit_s16; give config.restore.model=vit_ti16'],
+            ['holds vit_ti16', 'vit_s16', 'config.restore.model=vit_ti16'],
         ),
-        (['restore.origin=timm', 'restore.model='], ["config.restore.model '' is not known"]),
-        (['restore.model=vit_ti16'], ["origin '' is not known"]),
+        (['restore.origin=timm', 'restore.model='], ["config.restore.model ''", 'vit_ti16']),
+        (['restore.model=vit_ti16'], ["origin ''", 'timm']),
     ],
 )
 def test_words_that_do_not_fit_the_file(words, parts, found, jaxtrain, tmp_path):

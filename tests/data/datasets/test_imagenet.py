@@ -211,10 +211,9 @@ def test_images_without_labels_are_not_evaluated(prepared):
     for split in ('test', 'validation+test', 'test[1:]'):
         with pytest.raises(UserError) as caught:
             open_source(resolve(cfg, None).data, split, 'config.data.test')
-        assert str(caught.value) == (
-            f"config.data.test={split!r}: the examples of 'imagenet2012' have no labels there; "
-            'name another of its splits: test, train, validation'
-        )
+        said = str(caught.value)
+        assert said.startswith(f'config.data.test={split!r}: ') and "'imagenet2012'" in said
+        assert 'no labels' in said and said.endswith('test, train, validation')
 
 
 def test_plain_tfds_reads_it_with_neither_jaxtrain_nor_tensorflow(prepared):

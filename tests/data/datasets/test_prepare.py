@@ -254,10 +254,9 @@ def test_the_version_of_the_code_is_meant_where_it_is_prepared(tmp_path):
 def test_a_version_or_config_that_is_not_there_is_answered_with_those_that_are(name, there, others):
     with pytest.raises(UserError) as caught:
         builder(name, str(others))
-    assert str(caught.value) == (
-        f'config.data.name = {name!r}: no such version or config, or its files are damaged; '
-        f'name one that lies prepared in {others}: {there}'
-    )
+    said = str(caught.value)
+    assert said.startswith(f'config.data.name = {name!r}: ')
+    assert said.endswith(f'in {others}: {there}')
 
 
 def test_a_data_set_with_damaged_metadata_is_the_users_error(tmp_path):

@@ -58,6 +58,14 @@ def test_regions_have_their_shares_aspects_and_places():
     assert abs(np.corrcoef(top / (height - down), left / (width - across))[0, 1]) < 0.1
 
 
+def test_the_last_row_and_column_are_taken_as_often_as_the_first():
+    boxes = [random_region((0.25, 0.25), number)(8, 8) for number in range(800)]
+    places = np.array([box[:2] for box in boxes if box[2:] == (4, 4)])
+    for axis in (0, 1):
+        counts = np.bincount(places[:, axis], minlength=5)
+        assert len(counts) == 5 and stats.chisquare(counts).pvalue > 0.01, counts
+
+
 @pytest.mark.parametrize(
     'size, box',
     [((9, 900), (0, 444, 9, 12)), ((900, 9), (444, 0, 12, 9)), ((1, 1), (0, 0, 1, 1))],

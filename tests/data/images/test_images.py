@@ -393,3 +393,12 @@ def test_one_channel_is_resized_as_none(interpolation):
     image = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
     found = images.resize(image[..., None], (4, 6), fit)
     np.testing.assert_array_equal(found, images.resize(image, (4, 6), fit)[..., None])
+
+
+@pytest.mark.parametrize(('width', 'left'), [(4, 0), (5, 0), (6, 1), (7, 2), (9, 2), (11, 4)])
+def test_the_middle_is_that_of_torchvision(width, left):
+    """Its center_crop begins at round((width - 4) / 2), and a half is rounded to even."""
+    row = np.tile(np.arange(width, dtype=np.uint8), (4, 1))
+    fit = images.Fit(1.0, 'bilinear')
+    np.testing.assert_array_equal(images.resize(row, (4, 4), fit), row[:, left : left + 4])
+    np.testing.assert_array_equal(images.resize(row.T, (4, 4), fit), row.T[left : left + 4])

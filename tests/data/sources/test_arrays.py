@@ -206,7 +206,8 @@ def test_array_that_is_not_in_an_npz(tmp_path):
 def test_split_that_is_not_there(tmp_path):
     save(tmp_path / 'valid.npz')
     message = fault(tmp_path, 'val', key='config.data.val')
-    assert f"config.data.val='val': {tmp_path} has no val.npz (did you mean 'valid'?)" in message
+    for part in ("config.data.val='val'", f'{tmp_path} has no val.npz', "'valid'"):
+        assert part in message, message
     assert 'no.npz cannot be read (No such file or directory)' in fault(tmp_path / 'no.npz')
 
 

@@ -305,21 +305,18 @@ def test_training_ends_with_one_line_that_names_the_file(broken):
         (
             ('train/a/1.png', 'train/b/1.png', 'valid/a/1.png'),
             {'split': 'val', 'key': 'config.data.val'},
-            "config.data.val='val': ROOT has no folder of that name (did you mean 'valid'?); it "
-            'has train, valid',
+            ("config.data.val='val': ROOT has no folder", "'valid'", 'it has train, valid'),
         ),
         (
             ('train/a/1.png', 'train/b/1.png', 'val/a/1.png', 'val/bb/1.png'),
             {'split': 'val', 'classes': ('a', 'b')},
-            "ROOT/val: class 'bb' is not one of the 2 classes that the run trains on (did you "
-            "mean 'b'?)",
+            ("ROOT/val: class 'bb'", "'b'"),
         ),
         (('train/a/1.png', 'train/b/1.png'), {'image_size': ()}, 'config.data.image_size: image '),
         (
             ('a/1.png', 'b/1.png'),
             {'split': 'tset', 'key': '--split'},
-            "--split='tset' has no share in config.data.shares (did you mean 'test'?), which has "
-            'train, val, test',
+            ("--split='tset'", 'config.data.shares', "'test'", 'train, val, test'),
         ),
         (('a/1.png', 'b/1.png'), {'split': 'train[:50%]'}, "'train[:50%]' has no share in"),
         (
@@ -336,14 +333,19 @@ def test_training_ends_with_one_line_that_names_the_file(broken):
         (('a/1.png', 'b/1.png'), {'shares': (('train', 0.9), ('val', 0.2))}, 'sum to at most 1'),
         (('a/1.png', 'b/1.png'), {'shares': (('train', 0.9), ('val', 0.0))}, 'shares above 0'),
         (('a/1.png', 'b/1.png'), {'shares': (('train', 0.5), ('train', 0.2))}, 'each split once'),
-        (('train/a/1.png',), {'on_bad_image': 'skpi'}, "on_bad_image='skpi' is not known (did"),
+        (
+            ('train/a/1.png',),
+            {'on_bad_image': 'skpi'},
+            ("config.data.on_bad_image='skpi'", "'skip'"),
+        ),
     ],
 )
 def test_wrong_folder(names, options, words, tmp_path):
     if 'on_bad_image' in options:
         names = (*names, 'train/b/1.png')
     message = fault(write(tmp_path, *names), **options)
-    assert words.replace('ROOT', str(tmp_path)) in message, message
+    for word in (words,) if isinstance(words, str) else words:
+        assert word.replace('ROOT', str(tmp_path)) in message, message
 
 
 def test_a_class_may_be_absent_where_nothing_is_trained(tmp_path):
@@ -372,7 +374,7 @@ def test_wrong_path(path, words, tmp_path):
 
 def test_unknown_source(tmp_path):
     message = fault(tmp_path, source='foldr')
-    assert "config.data.source='foldr' is not known (did you mean 'folder'?)" in message
+    assert "config.data.source='foldr'" in message and "'folder'" in message
 
 
 # Keys that are read, and those that must not be

@@ -227,11 +227,12 @@ def test_split_that_is_not_there(root):
     file = table(root / 'all.csv', [(*ROWS[0], 'train'), (*ROWS[1], 'valid')],
                  ('path', 'label', 'split'))  # fmt: skip
     message = fault(file, 'val', key='config.data.val')
-    assert "config.data.val='val': no line of" in message
-    assert "has that split (did you mean 'valid'?); it has train, valid" in message
+    for part in ("config.data.val='val'", "'valid'", 'it has train, valid'):
+        assert part in message, message
     (root / 'valid.csv').write_text(CSV)
     message = fault(root, 'val', key='--split')
-    assert f"--split='val': {root} has no val.csv or val.jsonl (did you mean 'valid'?)" in message
+    for part in ("--split='val'", f'{root} has no val.csv or val.jsonl', "'valid'"):
+        assert part in message, message
     assert 'it has all.csv, valid.csv' in message
 
 

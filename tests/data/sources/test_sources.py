@@ -160,8 +160,8 @@ def test_image_of_a_data_set_that_is_broken(monkeypatch):
 @pytest.mark.parametrize(
     ('split', 'words'),
     [
-        ('trian', ["config.data.val='trian'", "did you mean 'train'?", 'it has test, train, val']),
-        ('trian[:5]', ["config.data.val='trian[:5]'", 'has no such split', "did you mean 'train'"]),
+        ('trian', ["config.data.val='trian'", "'train'", 'test, train, val']),
+        ('trian[:5]', ["config.data.val='trian[:5]'", "'train'"]),
         ('train[:5', ["config.data.val='train[:5' is not a split that TFDS", "'train[:80%]'"]),
         ('train[a:b]', ["config.data.val='train[a:b]' is not a split"]),
         ('train[5:5]', ["config.data.val='train[5:5]' holds no examples"]),
