@@ -107,7 +107,7 @@ def short_params(rows: list[tuple]) -> str:
 def predictions(found: Mapping[str, Any]) -> str:
     """What `predict` found, in short: the first lines, and where all of it is."""
     lines = found['predictions']
-    said = [_predicted(lines[:SHORT])]
+    said = [_predicted(lines[:SHORT], found['columns'])]
     if len(lines) > SHORT:
         said.append(f'... and {len(lines) - SHORT:,} more')
     if found['skipped']:
@@ -118,18 +118,24 @@ def predictions(found: Mapping[str, Any]) -> str:
     return '\n'.join(said)
 
 
-def _predicted(lines: Sequence[Mapping[str, Any]]) -> str:
+def _predicted(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     places = [f'{x["file"]}:{x["line"]}' if 'line' in x else x['file'] for x in lines]
-    if 'class' in lines[0]:
-        found = [(x['class'], f'{x["probability"]:.3f}') for x in lines]
+    if columns:
+        found = [[_shown(x[name]) for name in columns] for x in lines]
         rows: list[tuple] = [(place, *cells) for place, cells in zip(places, found, strict=True)]
-        return table(('file', 'class', 'probability'), rows)
+        return table(('file', *columns), rows)
     if 'embedding' in lines[0]:
         rows = [(place, len(x['embedding'])) for place, x in zip(places, lines, strict=True)]
         return table(('file', 'numbers'), rows)
     # A prompt is shown by its end, and what follows it whole.
     texts = (f'{x["prompt"][-60:]} |{x["text"]}' for x in lines)
     return '\n'.join(f'{p}: {" ".join(t.split())}' for p, t in zip(places, texts, strict=True))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f'{value:.3f}'
+    return ', '.join(map(_shown, value)) if isinstance(value, list) else str(value)
 
 
 def number(value: float) -> str:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxtrain.terminal import SHORT, Terminal, number, short_params, table
+from jaxtrain.terminal import SHORT, Terminal, number, predictions, short_params, table
 
 ROW = {'step': '10', 'loss': '0.5', 'val accuracy': '0.75'}
 
@@ -132,3 +132,18 @@ def test_number(value, text):
     assert number(value) == text
     assert float(number(value)) == pytest.approx(value, rel=5e-3)
     assert len(text) <= 9
+
+
+def test_predictions_show_the_columns_that_the_task_declares():
+    lines = [
+        {'file': 'a.png', 'kinds': ['cat', 'dog'], 'share': 0.98765, 'all': {'cat': 1.0}},
+        {'file': 'b.csv', 'line': 2, 'kinds': [], 'share': 0.5, 'all': {}},
+    ]
+    found = {'predictions': lines, 'skipped': [], 'unit': 'things', 'step': 3, 'output': 'out'}
+    shown = predictions({**found, 'columns': ('kinds', 'share')}).split('\n')
+    assert [line.split('  ') for line in shown[:3]] == [
+        ['file', '   kinds', '    share'],
+        ['a.png', '  cat, dog', '0.988'],
+        ['b.csv:2', '          ', '0.500'],
+    ]
+    assert shown[3:] == ['2 things, checkpoint 3, written to out']

@@ -33,7 +33,6 @@ def get_config(variant: str = 'all'):
     c.epochs = 3.0
     c.every = 'epochs'
     c.eval_every = 1
-    c.best_metric = 'loss'
 
     c.model.name = ''  # that of the weights
     c.init_from = 'runs/gpt2'

@@ -30,7 +30,6 @@ def get_config(variant: str = 'small'):
     c = base()
     c.regime = 'full'
     c.task.name = 'lm'
-    c.best_metric = 'loss'
 
     # Python's own library: files are dealt out by their paths. (A folder in it is called test.)
     c.data.source = 'corpus'

@@ -14,8 +14,11 @@ import orbax.checkpoint as ocp
 
 from jaxtrain import storage
 from jaxtrain.checkpoints import fingerprint
+from jaxtrain.config import Config
 from jaxtrain.errors import UserError
-from jaxtrain.runs.run import best_of, read_config, read_metrics, val_of
+from jaxtrain.runs.metric import best_of
+from jaxtrain.runs.run import read_config, read_metrics, val_of
+from jaxtrain.tasks.tasks import best_metric
 
 FOLDER = 'checkpoints'
 # Seconds to wait for the reads or writes that are under way when one has failed.
@@ -93,7 +96,7 @@ def saved_steps(run: str | Path) -> list[int]:
 
 def best_step(run: str | Path) -> int | None:
     """The step with the best val metric, by the run's own config; None without metrics."""
-    metric = read_config(run)['config']['best_metric']
+    metric = best_metric(Config.from_json(read_config(run)['config']))
     return best_of(val_of(read_metrics(storage.path(run))), metric, saved_steps(run))
 
 

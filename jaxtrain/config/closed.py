@@ -74,9 +74,12 @@ class Config:
             flat[key] = value
         return Config(unflatten(flat))
 
-    def updated(self, **sections: Mapping[str, Any]) -> 'Config':
-        """A copy with other values in some sections, which shares what was read."""
-        tree = {name: {**self._tree[name], **values} for name, values in sections.items()}
+    def updated(self, **changes: Any) -> 'Config':
+        """A copy with other values of keys and in sections, which shares what was read."""
+        tree = {
+            name: {**self._tree[name], **value} if isinstance(value, Mapping) else value
+            for name, value in changes.items()
+        }
         return Config({**self._tree, **tree}, self._path, self._read)
 
     def choose(self, name: str, allowed) -> Any:

@@ -227,9 +227,9 @@ def base() -> ConfigDict:
     c.save_every = 0
     # Examples per evaluation step; 0 takes batch_size.
     c.eval_batch_size = 0
-    # The val metric that decides which checkpoint is the best ('loss' is minimised, all other
-    # metrics are maximised).
-    c.best_metric = 'accuracy'
+    # The val metric that decides which checkpoint is the best: '' is the main one of the task,
+    # 'accuracy' for 'classify' and 'binary', 'loss' for 'lm'. The task knows which way is better.
+    c.best_metric = ''
     # Most recent checkpoints kept besides the best one.
     c.keep = 1
     # (first, last): steps of which a trace is written to the run directory's profile/, for Perfetto

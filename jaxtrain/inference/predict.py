@@ -30,6 +30,7 @@ from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
 from jaxtrain.step.state import abstract_variables
 from jaxtrain.step.steps import make_predict_step
+from jaxtrain.tasks.tasks import task_of
 from jaxtrain.weights import restore
 from jaxtrain.weights.stored import of_checkpoint
 
@@ -63,9 +64,9 @@ def predict(
 ) -> dict[str, Any]:  # fmt: skip
     """Writes what a checkpoint of a run says, one JSON object a line.
 
-    Of images, and of texts by a run that was trained on classes of them, a line has `class`,
-    `probability` and `probabilities`, the `top` highest by class. Of texts by a sentence encoder
-    without a head, `embedding`, of length 1. By a language model, `text`, what follows the prompt.
+    What a line has besides the place is declared by the task: of classes `class`, `probability` and
+    `probabilities`, the `top` highest by class. Of texts by a sentence encoder without a head it
+    has `embedding`, of length 1; by a language model `text`, what follows the prompt.
 
     Args:
       workdir: the run directory.
@@ -78,13 +79,15 @@ def predict(
       sampling: of a language model.
 
     Returns:
-      {'step', 'output', 'unit', 'predictions': [...], 'skipped': [...]}.
+      {'step', 'output', 'unit', 'predictions': [...], 'skipped': [...]}, and in 'columns' the keys
+      of a line that the printed table shows.
 
     Raises:
       UserError: not a run, no such checkpoint, a path without images or texts, or one that cannot
         be read; nothing is written then.
     """
     record = read_record(workdir)
+    task = task_of(record.cfg)
     folder = checkpoint_files.find(workdir, name, '--checkpoint')
     if top < 1:
         raise UserError(f'--top={top} must be at least 1')
@@ -108,6 +111,7 @@ def predict(
         'unit': unit,
         'predictions': lines,
         'skipped': skipped,
+        'columns': task.prediction.columns if task.prediction and record.has_head else (),
     }
 
 
@@ -134,10 +138,10 @@ def _of_images(
         return {'image': np.stack(found), 'label': np.zeros(len(found), np.int32)}
 
     source = Source(fetch, len(files), record.shape, record.classes)
-    chances = _chances(record, folder, source)
+    found = _predicted(record, folder, source, top)
     lines = [
-        {'file': file, **_classes(row, source.classes, top)}
-        for i, (file, row) in enumerate(zip(files, chances, strict=True))
+        {'file': file, **line}
+        for i, (file, line) in enumerate(zip(files, found, strict=True))
         if i not in bad
     ]
     skipped = [files[i] for i in sorted(bad)]
@@ -150,7 +154,7 @@ def _of_texts(
     record: Record, folder: Path, texts: list[_Text], top: int, sampling: Sampling
 ) -> tuple[str, list[dict[str, Any]]]:
     """(what they are called, a line for each)."""
-    if record.cfg.task.name == 'lm':
+    if task_of(record.cfg).prediction is None:
         return 'prompts', _continued(record, folder, texts, sampling)
     for text in texts:
         if not text.content.strip():
@@ -162,16 +166,18 @@ def _of_texts(
         rows = _embeddings(record, folder, source)
         found = [{'embedding': row.tolist()} for row in rows]
     else:
-        chances = _chances(record, folder, source)
-        found = [_classes(row, source.classes, top) for row in chances]
+        found = _predicted(record, folder, source, top)
     return 'texts', [{**t.place, **line} for t, line in zip(texts, found, strict=True)]
 
 
-def _chances(record: Record, folder: Path, source: Source) -> np.ndarray:
-    """float32 [examples, classes]."""
+def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[dict[str, Any]]:
+    """What the task's prediction has to say of each example."""
     found = load(record.cfg, folder, source)
-    step = make_predict_step(found.model, found.task, found.part, found.precision)
-    return apply(record.cfg, found.state, step, source)['probabilities']
+    prediction = found.task.prediction
+    step = make_predict_step(found.model, prediction, found.inputs, found.part, found.precision)
+    arrays = apply(record.cfg, found.state, step, source)
+    rows = ({name: array[i] for name, array in arrays.items()} for i in range(len(source)))
+    return [prediction.line(row, source.classes, top) for row in rows]
 
 
 def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
@@ -252,12 +258,3 @@ def _find_texts(record: Record, paths: Sequence[str]) -> list[_Text]:
 
 def _file(path: str) -> _Text:
     return _Text({'file': path}, read_text(path, 'PATH'))
-
-
-def _classes(chances: np.ndarray, classes: tuple[str, ...], top: int) -> dict[str, Any]:
-    best = np.argsort(-chances, kind='stable')[:top]
-    return {
-        'class': classes[best[0]],
-        'probability': float(chances[best[0]]),
-        'probabilities': {classes[i]: float(chances[i]) for i in best},
-    }

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_files
 from jaxtrain.config import Config
+from jaxtrain.data.on_device.inputs import Inputs, make_inputs
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
@@ -19,11 +20,12 @@ from jaxtrain.models import make_model
 from jaxtrain.parallel.mesh import abstract_batch, compile_step, make_mesh, on_mesh
 from jaxtrain.params.partition import Partition, from_paths, make_partition
 from jaxtrain.runs import run
-from jaxtrain.step.evaluate import means, per_example
+from jaxtrain.step.evaluate import per_example
 from jaxtrain.step.precision import Precision, make_precision
 from jaxtrain.step.state import TrainState, abstract_inputs, abstract_variables
 from jaxtrain.step.steps import make_eval_step
-from jaxtrain.tasks.tasks import Task, make_task
+from jaxtrain.tasks.task import Task
+from jaxtrain.tasks.tasks import make_task, task_of
 from jaxtrain.weights import bundle, restore
 from jaxtrain.weights.stored import of_checkpoint
 
@@ -52,12 +54,13 @@ class Trained:
     """A checkpoint of a run, on the devices.
 
     Attributes:
-      model, task, part, precision: what the run's step was made of.
+      model, task, inputs, part, precision: what the run's step was made of.
       state: params (the moving average, where the run kept one) and model_state; the rest is None.
     """
 
     model: nn.Module
     task: Task
+    inputs: Inputs
     part: Partition
     precision: Precision
     state: TrainState
@@ -84,13 +87,13 @@ def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
     split = named.get(split) or split
     source = open_source(cfg.data, split, '--split', limit, record.classes)
     found = load(cfg, folder, source)
-    step = make_eval_step(found.model, found.task, found.part, found.precision)
+    step = make_eval_step(found.model, found.task, found.inputs, found.part, found.precision)
     values = apply(cfg, found.state, step, source)
     return {
         'split': split,
         'step': int(folder.name),
         'examples': len(source),
-        'metrics': means(values),
+        'metrics': found.task.summarize(values),
     }
 
 
@@ -100,7 +103,7 @@ def read_record(workdir: str) -> Record:
     cfg, data = Config.from_json(found['config']), found.get('data', {'classes': (), 'shape': ()})
     if own := bundle.beside(storage.path(workdir)):
         cfg = cfg.replace(data__tokenizer=own)
-    has_head = bool(data['classes']) or cfg.task.name == 'lm'
+    has_head = bool(data['classes']) or not task_of(cfg).has_classes
     return Record(workdir, cfg, tuple(data['classes']), tuple(data['shape']), has_head)
 
 
@@ -117,8 +120,8 @@ def require_head(record: Record) -> Record:
 def load(cfg: Config, folder: Path, source: Source) -> Trained:
     """The checkpoint in a folder, for examples as those of the source."""
     mesh = make_mesh()
-    task = make_task(cfg, source)
-    model = make_model(cfg.model, task.outputs)
+    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
+    model = make_model(cfg.model, task.outputs(source))
     variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
     part = make_partition(cfg, *variables)
     plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
@@ -128,7 +131,7 @@ def load(cfg: Config, folder: Path, source: Source) -> Trained:
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
     )
     precision = make_precision(cfg, model, abstract_inputs(source.shape))
-    return Trained(model, task, part, precision, state)
+    return Trained(model, task, inputs, part, precision, state)
 
 
 def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, np.ndarray]:

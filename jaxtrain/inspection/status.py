@@ -16,7 +16,7 @@ from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_files
 from jaxtrain.errors import UserError
 from jaxtrain.runs.events import ALIVE_EVERY, NAME
-from jaxtrain.runs.run import best_of, read_config, read_metrics, val_of
+from jaxtrain.runs.run import read_metrics
 
 # Seconds after which a run that says nothing counts as killed, where its process cannot be asked.
 SILENT = 3 * ALIVE_EVERY
@@ -93,8 +93,7 @@ def status(workdir: str) -> Status:
     saved = checkpoint_files.saved_steps(workdir)
     lines = read_metrics(folder)
     logged = max((line['step'] for line in lines), default=0)
-    metric = read_config(workdir)['config']['best_metric']
-    best = best_of(val_of(lines), metric, saved)
+    best = checkpoint_files.best_step(workdir)
     return summarize(workdir, events, logged, saved, best, time.time(), is_alive(events))
 
 

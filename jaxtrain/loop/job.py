@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtrain.config import Config
 from jaxtrain.config.durations import Run
 from jaxtrain.costs import flops
+from jaxtrain.data.on_device.inputs import Inputs, make_inputs
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
@@ -35,7 +36,8 @@ from jaxtrain.step.state import (
     init_variables,
 )
 from jaxtrain.step.steps import make_eval_step, make_train_step, several_steps
-from jaxtrain.tasks.tasks import Task, make_task
+from jaxtrain.tasks.task import Task
+from jaxtrain.tasks.tasks import make_task
 from jaxtrain.weights import bundle, restore
 from jaxtrain.weights.stored import open_stored
 
@@ -55,7 +57,7 @@ class Job:
       parallel: what compiles the step, 'jit' or 'pmap'.
       train: the training examples.
       steps: length of the run.
-      model, task, part, optimizer: what the step is made of.
+      model, task, inputs, part, optimizer: what the step is made of.
       ema: decay of the moving average, 0 for none.
       accumulate: parts that a batch is taken in.
       precision: what the model computes in.
@@ -75,6 +77,7 @@ class Job:
     steps: int
     model: nn.Module
     task: Task
+    inputs: Inputs
     part: Partition
     optimizer: Optimizer
     ema: float
@@ -89,14 +92,16 @@ class Job:
     def train_step(self):
         """The pure step, as `train` compiles it."""
         return make_train_step(
-            self.model, self.task, self.optimizer.tx, self.part, self.ema, self.accumulate,
-            self.precision, self.replicas,
+            self.model, self.task, self.inputs, self.optimizer.tx, self.part, self.ema,
+            self.accumulate, self.precision, self.replicas,
         )  # fmt: skip
 
     def eval_step(self):
         # It is compiled by jit whatever the train step is compiled by.
         replicas = make_replicas(self.mesh, 'jit')
-        return make_eval_step(self.model, self.task, self.part, self.precision, replicas)
+        return make_eval_step(
+            self.model, self.task, self.inputs, self.part, self.precision, replicas
+        )
 
     def program(self, steps: int = 1) -> tuple:
         """Arguments of `mesh.trace_step` and `compile_train_step`, for so many steps in a call."""
@@ -179,8 +184,8 @@ def make_job(
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, meshes.batch_shares(mesh), len(train))
     steps = _steps(cfg, len(train))
-    task = make_task(cfg, train)
-    model = make_model(cfg.model, task.outputs)
+    task, inputs = make_task(cfg, train), make_inputs(cfg.data, train)
+    model = make_model(cfg.model, task.outputs(train))
     check_tokens(model, train.tokenizer)
     params, model_state = abstract_variables(model, train.shape)
     part = partition.make_partition(cfg, params, model_state)
@@ -212,6 +217,7 @@ def make_job(
         steps=steps,
         model=model,
         task=task,
+        inputs=inputs,
         part=part,
         optimizer=optimizer,
         ema=cfg.ema,

@@ -63,6 +63,7 @@ class Progress:
         step: int,
     ):
         self._rates, self._validates = job.optimizer.learning_rate, bool(plan.val)
+        self._metrics = [metric.name for metric in job.task.metrics]
         self._work, self._lines, self._clock, self._terminal = work, lines, clock, terminal
         self._trained = trained
         self._last_line = self._last_row = (step, clock.read())
@@ -76,7 +77,7 @@ class Progress:
         self._lines.append(step, 'train', {**means, 'lr': lr, **speeds})
         self._trained(step)
         if not self._validates:
-            self._row(step, {'accuracy': means['accuracy']})
+            self._row(step, {name: means[name] for name in self._metrics if name in means})
 
     def val(self, step: int, values: dict[str, float]) -> None:
         self._lines.append(step, 'val', values)

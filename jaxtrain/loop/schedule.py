@@ -12,6 +12,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.loop.job import Job
 from jaxtrain.loop.profiling import check_profile
 from jaxtrain.parallel.mesh import batch_shares
+from jaxtrain.runs.metric import Metric
+from jaxtrain.tasks.tasks import best_metric
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Schedule:
       log_every, eval_every, save_every: in units; 0 means only at the end.
       steps_per_call: how many steps one call of the compiled program takes, where it can.
       profile: first and last step to trace.
+      best_metric: of val, which decides what checkpoint is the best.
       budgets: seconds by phase, without those that may take for ever.
       val, test: sources to evaluate on, or None.
     """
@@ -40,7 +43,7 @@ class Schedule:
     profile: tuple[int, int] | None
     budgets: Mapping[str, float]
     keep: int
-    best_metric: str
+    best_metric: Metric
     threads: int
     workers: int
     prefetch: int
@@ -127,7 +130,7 @@ def make_schedule(cfg: Config, job: Job, opens: Callable[..., Source] = open_sou
         profile=check_profile(cfg.profile, job.steps),
         budgets=_budgets(cfg),
         keep=cfg.keep,
-        best_metric=cfg.choose('best_metric', ('accuracy', 'loss')),
+        best_metric=best_metric(cfg),
         threads=data.threads,
         workers=data.workers,
         prefetch=data.prefetch,

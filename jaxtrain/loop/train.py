@@ -39,7 +39,7 @@ from jaxtrain.parallel.mesh import (
 from jaxtrain.params.partition import TABLE_COLUMNS
 from jaxtrain.pod.join import Pod
 from jaxtrain.pod.watchdog import Watchdog
-from jaxtrain.runs import run
+from jaxtrain.runs import metric, run
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.events import Timeline
 from jaxtrain.step import evaluate
@@ -101,7 +101,7 @@ def _run(
     pod: Pod,
 ) -> dict[str, Any]:
     val: dict[int, Mapping[str, float]] = {}
-    best = functools.partial(run.best_of, val, plan.best_metric)
+    best = functools.partial(metric.best_of, val, plan.best_metric)
     manager = checkpoint.open_manager(folder.path, plan.keep, best)
     watchdog = Watchdog(plan.budgets, clock.position, pod.peers, folder.path, timeline)
     trace = Trace(folder.path / 'profile', plan.profile if folder.writes else None)
@@ -147,7 +147,7 @@ def _run(
             values = read(plan.val)
             if values is None:
                 leave()
-            means = evaluate.means(values)
+            means = job.task.summarize(values)
             require_finite(f'the val loss is {means["loss"]} at step {step}', means['loss'])
             val[step] = means
             log.val(step, means)
@@ -157,7 +157,7 @@ def _run(
             if values is None:
                 raise Preempted(f'stopped while test was read; the state is saved in {folder.path}')
             folder.write_npz('test.npz', values)
-            means = evaluate.means(values)
+            means = job.task.summarize(values)
             log.test(best_step, means)
             return means
 
@@ -200,7 +200,7 @@ def _run(
         'seconds': clock.read(),
         'flops_per_step': _flops(train_steps),
     }
-    folder.write_curves()
+    folder.write_curves([m.name for m in job.task.metrics])
     folder.write_json('result.json', result)
     return result
 
@@ -336,7 +336,7 @@ def _choose(
     terminal: Terminal,
 ) -> tuple[int, TrainState]:
     """The best step and its state: the last one where nothing was evaluated."""
-    ranked = run.ranked(val, plan.best_metric, manager.all_steps())
+    ranked = metric.ranked(val, plan.best_metric, manager.all_steps())
     if not ranked or ranked[0] == plan.steps:
         return plan.steps, state
     with clock.phase('restore'):

@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -136,10 +136,10 @@ class RunDir:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # `allow_pickle` is no array
         self.write_bytes(name, buffer.getvalue())
 
-    def write_curves(self) -> None:
-        """curves.png: loss and the other metrics over steps, by split."""
+    def write_curves(self, metrics: Sequence[str]) -> None:
+        """curves.png: metrics by name over steps, by split."""
         if self.writes:
-            self.write_bytes('curves.png', _draw_curves(read_metrics(self.path)))
+            self.write_bytes('curves.png', _draw_curves(read_metrics(self.path), metrics))
 
     def open_metrics(
         self, step: int, make_room: Callable[[], None] = lambda: None
@@ -270,26 +270,6 @@ def val_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
     }
 
 
-def best_of(
-    val: Mapping[int, Mapping[str, float]], metric: str, steps: Iterable[int]
-) -> int | None:
-    """The first of `ranked`, None if there is none."""
-    return next(iter(ranked(val, metric, steps)), None)
-
-
-def ranked(val: Mapping[int, Mapping[str, float]], metric: str, steps: Iterable[int]) -> list[int]:
-    """The steps that have a val metric, the best first, of equal ones the later.
-
-    Args:
-      val: metrics by step.
-      metric: what decides; 'loss' is minimised, any other maximised.
-      steps: to choose from.
-    """
-    sign = -1 if metric == 'loss' else 1
-    known = [step for step in steps if metric in val.get(step, {})]
-    return sorted(known, key=lambda step: (sign * val[step][metric], step), reverse=True)
-
-
 def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with every field of its model, in the form of config.json."""
     from jaxtrain.models import with_defaults  # imports JAX
@@ -313,10 +293,10 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, .
     return '; '.join(found[:3]) + (' ...' if len(found) > 3 else '')
 
 
-def _draw_curves(lines: list[dict[str, Any]]) -> bytes:
+def _draw_curves(lines: list[dict[str, Any]], metrics: Sequence[str]) -> bytes:
     from matplotlib.figure import Figure
 
-    names = [n for n in ('loss', 'accuracy') if any(n in line for line in lines)] or ['loss']
+    names = [n for n in metrics if any(n in line for line in lines)] or ['loss']
     figure = Figure(figsize=(4.5 * len(names), 3.4), layout='constrained')
     for number, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), number + 1)

@@ -1,7 +1,8 @@
 """Exact evaluation: every example counted once, whatever the batch size or number of devices.
 
-The evaluation step returns one value per example. The last batch is padded to the compiled size and
-the padding is cut off again; means are taken on the host in float64 and in the data's order.
+The evaluation step returns one row per example. The last batch is padded to the compiled size and
+the padding is cut off again; the rows are kept on the host in the data's order, where the task
+computes its metrics from them.
 """
 
 from collections import deque
@@ -15,7 +16,6 @@ from jaxtrain.data.pipeline import Slice, eval_batches
 from jaxtrain.data.sources.open import Source
 from jaxtrain.parallel.mesh import put_batch
 from jaxtrain.step.state import TrainState
-from jaxtrain.tasks.tasks import WEIGHT
 
 # Results on their way to the host: enough to keep the devices busy, few enough to bound memory.
 IN_FLIGHT = 4
@@ -29,10 +29,10 @@ def per_example(
     mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray] | None:
-    """Metrics of every example of a source, float32 [examples] by name, in the source's order.
+    """The rows of every example of a source, arrays [examples, ...] by name, in the source's order.
 
     Args:
-      eval_step: a compiled `(state, batch) -> metrics per example`, replicated.
+      eval_step: a compiled `(state, batch) -> rows of the batch`, replicated.
       state: what to evaluate.
       source: the examples.
       batch_size: examples in the global batch.
@@ -40,7 +40,7 @@ def per_example(
       stopped: asked before each batch whether to give up.
 
     Returns:
-      The metrics; None if it gave up.
+      The rows; None if it gave up.
     """
     part = Slice(jax.process_index(), jax.process_count())
     pending: deque = deque()
@@ -53,13 +53,3 @@ def per_example(
             done.append(jax.device_get(pending.popleft()))
     done.extend(jax.device_get(values) for values in pending)
     return {name: np.concatenate([d[name] for d in done])[: len(source)] for name in done[0]}
-
-
-def means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    """The mean of each metric over all examples, each counting as its weight if there is one."""
-    weight = values.get(WEIGHT)
-    return {
-        name: float(np.average(v.astype(np.float64), weights=weight))
-        for name, v in values.items()
-        if name != WEIGHT
-    }

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtrain.data.on_device.inputs import Inputs
 from jaxtrain.parallel.replicas import WHOLE, Replicas
 from jaxtrain.params.partition import Partition, merge
 from jaxtrain.step.precision import FLOAT32, Precision
 from jaxtrain.step.state import TrainState
-from jaxtrain.tasks.tasks import WEIGHT, Task, totals
+from jaxtrain.tasks.task import WEIGHT, Prediction, Task, totals
 
 Batch = dict[str, jax.Array]
 # (model inputs, the batch, float32 [batch] that is 0 for rows that count for nothing, or None)
@@ -25,6 +26,7 @@ MicroBatch = tuple[jax.Array, Batch, jax.Array | None]
 def make_train_step(
     model,
     task: Task,
+    inputs: Inputs,
     tx: optax.GradientTransformation,
     part: Partition,
     ema: float = 0.0,
@@ -36,7 +38,8 @@ def make_train_step(
 
     Args:
       model: a Linen module called as `model.apply(variables, inputs, train=...)`.
-      task: loss, metrics, and how a batch reaches the model.
+      task: the loss, and the values of each example.
+      inputs: how a batch reaches the model.
       tx: optimizer over the trainable parameters.
       part: which parameters are trained.
       ema: decay of the moving average; 0 keeps none.
@@ -53,25 +56,25 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        whole = replicas.own(task.train_inputs(replicas.gather(batch), augment_key))
+        whole = replicas.own(inputs.train(replicas.gather(batch), augment_key))
         trainable, frozen = part.split(state.params)
 
         def loss(trainable: Any, model_state: Any, micro: MicroBatch, key: jax.Array):
-            inputs, batch, counted = micro
+            given, batch, counted = micro
             params = precision.params(merge(trainable, frozen))
             with (
                 part.freeze_norms(),
                 precision.norms_in_float32(),
-                replicas.layers(len(inputs)),
+                replicas.layers(len(given)),
             ):
                 outputs, model_state = model.apply(
                     {'params': params, **model_state},
-                    precision.inputs(inputs),
+                    precision.inputs(given),
                     train=True,
                     rngs={'dropout': key},
                     mutable=list(model_state),
                 )
-            sums = totals(task.metrics(outputs, batch, train=True), counted)
+            sums = totals(task.values(outputs, batch, task.smoothing or 0.0), counted)
             return sums['loss'], (sums, model_state)
 
         grads, sums, model_state = _gradients(
@@ -157,33 +160,34 @@ def several_steps(
 def make_eval_step(
     model,
     task: Task,
+    inputs: Inputs,
     part: Partition,
     precision: Precision = FLOAT32,
     replicas: Replicas = WHOLE,
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
-    """The step `(state, batch) -> metrics`, one float32 value per example (shape [batch])."""
-    outputs = _make_outputs(model, task, part, precision, replicas)
-    return lambda state, batch: task.metrics(outputs(state, batch), batch, train=False)
+    """The step `(state, batch) -> rows`, arrays [batch, ...] by name, as `Task.rows` makes them."""
+    outputs = _make_outputs(model, inputs, part, precision, replicas)
+    return lambda state, batch: task.rows(outputs(state, batch), batch)
 
 
 def make_predict_step(
-    model, task: Task, part: Partition, precision: Precision = FLOAT32
+    model, prediction: Prediction, inputs: Inputs, part: Partition, precision: Precision = FLOAT32
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
-    """The step `(state, batch) -> {'probabilities': float32 [batch, classes]}`."""
-    outputs = _make_outputs(model, task, part, precision, WHOLE)
-    return lambda state, batch: {'probabilities': task.probabilities(outputs(state, batch))}
+    """The step `(state, batch) -> arrays [batch, ...] by name`, those of `Prediction.arrays`."""
+    outputs = _make_outputs(model, inputs, part, precision, WHOLE)
+    return lambda state, batch: prediction.arrays(outputs(state, batch))
 
 
 def _make_outputs(
-    model, task: Task, part: Partition, precision: Precision, replicas: Replicas
+    model, inputs: Inputs, part: Partition, precision: Precision, replicas: Replicas
 ) -> Callable[[TrainState, Batch], jax.Array]:
     """`(state, batch) -> outputs` of the averaged parameters, where there are any."""
 
     def outputs(state: TrainState, batch: Batch) -> jax.Array:
-        inputs = precision.inputs(task.eval_inputs(batch))
+        given = precision.inputs(inputs.evaluate(batch))
         variables = {'params': precision.params(state.averaged_params(part)), **state.model_state}
-        with precision.norms_in_float32(), replicas.layers(len(inputs)):
-            return model.apply(variables, inputs, train=False)
+        with precision.norms_in_float32(), replicas.layers(len(given)):
+            return model.apply(variables, given, train=False)
 
     return outputs
 

@@ -5,6 +5,7 @@ an interrupted comparison goes on where it stopped, and each run can be looked a
 a run the checkpoint is chosen on val, and test is read once, with that checkpoint.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -19,15 +20,15 @@ from jaxtrain.data.sources.open import data_name
 from jaxtrain.errors import UserError
 from jaxtrain.loop.train import prepare, train
 from jaxtrain.pod.join import alone
+from jaxtrain.runs.metric import Metric
 from jaxtrain.runs.run import RunDir, read_config
 from jaxtrain.study import report
 from jaxtrain.study.stats import interval
 from jaxtrain.study.verdict import Arm, Pair, verdict
+from jaxtrain.tasks.task import WEIGHT
+from jaxtrain.tasks.tasks import task_of
 from jaxtrain.terminal import Terminal
 from jaxtrain.weights import restore
-
-# The metric of test.npz that arms are compared by.
-METRIC = 'accuracy'
 
 
 def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> dict[str, Any]:
@@ -54,15 +55,15 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     folder = RunDir(storage.on_disk(workdir, 'compare'))
     folder.check_writable()
     name = settings.compare.pretrain or 'checkpoint'
-    rows = [_arm(name, [Path(full)])] if full else []
     pretrains = bool(settings.compare.pretrain) and not full
-    if pretrains:
-        full = str(folder.path / settings.compare.pretrain)
-    configs = {arm: _from(full, load(f'{path}:{arm}', overrides)) for arm in arms}
+    start = str(folder.path / settings.compare.pretrain) if pretrains else full
+    configs = {arm: _from(start, load(f'{path}:{arm}', overrides)) for arm in arms}
+    metric = _metric(path, configs)
+    rows = [_arm(name, [Path(full)], metric)] if full else []
     _check_arms(path, configs, pretrains)
     if pretrains:
-        _run(load(f'{path}:{settings.compare.pretrain}', overrides), full, 'full', Terminal())
-        rows.append(_arm(name, [Path(full)]))
+        _run(load(f'{path}:{settings.compare.pretrain}', overrides), start, 'full', Terminal())
+        rows.append(_arm(name, [Path(start)], metric))
     # Seed by seed, so that an interrupted comparison holds whole pairs.
     for seed in range(settings.seed, settings.seed + seeds):
         for arm, cfg in configs.items():
@@ -72,26 +73,45 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     runs = {
         arm: [folder.path / arm / f'seed_{settings.seed + n}' for n in range(seeds)] for arm in arms
     }
-    rows += [_arm(arm, found) for arm, found in runs.items()]
-    scores = {arm: _scores(found) for arm, found in runs.items()}
+    rows += [_arm(arm, found, metric) for arm, found in runs.items()]
+    scores = {arm: _scores(found, metric) for arm, found in runs.items()}
     pairs = [Pair(b, a, interval(scores[b] - scores[a])) for a, b in combinations(arms, 2)]
+    means = {row.name: row.score.mean for row in rows}
     result: dict[str, Any] = {
         'config': path,
-        'arms': [asdict(row) for row in rows],
+        'arms': [row.to_json(metric) for row in rows],
         'pairs': [asdict(pair) for pair in pairs],
-        'verdict': verdict(arms, pairs, {row.name: row.accuracy.mean for row in rows}),
+        'verdict': verdict(metric, arms, pairs, means),
     }
     folder.write_json('compare.json', result)
-    report.write(folder, path, rows, pairs, result['verdict'], runs)
-    print(
-        f'\n{report.text_table(rows)}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md'
-    )
+    report.write(folder, path, metric, rows, pairs, result['verdict'], runs)
+    text = report.text_table(rows, metric)
+    print(f'\n{text}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md')
     return result
 
 
 def _from(full: str, cfg: Config) -> Config:
     """The config of an arm, which starts from the common checkpoint if it starts from any."""
     return cfg.replace(init_from=full) if cfg.init_from and full else cfg
+
+
+def _metric(path: str, configs: Mapping[str, Config]) -> Metric:
+    """What the arms are compared by, the main metric of their task. UserError if there is none."""
+    tasks = {arm: task_of(cfg) for arm, cfg in configs.items()}
+    metrics = {arm: task.metric(task.main) for arm, task in tasks.items()}
+    (first, shared), *others = metrics.items()
+    for arm, metric in others:
+        if metric != shared:
+            raise UserError(
+                f'{path}: the main metric of {first} is {shared.name} and that of {arm} is '
+                f'{metric.name}; give all arms the same config.task.name'
+            )
+    if not shared.is_mean:
+        raise UserError(
+            f'{path}: arms of config.task.name={configs[first].task.name!r} cannot be compared '
+            f'yet: its main metric {shared.name} is not a mean over examples, as intervals require'
+        )
+    return shared
 
 
 def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
@@ -119,12 +139,13 @@ def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> No
     with alone() as pod:
         result = train(cfg, workdir, terminal, pod)
     seconds = sum(result['seconds'].values())
-    val = result['metrics']['val'][METRIC]
+    task = task_of(cfg)
+    val = result['metrics']['val'][task.main]
     said = 'done before' if done else f'{seconds:.1f} s'
-    print(f'{title:20} val {METRIC} {val:.3f}  {said}', flush=True)
+    print(f'{title:20} val {task.main} {val:.3f}  {said}', flush=True)
 
 
-def _arm(name: str, runs: list[Path]) -> Arm:
+def _arm(name: str, runs: list[Path], metric: Metric) -> Arm:
     results = []
     for run in runs:
         result = RunDir(run).result()
@@ -132,7 +153,7 @@ def _arm(name: str, runs: list[Path]) -> Arm:
             raise UserError(f'{run} is not a finished run (it has no result.json)')
         results.append(result)
     config = read_config(runs[0])['config']
-    first, scores = results[0], _scores(runs)
+    first, scores = results[0], _scores(runs, metric)
     return Arm(
         name=name,
         data=data_name(Config.from_json(config).data),
@@ -144,7 +165,7 @@ def _arm(name: str, runs: list[Path]) -> Arm:
         examples_seen=first['examples_seen'],
         flops=first['flops_per_step'] * first['steps'],
         seconds=float(np.mean([sum(r['seconds'].values()) for r in results])),
-        accuracy=interval(scores),
+        score=interval(scores),
         by_seed=tuple(float(x) for x in scores.mean(1)),
     )
 
@@ -157,6 +178,24 @@ def _began(workdir: Path, config: dict[str, Any]) -> str:
     return f'{Path(config["init_from"]).name} ({config["init_checkpoint"]})'
 
 
-def _scores(runs: list[Path]) -> np.ndarray:
-    """Right or wrong for each run and test example, float [runs, examples]."""
-    return np.stack([np.load(run / 'test.npz')[METRIC] for run in runs])
+def _scores(runs: list[Path], metric: Metric) -> np.ndarray:
+    """The metric for each run and test example, float [runs, examples]."""
+    tables = {run: dict(np.load(run / 'test.npz')) for run in runs}
+    for run, rows in tables.items():
+        if metric.name not in rows:
+            raise UserError(f'{run} has no test {metric.name}, by which the arms are compared')
+    return np.stack([by_example(rows, metric.name) for rows in tables.values()])
+
+
+def by_example(rows: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of test.npz, float [examples], whose plain mean is the metric.
+
+    Where examples have weights, each value becomes what it adds to the weighted mean: a plain mean
+    of these, and its variance, are those of the weighted mean (the usual linearisation of a ratio).
+    """
+    values = rows[name]
+    if WEIGHT not in rows:
+        return values
+    weight = rows[WEIGHT].astype(np.float64)
+    mean = np.average(values.astype(np.float64), weights=weight)
+    return mean + weight / weight.mean() * (values - mean)

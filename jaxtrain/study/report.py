@@ -10,11 +10,13 @@ import numpy as np
 
 from jaxtrain.config import Config
 from jaxtrain.data.sources.open import data_name, open_source
+from jaxtrain.runs.metric import Metric
 from jaxtrain.runs.run import RunDir, read_config
 from jaxtrain.study.stats import Interval
 from jaxtrain.study.verdict import Arm, Pair
 from jaxtrain.terminal import number, table
 
+# Of the table, beside the last one: the metric.
 COLUMNS = (
     'arm',
     'init',
@@ -25,7 +27,6 @@ COLUMNS = (
     'GFLOP',
     'seconds',
     'seeds',
-    'test accuracy (95%)',
 )
 
 COLOURS = ('#4c78a8', '#e45756', '#54a24b', '#b279a2', '#f58518')
@@ -34,14 +35,15 @@ COLOURS = ('#4c78a8', '#e45756', '#54a24b', '#b279a2', '#f58518')
 STRIP = 16
 
 
-def text_table(rows: list[Arm]) -> str:
+def text_table(rows: list[Arm], metric: Metric) -> str:
     """One aligned line per arm."""
-    return table(COLUMNS, [_cells(row) for row in rows])
+    return table(_columns(metric), [_cells(row, metric) for row in rows])
 
 
 def write(
     folder: RunDir,
     config: str,
+    metric: Metric,
     rows: list[Arm],
     pairs: list[Pair],
     verdict: str,
@@ -51,30 +53,33 @@ def write(
     names = [name for name in runs if any(row.name == name for row in rows)]
     arms = [row for row in rows if row.name in names]
     cfg = Config.from_json(read_config(runs[names[0]][0])['config'])
-    picture = _draw(arms, cfg)
+    picture = _draw(arms, cfg, metric)
     folder.write_bytes('compare.png', picture)
-    folder.write_bytes('report.md', _markdown(config, rows, arms, pairs, verdict, cfg).encode())
+    folder.write_bytes(
+        'report.md', _markdown(config, metric, rows, arms, pairs, verdict, cfg).encode()
+    )
 
 
-def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
+def _markdown(config, metric, rows, arms, pairs, verdict, cfg: Config) -> str:
     def line(cells) -> str:
         return '| ' + ' | '.join(cells) + ' |'
 
     def shown(cell) -> str:
         return f'{cell:,}' if isinstance(cell, int) else str(cell)
 
-    body = [line(shown(cell) for cell in _cells(row)) for row in rows]
+    body = [line(shown(cell) for cell in _cells(row, metric)) for row in rows]
     differences = [
         line(
             (
                 f'{p.first} - {p.second}',
-                _points(p.difference),
+                _difference(p.difference, metric),
                 'no' if p.difference.holds_zero else 'yes',
             )
         )
         for p in pairs
     ]
-    device = jax.devices()[0]
+    device, columns = jax.devices()[0], _columns(metric)
+    unit = 'points of ' if metric.percent else ''
     return '\n'.join(
         [
             f'# {", ".join(arm.name for arm in arms)} on {data_name(cfg.data)}',
@@ -84,8 +89,8 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
             f'From `{config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
             f'on {jax.device_count()} {device.device_kind} device(s), {os.cpu_count()} host cores.',
             '',
-            line(COLUMNS),
-            line(['---'] * len(COLUMNS)),
+            line(columns),
+            line(['---'] * len(columns)),
             *body,
             '',
             'Costs are per run. GFLOP counts products and convolutions of training; seconds run '
@@ -94,21 +99,21 @@ def _markdown(config, rows, arms, pairs, verdict, cfg: Config) -> str:
             'parameters, order of the data) and other test examples, with the training images as '
             'they are.',
             '',
-            line(('difference', 'points of test accuracy (95%)', 'measurable')),
+            line(('difference', f'{unit}test {metric.name} (95%)', 'measurable')),
             line(['---'] * 3),
             *differences,
             '',
-            '![accuracy against cost](compare.png)',
+            f'![{metric.name} against cost](compare.png)',
             '',
         ]
     )
 
 
-def _draw(arms: list[Arm], cfg: Config) -> bytes:
+def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
     from matplotlib.figure import Figure
 
     source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
-    shows = 'image' in source.features
+    shows = 'image' in source.features and bool(source.classes)
     figure = Figure(figsize=(7.2, 4.8), layout='constrained')
     halves: Any = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
     upper, lower = halves
@@ -116,24 +121,24 @@ def _draw(arms: list[Arm], cfg: Config) -> bytes:
     axes = upper.add_subplot()
     taken: list[float] = []
     for arm, colour in zip(arms, COLOURS * len(arms), strict=False):
-        cost, mean = arm.flops / 1e9, arm.accuracy.mean
+        cost, mean = arm.flops / 1e9, arm.score.mean
         # Arms of the same cost stand side by side, and so do the runs of single seeds.
         place = cost + 0.07 * widest * sum(abs(cost - other) < 0.03 * widest for other in taken)
         taken.append(cost)
         runs = place + widest * np.linspace(-0.02, 0.02, arm.seeds + 2)[1:-1]
         axes.plot(runs, arm.by_seed, 'o', color=colour, alpha=0.4, ms=4)
-        bars = [[mean - arm.accuracy.low], [arm.accuracy.high - mean]]
+        bars = [[mean - arm.score.low], [arm.score.high - mean]]
         axes.errorbar([place], [mean], yerr=bars, fmt='_', color=colour, ms=16, capsize=5)
         axes.annotate(
-            f'{arm.name}\n{100 * mean:.1f}%',
-            (place, arm.accuracy.high),
+            f'{arm.name}\n{metric.text(mean)}{_unit(metric)}',
+            (place, arm.score.high),
             (0, 5),
             textcoords='offset points',
             ha='center',
         )
     axes.set(
         xlabel='training cost per run (GFLOP; arms of equal cost stand side by side)',
-        ylabel='test accuracy',
+        ylabel=f'test {metric.name}',
         title=f'{data_name(cfg.data)}: {_amount(cfg)}, {arms[0].seeds} paired seeds, 95% intervals',
     )
     axes.set_xlim(0, 1.25 * widest)
@@ -169,7 +174,11 @@ def _amount(cfg: Config) -> str:
     return f'{cfg.data.limit} labels per class' if cfg.data.limit else 'all labels'
 
 
-def _cells(row: Arm) -> tuple:
+def _columns(metric: Metric) -> tuple[str, ...]:
+    return (*COLUMNS, f'test {metric.name} (95%)')
+
+
+def _cells(row: Arm, metric: Metric) -> tuple:
     return (
         row.name,
         row.init,
@@ -180,13 +189,19 @@ def _cells(row: Arm) -> tuple:
         number(row.flops / 1e9),
         f'{row.seconds:.1f}',
         row.seeds,
-        _percent(row.accuracy),
+        _score(row.score, metric),
     )
 
 
-def _percent(value: Interval) -> str:
-    return f'{100 * value.mean:.1f}% [{100 * value.low:.1f}, {100 * value.high:.1f}]'
+def _score(value: Interval, metric: Metric) -> str:
+    mean, low, high = map(metric.text, (value.mean, value.low, value.high))
+    return f'{mean}{_unit(metric)} [{low}, {high}]'
 
 
-def _points(value: Interval) -> str:
-    return f'{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]'
+def _difference(value: Interval, metric: Metric) -> str:
+    mean, low, high = (metric.text(x, '+') for x in (value.mean, value.low, value.high))
+    return f'{mean} [{low}, {high}]'
+
+
+def _unit(metric: Metric) -> str:
+    return '%' if metric.percent else ''

@@ -1,7 +1,10 @@
 """What the numbers of a comparison say: its rows, its pairs, and the verdict in words."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from jaxtrain.runs.metric import Metric
 from jaxtrain.study.stats import Interval
 
 
@@ -16,8 +19,8 @@ class Arm:
       seeds: number of runs.
       flops: floating point operations of training, as the compiler counts them.
       seconds: from start to end, compilation and evaluation included.
-      accuracy: mean test accuracy with its interval.
-      by_seed: test accuracy of each run.
+      score: mean of the test metric with its interval.
+      by_seed: the test metric of each run.
     """
 
     name: str
@@ -30,58 +33,67 @@ class Arm:
     examples_seen: int
     flops: float
     seconds: float
-    accuracy: Interval
+    score: Interval
     by_seed: tuple[float, ...]
+
+    def to_json(self, metric: Metric) -> dict[str, Any]:
+        """The row in compare.json, whose score goes by the metric's name."""
+        return {metric.name if k == 'score' else k: value for k, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Test accuracy of `first` minus that of `second`, paired by seed and test example."""
+    """The test metric of `first` minus that of `second`, paired by seed and test example."""
 
     first: str
     second: str
     difference: Interval
 
-    def sentence(self) -> str:
-        points, low, high = (
-            100 * x for x in (self.difference.mean, self.difference.low, self.difference.high)
-        )
-        if self.difference.holds_zero:
+    def sentence(self, metric: Metric) -> str:
+        found = self.difference
+        unit = ' points' if metric.percent else f' of {metric.name}'
+        if found.holds_zero:
+            mean, low, high = (metric.text(x, '+') for x in (found.mean, found.low, found.high))
             return (
                 f'no measurable difference between {self.first} and {self.second} '
-                f'({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f})'
+                f'({mean}{unit}, 95% interval {low} to {high})'
             )
-        word = 'above' if points > 0 else 'below'
-        low, high = sorted((abs(low), abs(high)))
+        word = 'above' if found.mean > 0 else 'below'
+        low, high = map(metric.text, sorted((abs(found.low), abs(found.high))))
         return (
-            f'{self.first} is {abs(points):.1f} points {word} {self.second} '
-            f'(95% interval {low:.1f} to {high:.1f})'
+            f'{self.first} is {metric.text(abs(found.mean))}{unit} {word} {self.second} '
+            f'(95% interval {low} to {high})'
         )
 
 
-def verdict(arms: tuple[str, ...], pairs: list[Pair], accuracy: dict[str, float]) -> str:
+def verdict(
+    metric: Metric, arms: tuple[str, ...], pairs: list[Pair], scores: Mapping[str, float]
+) -> str:
     """What the numbers say, in a sentence that leads and one for each pair.
 
     Args:
+      metric: what arms are compared by.
       arms: names; the first is the one that the others are held against.
       pairs: all pairs of arms, the later one first.
-      accuracy: mean test accuracy by arm.
+      scores: mean of the test metric by arm.
     """
     base = arms[0]
     against = {pair.first: pair.difference for pair in pairs if pair.second == base}
-    better = [arm for arm, d in against.items() if d.low > 0]
-    worse = [arm for arm, d in against.items() if d.high < 0]
+    measurable = [arm for arm, d in against.items() if not d.holds_zero]
+    better = [arm for arm in measurable if metric.better(against[arm].mean) > 0]
+    worse = [arm for arm in measurable if arm not in better]
     if better:
-        best = max(better, key=accuracy.__getitem__)
+        best = max(better, key=lambda arm: metric.better(scores[arm]))
         lead = f'{best} is the arm to take: it beats {base}'
         rival = next((a for a in better if a != best and _tied(pairs, a, best)), None)
         lead += f', with no measurable difference to {rival}' if rival else ''
     elif worse and len(worse) == len(against):
-        lead = f'{base} is the arm to take: every other arm falls below it'
+        word = 'falls below' if metric.higher_is_better else 'lies above'
+        lead = f'{base} is the arm to take: every other arm {word} it'
     else:
         equal = [arm for arm in against if arm not in worse]
         lead = f'No measurable difference between {base} and {", ".join(equal)}: nothing is gained'
-    return f'{lead}. {"; ".join(pair.sentence() for pair in pairs)}.'
+    return f'{lead}. {"; ".join(pair.sentence(metric) for pair in pairs)}.'
 
 
 def _tied(pairs: list[Pair], a: str, b: str) -> bool:

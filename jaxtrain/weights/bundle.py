@@ -16,6 +16,7 @@ from jaxtrain.data.tokenizer import read_definition
 from jaxtrain.errors import UserError
 from jaxtrain.models import fixed_fields, with_defaults
 from jaxtrain.runs import run
+from jaxtrain.tasks.tasks import best_metric
 
 TOKENIZER = 'tokenizer.json'
 # The keys of PREPROCESSING in which a config may differ from the weights: the same network may well
@@ -76,7 +77,7 @@ def resolve(cfg: Config, bundle: Bundle | None) -> Config:
     data = {key: _data(key, written['data'][key], theirs) for key in PREPROCESSING}
     data['tokenizer'] = _tokenizer(written['data']['tokenizer'], theirs)
     model = _model(written['model'], bundle, theirs)
-    return cfg.updated(data=data, model=model)
+    return cfg.updated(best_metric=best_metric(cfg).name, data=data, model=model)
 
 
 def resumed(cfg: Config, workdir: str | Path) -> Config:
@@ -93,9 +94,10 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
     }
     # The run has its own copy, should the one that it began with be gone.
     given = written['data']['tokenizer']
-    began = run.read_config(workdir)['config']['data']['tokenizer']
-    data['tokenizer'] = _tokenizer('' if given == began else given, own)
-    return cfg.updated(data=data, model=_model(written['model'], own, None))
+    began = run.read_config(workdir)['config']
+    data['tokenizer'] = _tokenizer('' if given == began['data']['tokenizer'] else given, own)
+    best = cfg.best_metric or began['best_metric']
+    return cfg.updated(best_metric=best, data=data, model=_model(written['model'], own, None))
 
 
 def _asks(cfg: Config) -> bool:

@@ -25,6 +25,7 @@ from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import count, from_paths
 from jaxtrain.runs import run
 from jaxtrain.step.state import TrainState
+from jaxtrain.tasks.tasks import TASKS
 from jaxtrain.weights import restore
 from jaxtrain.weights.bundle import TOKENIZER, beside, resolve
 from jaxtrain.weights.origins.names import Match
@@ -107,7 +108,7 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
     for name, value in (match.preprocessing or {}).items():
         c.data[name] = value
     if len(match.inputs) == 1:
-        c.data.source = 'corpus' if match.task == 'lm' else 'text'
+        c.data.source = 'text' if TASKS[match.task].has_classes else 'corpus'
     model, (params, model_state) = target_model(match)
     if not match.outputs:
         params = {'backbone': params['backbone']}
@@ -171,7 +172,7 @@ def _data(match: Match) -> dict[str, Any] | None:
     if not (text or match.outputs):
         return None
     classes: Sequence[str] = match.classes
-    if match.outputs and not classes and match.task != 'lm':
+    if match.outputs and not classes and TASKS[match.task].has_classes:
         classes = _numbers(match)
     shape = match.inputs
     if text:

@@ -69,7 +69,6 @@ def _resnet(c: ConfigDict, spec: Spec) -> None:
 
 def _gpt(c: ConfigDict, spec: Spec) -> None:
     c.task.name = 'lm'
-    c.best_metric = 'loss'
     c.data.source = 'corpus'
     c.data.path = spec.folder
     c.data.tokenizer = f'{spec.folder}/tokenizer.json'

@@ -13,8 +13,9 @@ import pytest
 from jaxtrain.checkpoints import checkpoint, checkpoint_files
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
-from jaxtrain.runs.run import best_of
+from jaxtrain.runs.metric import best_of
 from jaxtrain.step.state import TrainState
+from jaxtrain.tasks.tasks import TASKS
 
 HOST = {'seconds': {'train': 1.25}, 'window': {'loss': 0.1 + 0.2, 'steps': 3}}
 
@@ -47,7 +48,9 @@ def save_all(workdir: Path, metrics: dict[int, dict | None], keep: int, best: st
     config = {'config': {'keep': keep, 'best_metric': best}}
     (workdir / 'config.json').write_text(json.dumps(config))
     val = {}
-    with checkpoint.open_manager(workdir, keep, partial(best_of, val, best)) as manager:
+    with checkpoint.open_manager(
+        workdir, keep, partial(best_of, val, TASKS['classify'].metric(best))
+    ) as manager:
         for step, values in metrics.items():
             save(manager, step, make_state(step))
             if values:

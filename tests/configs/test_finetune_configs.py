@@ -186,7 +186,6 @@ def first(jaxtrain, tmp_path):
 
 GPT = """
     c.task.name = 'lm'
-    c.best_metric = 'loss'
     c.data.source = 'corpus'
     c.data.path = '{root}/texts'
     c.data.tokenizer = 'bytes'

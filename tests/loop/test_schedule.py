@@ -17,7 +17,7 @@ from tests.configs.tiny import get_config
 def schedule(**changes) -> Schedule:
     values = dict(
         seed=0, steps=20, batch_size=4, eval_batch_size=4, unit=4, log_every=5, eval_every=0,
-        save_every=0, steps_per_call=1, keep=1, best_metric='accuracy', threads=1, workers=0,
+        save_every=0, steps_per_call=1, keep=1, best_metric=None, threads=1, workers=0,
         prefetch=1, profile=None, budgets={}, val=None, test=None,
     )  # fmt: skip
     return Schedule(**{**values, **changes})

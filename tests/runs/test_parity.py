@@ -16,6 +16,7 @@ import pytest
 
 from jaxtrain.config.durations import Run
 from jaxtrain.config.files import load
+from jaxtrain.data.on_device.inputs import make_inputs
 from jaxtrain.data.sources.examples import Source
 from jaxtrain.models import make_model
 from jaxtrain.optim.optimizers import make_optimizer
@@ -40,8 +41,9 @@ def build(config: str, program: Program, dtype: str, *overrides: str):
     """The jitted step that the config file stands for, and its state with the given weights."""
     cfg = resolve(load(str(ROOT / config), [f'--config.{word}' for word in overrides]), None)
     classes = tuple(map(str, range(program.classes)))
-    task = make_task(cfg, Source(None, 1, program.image_shape, classes))
-    model = make_model(cfg.model, task.outputs)
+    source = Source(None, 1, program.image_shape, classes)
+    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
+    model = make_model(cfg.model, task.outputs(source))
     params, model_state = abstract_variables(model, program.image_shape)
     assert {path: leaf.shape for path, leaf in flatten(params).items()} == program.shapes
     part = make_partition(cfg, params, model_state)
@@ -49,7 +51,7 @@ def build(config: str, program: Program, dtype: str, *overrides: str):
     optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, run)
     given = unflatten({p: w.astype(dtype) for p, w in weights(program).items()})
     state = init_state(given, model_state, np.uint32(0), optimizer.tx, part, cfg.ema)
-    step = make_train_step(model, task, optimizer.tx, part, cfg.ema)
+    step = make_train_step(model, task, inputs, optimizer.tx, part, cfg.ema)
     return jax.jit(step, donate_argnums=0), jax.device_put(state), part
 
 

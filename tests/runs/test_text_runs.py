@@ -59,7 +59,6 @@ def get_config():
     c.steps = 150
     c.eval_every = 75
     c.optim.lr = 1e-2
-    c.best_metric = 'loss'
     c.model.name = 'gpt'
     c.model.width = 32
     c.model.depth = 1

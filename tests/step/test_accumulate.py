@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxtrain.config import Config, base
+from jaxtrain.data.on_device.inputs import make_inputs
 from jaxtrain.data.sources.examples import Source
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
@@ -34,8 +35,8 @@ def start(model: dict, source: Source, **changes):
     """(step of so many parts, first state), in float64."""
     tree = base().to_dict() | {'model': model}
     cfg = resolve(Config(tree).replace(**changes), None)
-    task = make_task(cfg, source)
-    net = make_model(cfg.model, task.outputs)
+    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
+    net = make_model(cfg.model, task.outputs(source))
     shapes, stats = abstract_variables(net, source.shape)
     part = make_partition(cfg, shapes, stats)
     rng = np.random.default_rng(0)
@@ -44,7 +45,8 @@ def start(model: dict, source: Source, **changes):
     state = init_state(params, zero, 0, TX, part, 0.0)
 
     def step(parts: int, batch: dict):
-        return jax.jit(make_train_step(net, task, TX, part, accumulate=parts))(state, batch)
+        made = make_train_step(net, task, inputs, TX, part, accumulate=parts)
+        return jax.jit(made)(state, batch)
 
     return step
 

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from jaxtrain.config import Config, base
+from jaxtrain.data.on_device.inputs import make_inputs
 from jaxtrain.data.sources.examples import Source
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model
@@ -29,14 +30,15 @@ TX = optax.adam(1e-3)
 def parts(model: str, precision: str):
     cfg = Config(base().to_dict() | {'model': MODELS[model]}).replace(precision=precision)
     cfg = resolve(cfg, None)
-    task = make_task(cfg, Source(None, 99, SHAPE, CLASSES))
+    source = Source(None, 99, SHAPE, CLASSES)
+    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
     net = make_model(cfg.model, 3)
     policy = make_precision(cfg, net, abstract_inputs(SHAPE))
     part = make_partition(cfg, *abstract_variables(net, SHAPE))
     params, stats = init_variables(net, np.uint32(0), abstract_inputs(SHAPE))
     if model == 'vit':  # whose head begins with zeros
         params['head']['logits']['kernel'] = jnp.sin(jnp.arange(16.0 * 3)).reshape(16, 3)
-    return net, task, policy, part, init_state(params, stats, 0, TX, part, 0.9)
+    return net, (task, inputs), policy, part, init_state(params, stats, 0, TX, part, 0.9)
 
 
 def batch() -> dict:
@@ -49,7 +51,7 @@ def batch() -> dict:
 
 def step(model: str, precision: str):
     net, task, policy, part, state = parts(model, precision)
-    train = make_train_step(net, task, TX, part, 0.9, precision=policy)
+    train = make_train_step(net, *task, TX, part, 0.9, precision=policy)
     return jax.jit(train)(state, batch())
 
 
@@ -110,7 +112,7 @@ def test_statistics_are_means_of_many_rows_in_float32():
     kernel = params['backbone']['conv_0']['kernel']
     params['backbone']['conv_0']['kernel'] = kernel.at[1, 1].set(1.0)
     white = {'image': np.full((256, *SHAPE), 255, np.uint8), 'label': np.zeros(256, np.int32)}
-    train = make_train_step(net, task, TX, part, 0.9, precision=policy)
+    train = make_train_step(net, *task, TX, part, 0.9, precision=policy)
     state, _ = jax.jit(train)(state.replace(params=params), white)
     mean = flatten(state.model_state)['batch_stats/backbone/norm_0/mean']
     np.testing.assert_allclose(mean, 0.1 * 3.0, rtol=1e-5)  # three channels of 1
@@ -118,8 +120,8 @@ def test_statistics_are_means_of_many_rows_in_float32():
 
 def test_evaluation_uses_the_policy():
     net, task, policy, part, state = parts('vit', 'bfloat16')
-    half = jax.jit(make_eval_step(net, task, part, policy))(state, batch())['loss']
-    single = jax.jit(make_eval_step(net, task, part))(state, batch())['loss']
+    half = jax.jit(make_eval_step(net, *task, part, policy))(state, batch())['loss']
+    single = jax.jit(make_eval_step(net, *task, part))(state, batch())['loss']
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, single, rtol=0.1, atol=0.01)
     assert (half != single).any()

@@ -11,6 +11,7 @@ import pytest
 
 from jaxtrain.config import Config, base
 from jaxtrain.config.durations import Run
+from jaxtrain.data.on_device.inputs import make_inputs
 from jaxtrain.data.sources.examples import Source
 from jaxtrain.models import make_model
 from jaxtrain.optim.optimizers import make_optimizer
@@ -41,8 +42,9 @@ def build(model=None, shape=(6, 6, 1), steps=200, **changes):
     tree['model'] = model or {'name': 'cnn', 'widths': (3, 4)}
     cfg = Config(tree).replace(**{'optim__schedule': ('constant',), **changes})
     cfg = resolve(cfg, None)
-    task = make_task(cfg, Source(None, 8, shape, CLASSES))
-    net = make_model(cfg.model, task.outputs)
+    source = Source(None, 8, shape, CLASSES)
+    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
+    net = make_model(cfg.model, task.outputs(source))
     shapes, norms = abstract_variables(net, shape)
     part = make_partition(cfg, shapes, norms)
     tx = make_optimizer(cfg.optim, list(part.groups), part.trainable, Run(steps, 8, 8)).tx
@@ -54,11 +56,11 @@ def build(model=None, shape=(6, 6, 1), steps=200, **changes):
         return begin(params, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), norms), seed)
 
     return SimpleNamespace(
-        task=task, model=net, part=part,
+        task=task, inputs=inputs, model=net, part=part,
         start=start,
-        pure=make_train_step(net, task, tx, part, cfg.ema),
-        train=jax.jit(make_train_step(net, task, tx, part, cfg.ema)),
-        evaluate=jax.jit(make_eval_step(net, task, part)),
+        pure=make_train_step(net, task, inputs, tx, part, cfg.ema),
+        train=jax.jit(make_train_step(net, task, inputs, tx, part, cfg.ema)),
+        evaluate=jax.jit(make_eval_step(net, task, inputs, part)),
     )  # fmt: skip
 
 
@@ -190,9 +192,9 @@ def test_grad_norm_is_of_the_trainable_before_clipping(quickly):
 
     def loss(head):
         params = {**state.params, 'head': head}
-        inputs = clipped.task.eval_inputs(batch())
+        inputs = clipped.inputs.evaluate(batch())
         logits = clipped.model.apply({'params': params, **state.model_state}, inputs, train=False)
-        return clipped.task.metrics(logits, batch(), train=True)['loss'].mean()
+        return clipped.task.values(logits, batch(), 0.0)['loss'].mean()
 
     expected = optax.global_norm(jax.jit(jax.grad(loss))(state.params['head']))
     after, metrics = clipped.train(state, batch())

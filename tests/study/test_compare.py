@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,9 +13,14 @@ import pytest
 from PIL import Image
 
 from jaxtrain.cli import main
+from jaxtrain.inspection.status import status
 from jaxtrain.loop import train as loop
+from jaxtrain.runs.metric import Metric
+from jaxtrain.study.compare import by_example
 from jaxtrain.study.stats import Interval, interval
 from jaxtrain.study.verdict import Pair, verdict
+from jaxtrain.tasks import tasks
+from jaxtrain.tasks.task import LOSS
 from tests.conftest import TINY
 
 ARMS = ('scratch', 'linear', 'finetune')
@@ -218,9 +224,12 @@ def test_without_val_or_test_there_is_nothing_to_compare(split, pretrained, jaxt
     assert outcome.code == 2 and f'config.data.{split}' in outcome.err
 
 
+ACCURACY = tasks.TASKS['classify'].metric('accuracy')
+
+
 def judge(*differences: tuple[str, str, float, float, float], **accuracy: float) -> str:
     pairs = [Pair(a, b, Interval(mean, low, high)) for a, b, mean, low, high in differences]
-    return verdict(tuple(accuracy), pairs, accuracy)
+    return verdict(ACCURACY, tuple(accuracy), pairs, accuracy)
 
 
 BETTER = ('b', 'a', 0.05, 0.02, 0.08)
@@ -288,8 +297,8 @@ def test_verdict_on_three_arms_where_none_is_better(b, c, lead):
 )
 def test_a_difference_is_measurable_if_its_interval_leaves_out_zero(low, high, measurable):
     pair = Pair('b', 'a', Interval((low + high) / 2, low, high))
-    assert ('no measurable' not in pair.sentence()) == measurable
-    lead = verdict(('a', 'b'), [pair], {'a': 0.5, 'b': 0.55})
+    assert ('no measurable' not in pair.sentence(ACCURACY)) == measurable
+    lead = verdict(ACCURACY, ('a', 'b'), [pair], {'a': 0.5, 'b': 0.55})
     assert lead.startswith('b is the arm') == measurable
 
 
@@ -316,3 +325,127 @@ def test_arms_on_different_tests_are_refused(jaxtrain, tmp_path):
     outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
     assert outcome.code == 2
     assert "scratch is tested on ('digits', 'test') and linear on ('digits', 'val')" in outcome.err
+
+
+ERROR = Metric('error', higher_is_better=False)
+
+
+@pytest.mark.parametrize(
+    'mean, low, high, lead, sentence',
+    [
+        (
+            -0.05,
+            -0.08,
+            -0.02,
+            'b is the arm to take: it beats a',
+            'b is 0.05 of error below a (95% interval 0.02 to 0.08)',
+        ),
+        (
+            0.05,
+            0.02,
+            0.08,
+            'a is the arm to take: every other arm lies above it',
+            'b is 0.05 of error above a (95% interval 0.02 to 0.08)',
+        ),
+        (
+            0.01,
+            -0.02,
+            0.04,
+            'No measurable difference between a and b: nothing is gained',
+            'no measurable difference between b and a (+0.01 of error, 95% interval -0.02 to '
+            '+0.04)',
+        ),
+    ],
+)
+def test_verdict_where_less_is_better(mean, low, high, lead, sentence):
+    pair = Pair('b', 'a', Interval(mean, low, high))
+    assert verdict(ERROR, ('a', 'b'), [pair], {'a': 0.5, 'b': 0.5 + mean}) == f'{lead}. {sentence}.'
+
+
+def test_the_lowest_is_the_best_of_several_better_arms_where_less_is_better():
+    pairs = [
+        Pair('b', 'a', Interval(-0.1, -0.15, -0.05)),
+        Pair('c', 'a', Interval(-0.2, -0.25, -0.15)),
+        Pair('c', 'b', Interval(-0.1, -0.15, -0.05)),
+    ]
+    said = verdict(ERROR, ('a', 'b', 'c'), pairs, {'a': 0.5, 'b': 0.4, 'c': 0.3})
+    assert said.startswith('c is the arm to take: it beats a. ')
+
+
+def fake(patch: pytest.MonkeyPatch, metric: Metric) -> None:
+    """A task whose main metric is a share of examples that are wrong, in place of classify."""
+    whole = tasks.TASKS['classify']
+
+    def rows(outputs, batch):
+        found = whole.rows(outputs, batch)
+        return {'loss': found['loss'], 'error': 1 - found['accuracy']}
+
+    task = replace(whole, rows=rows, metrics=(LOSS, metric), main='error')
+    patch.setitem(tasks.TASKS, 'classify', task)
+
+
+ARMS_ALONE = ('--config.compare.pretrain=', "--config.compare.arms=('scratch','full')")
+
+
+def test_a_task_whose_main_metric_is_to_be_minimised(monkeypatch, capsys, tmp_path):
+    """Its checkpoints are the lowest on val, and its comparison is worded by it."""
+    fake(monkeypatch, ERROR)
+    words = ['--config.steps=12', '--config.eval_every=2', '--config.compare.seeds=1']
+    words += ['--config.optim.lr=0.03']
+    assert main(['compare', f'--config={TINY}', *ARMS_ALONE, *words, f'--workdir={tmp_path}']) == 0
+    for arm in ('scratch', 'full'):
+        run = tmp_path / arm / 'seed_0'
+        result = json.loads((run / 'result.json').read_text())
+        logged = map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+        val = {line['step']: line['error'] for line in logged if line['split'] == 'val'}
+        lowest = min(val.values())
+        assert lowest < max(val.values())
+        assert result['best_step'] == max(step for step in val if val[step] == lowest)
+        assert result['metrics']['val']['error'] == lowest
+        assert status(str(run)).best == result['best_step']
+        assert json.loads((run / 'config.json').read_text())['config']['best_metric'] == 'error'
+    found = report(tmp_path)
+    assert [row['error']['mean'] for row in found['arms']] == pytest.approx(
+        [
+            json.loads((tmp_path / arm / 'seed_0' / 'result.json').read_text())['metrics']['test'][
+                'error'
+            ]
+            for arm in ('scratch', 'full')
+        ]
+    )
+    page, said = (tmp_path / 'report.md').read_text(), capsys.readouterr().out
+    assert 'test error (95%)' in page and '| test error (95%) |' in page
+    assert '![error against cost]' in page and 'test error (95%)' in said
+    assert re.search(r'^scratch seed 0 +val error 0\.\d{3}  ', said, re.MULTILINE)
+    assert 'accuracy' not in page + said and 'points' not in page + said
+    arms, _ = tables(tmp_path)
+    for cells, row in zip(arms, found['arms'], strict=True):
+        mean, low, high = (row['error'][key] for key in ('mean', 'low', 'high'))
+        assert cells[-1] == f'{mean:.4g} [{low:.4g}, {high:.4g}]'
+
+
+def test_a_main_metric_that_is_no_mean_over_examples_is_refused(monkeypatch, jaxtrain, tmp_path):
+    fake(monkeypatch, replace(ERROR, is_mean=False))
+    outcome = jaxtrain('compare', f'--config={TINY}', *ARMS_ALONE, f'--workdir={tmp_path}/out')
+    assert outcome.code == 2 and 'its main metric error is not a mean' in outcome.err
+    assert not list((tmp_path / 'out').iterdir())
+
+
+def test_arms_with_different_main_metrics_are_refused(jaxtrain, tmp_path):
+    path = tmp_path / 'c.py'
+    more = "'linear':\n        c.task.name = 'lm'\n"
+    path.write_text(Path(TINY).read_text().replace("'linear':\n", more))
+    outcome = jaxtrain('compare', f'--config={path}', f'--workdir={tmp_path}/out')
+    assert outcome.code == 2
+    assert 'main metric of scratch is accuracy and that of linear is loss' in outcome.err
+
+
+def test_examples_with_weights_count_by_them():
+    rows = {'loss': np.array([1.0, 2.0, 4.0], np.float32), 'weight': np.array([4.0, 4.0, 1.0])}
+    scores = by_example(rows, 'loss')
+    assert scores.mean() == pytest.approx((4 + 8 + 4) / 9)
+    # The last example counts for less, so that it moves the mean less far.
+    assert scores[2] - scores.mean() == pytest.approx((4 - 16 / 9) / 3)
+    alike = {'loss': rows['loss'], 'weight': np.full(3, 7.0)}
+    np.testing.assert_allclose(by_example(alike, 'loss'), rows['loss'])
+    assert by_example({'accuracy': rows['loss']}, 'accuracy') is rows['loss']

@@ -1,4 +1,4 @@
-"""The tasks: inputs, losses, metrics and probabilities against numpy."""
+"""What every task declares, whichever of the table it is, and how a config chooses among them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,78 +6,96 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.sources.examples import Source
-from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError
-from jaxtrain.step.evaluate import means
-from jaxtrain.tasks.tasks import WEIGHT, make_task, totals
+from jaxtrain.runs.metric import best_of
+from jaxtrain.tasks.task import CLASS, NEXT_TOKEN, WEIGHT, totals
+from jaxtrain.tasks.tasks import TASKS, best_metric
 from jaxtrain.weights.bundle import resolve
+from tests.tasks.made import images, make, texts
 
-CLASSES = ('a', 'b', 'c')
-LOGITS = np.random.default_rng(0).normal(0, 3, (6, 3)).astype(np.float32)
-LABELS = np.array([0, 1, 2, 2, 1, 0], np.int32)
-BATCH = {'image': np.arange(6 * 8, dtype=np.uint8).reshape(6, 2, 2, 2), 'label': LABELS}
+every_task = pytest.mark.parametrize('name', TASKS)
 
 
-def task(channels=2, **changes):
-    return make(CLASSES, channels, **changes)
+def given(name: str):
+    """A source that the task takes, its model's outputs for six examples, and their batch."""
+    rng, task = np.random.default_rng(0), TASKS[name]
+    classes = ('a', 'b') if name == 'binary' else ('a', 'b', 'c')
+    source = {CLASS: images(classes), NEXT_TOKEN: texts()}[task.label]
+    shape = source.shape if task.label == NEXT_TOKEN else ()
+    logits = rng.normal(0, 3, (6, *shape, task.outputs(source))).astype(np.float32)
+    least = -1 if task.label == NEXT_TOKEN else 0
+    labels = rng.integers(least, 2, (6, *shape)).astype(np.int32)
+    return source, jnp.asarray(logits), {task.label: labels}
 
 
-def make(classes, channels=2, **changes):
-    cfg = resolve(Config(base().to_dict()).replace(**changes), None)
-    return make_task(cfg, Source(None, 6, (2, 2, channels), classes))
+@every_task
+def test_the_main_metric_and_the_loss_are_among_the_metrics(name):
+    task = TASKS[name]
+    names = [metric.name for metric in task.metrics]
+    assert task.main in names and 'loss' in names and len({*names}) == len(names)
+    assert task.metric(task.main).name == task.main
+    assert not task.metric('loss').higher_is_better
+    assert TASKS['classify'].metric('accuracy').higher_is_better
+    # A metric that tables show in percent is a share, of which more is better in all of them.
+    assert all(metric.higher_is_better for metric in task.metrics if metric.percent)
 
 
-def log_softmax(logits):
-    logits = np.asarray(logits, np.float64)
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+@every_task
+def test_values_are_finite_floats_of_each_example_with_a_loss_that_has_a_gradient(name):
+    source, logits, batch = given(name)
+    task = TASKS[name]
+    values = task.values(logits, batch, task.smoothing or 0.0)
+    assert {(v.shape, v.dtype.name) for v in values.values()} == {((6,), 'float32')}
+    assert all(np.isfinite(v).all() for v in values.values())
+    gradient = jax.grad(lambda x: totals(task.values(x, batch, 0.0))['loss'])(logits)
+    assert gradient.shape == logits.shape and bool((gradient != 0).any())
 
 
-def test_loss_and_accuracy_of_each_example():
-    values = task().metrics(jnp.asarray(LOGITS), BATCH, train=True)
-    np.testing.assert_allclose(values['loss'], -log_softmax(LOGITS)[range(6), LABELS], rtol=1e-5)
-    np.testing.assert_array_equal(values['accuracy'], LOGITS.argmax(1) == LABELS)
-    assert 0 < float(values['accuracy'].mean()) < 1
-    assert {v.dtype.name for v in values.values()} == {'float32'}
+@every_task
+def test_metrics_of_a_split_come_from_its_rows_alone(name):
+    """Whatever the batches were, and by the names and in the order that are declared."""
+    source, logits, batch = given(name)
+    task = TASKS[name]
+    halves = [
+        task.rows(logits[part], {task.label: batch[task.label][part]})
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    rows = {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+    whole = {name: np.asarray(row) for name, row in task.rows(logits, batch).items()}
+    found = task.summarize(rows)
+    assert found == pytest.approx(task.summarize(whole), rel=1e-6)
+    assert list(found) == [metric.name for metric in task.metrics]
+    for metric in task.metrics:
+        if metric.is_mean:
+            mean = np.average(rows[metric.name], weights=rows.get(WEIGHT))
+            assert found[metric.name] == pytest.approx(mean, rel=1e-6)
 
 
-def test_label_smoothing_in_training():
-    smooth = task(task__label_smoothing=0.3)
-    targets = 0.7 * np.eye(3)[LABELS] + 0.3 / 3
-    expected = -(targets * log_softmax(LOGITS)).sum(1)
-    trained = smooth.metrics(jnp.asarray(LOGITS), BATCH, train=True)['loss']
-    np.testing.assert_allclose(trained, expected, rtol=1e-5)
-    evaluated = smooth.metrics(jnp.asarray(LOGITS), BATCH, train=False)['loss']
-    np.testing.assert_allclose(evaluated, -log_softmax(LOGITS)[range(6), LABELS], rtol=1e-5)
+@every_task
+def test_a_prediction_has_the_columns_that_are_shown(name):
+    source, logits, _ = given(name)
+    prediction = TASKS[name].prediction
+    if prediction is None:  # a prompt is continued
+        assert source.tokenizer
+        return
+    arrays = prediction.arrays(logits)
+    line = prediction.line({k: np.asarray(v[0]) for k, v in arrays.items()}, source.classes, 2)
+    assert all(len(array) == 6 for array in arrays.values())
+    assert prediction.columns and {*prediction.columns} <= {*line}
 
 
-def test_loss_of_half_precision_logits_is_taken_in_float32():
-    half = jnp.asarray(LOGITS, jnp.bfloat16)
-    loss = task().metrics(half, BATCH, train=True)['loss']
-    expected = -log_softmax(half.astype(jnp.float32))[range(6), LABELS]
-    assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-
-
-def test_inputs_are_normalised_per_channel():
-    made = task(data__mean=(0.25, 0.5), data__std=(0.5, 2.0))
-    expected = (BATCH['image'] / 255 - np.array([0.25, 0.5])) / np.array([0.5, 2.0])
-    trained, batch = made.train_inputs(BATCH, jax.random.key(0))
-    assert batch is BATCH
-    for inputs in (made.eval_inputs(BATCH), trained):
-        np.testing.assert_allclose(inputs, expected, atol=1e-6)
-
-
-def test_augmentation_is_for_training_alone_and_comes_before_normalisation():
-    made = task(data__augment=(('noise', 10.0),), data__std=(0.01,))
-    plain = task(data__std=(0.01,)).eval_inputs(BATCH)
-    np.testing.assert_array_equal(made.eval_inputs(BATCH), plain)
-    noise = (made.train_inputs(BATCH, jax.random.key(0))[0] - plain) * 0.01 * 255
-    assert 5 < float(noise.std()) < 15
-
-
-def test_outputs_are_the_classes():
-    assert task().outputs == len(CLASSES)
+@every_task
+def test_only_data_with_its_labels_is_taken(name):
+    source, *_ = given(name)
+    other = images() if source.tokenizer else texts()
+    words = f'config.task.name={name!r} does not fit data of config.data.source='
+    settings = {'data__tokenizer': 'bytes', 'data__source': 'corpus'}
+    assert make(source, task__name=name, **settings).label in source.features
+    with pytest.raises(UserError) as caught:
+        make(other, task__name=name, **settings)
+    assert words in str(caught.value)
+    fit = "'classify' or 'binary'" if other.classes else "'lm'"
+    assert str(caught.value).endswith(f'set it to {fit}')
 
 
 @pytest.mark.parametrize(
@@ -86,178 +104,41 @@ def test_outputs_are_the_classes():
         ({'task__label_smoothing': -0.1}, ['config.task.label_smoothing=-0.1', 'between 0 and 1']),
         ({'task__label_smoothing': 1.1}, ['config.task.label_smoothing=1.1', 'between 0 and 1']),
         ({'task__name': 'classfy'}, ["config.task.name='classfy'", "'classify'"]),
-        ({'data__mean': (0.1, 0.2, 0.3)}, ['config.data.mean=(0.1, 0.2, 0.3)', 'one value']),
-        ({'data__augment': (('flop',),)}, ["config.data.augment: 'flop'", "'flip'"]),
-        ({'data__mixup': -0.1}, ['config.data.mixup=-0.1', '0 (off)']),
-        ({'data__cutmix': -1.0}, ['config.data.cutmix=-1.0', '0 (off)']),
     ],
 )
 def test_what_is_refused(changes, words):
     with pytest.raises(UserError) as caught:
-        task(**changes)
+        make(images(), **changes)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-OTHERS = np.roll(LABELS, 1)
-SHARES = np.array([1.0, 0.0, 0.25, 0.5, 0.9, 0.6], np.float32)
-MIXED = {**BATCH, 'mix_label': OTHERS, 'mix': SHARES}
+def config(**changes) -> Config:
+    return Config(base().to_dict()).replace(**changes)
 
 
-def test_mixed_labels_count_by_their_shares_in_training():
-    made = task(task__label_smoothing=0.3)
-    values = made.metrics(jnp.asarray(LOGITS), MIXED, train=True)
-    own, other = np.eye(3)[LABELS], np.eye(3)[OTHERS]
-    shares = SHARES[:, None].astype(float)
-    targets = 0.7 * (shares * own + (1 - shares) * other) + 0.3 / 3
-    np.testing.assert_allclose(values['loss'], -(targets * log_softmax(LOGITS)).sum(1), rtol=1e-5)
-    guess = LOGITS.argmax(1)
-    right = SHARES * (guess == LABELS) + (1 - SHARES) * (guess == OTHERS)
-    np.testing.assert_allclose(values['accuracy'], right, rtol=1e-6)
-    assert len(set(right)) > 2  # so that shares are told apart
-    for name, value in made.metrics(jnp.asarray(LOGITS), MIXED, train=False).items():
-        plain = made.metrics(jnp.asarray(LOGITS), BATCH, train=False)[name]
-        np.testing.assert_array_equal(value, plain)
+@pytest.mark.parametrize(
+    'task, given, name, better',
+    [
+        ('classify', '', 'accuracy', True),
+        ('binary', '', 'accuracy', True),
+        ('lm', '', 'loss', False),
+        ('lm', 'accuracy', 'accuracy', True),
+        ('classify', 'loss', 'loss', False),
+    ],
+)
+def test_the_metric_that_decides_is_the_tasks_own_unless_another_is_named(
+    task, given, name, better
+):
+    cfg = resolve(config(task__name=task, best_metric=given), None)
+    assert cfg.best_metric == name  # and so it stands in config.json
+    found = best_metric(cfg)
+    assert (found.name, found.higher_is_better) == (name, better)
+    val = {1: {name: 0.1}, 2: {name: 0.9}, 3: {name: 0.5}}
+    assert best_of(val, found, [1, 2, 3]) == (2 if better else 1)
 
 
-def test_images_are_mixed_after_augmentation_and_before_normalisation():
-    settings = {'data__augment': (('noise', 10.0),), 'data__mean': (0.1,), 'data__std': (0.5,)}
-    key = jax.random.key(3)
-    plain, _ = task(**settings).train_inputs(BATCH, key)
-    mixed, batch = task(**settings, data__mixup=0.8).train_inputs(BATCH, key)
-    share = np.asarray(batch['mix'])[:, None, None, None]
-    np.testing.assert_allclose(mixed, share * plain + (1 - share) * np.roll(plain, 1, 0), atol=1e-5)
-    np.testing.assert_array_equal(batch['mix_label'], OTHERS)
-    assert 'mix' not in BATCH and np.abs(mixed - plain).max() > 0.1
-
-
-PAIR = ('cat', 'dog')
-ONE = np.random.default_rng(1).normal(0, 3, (6, 1)).astype(np.float32)
-TWO = {'image': BATCH['image'], 'label': np.array([0, 1, 1, 0, 1, 0], np.int32)}
-
-
-def binary(**changes):
-    return make(PAIR, task__name='binary', **changes)
-
-
-def sigmoid_loss(logits, targets):
-    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
-    return -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
-
-
-def test_binary_loss_and_accuracy_of_each_example():
-    made = binary()
-    assert made.outputs == 1
-    values = made.metrics(jnp.asarray(ONE), TWO, train=True)
-    np.testing.assert_allclose(values['loss'], sigmoid_loss(ONE[:, 0], TWO['label']), rtol=1e-5)
-    np.testing.assert_array_equal(values['accuracy'], (ONE[:, 0] > 0) == TWO['label'])
-    assert values['loss'].shape == (6,) and 0 < float(values['accuracy'].mean()) < 1
-
-
-def test_binary_label_smoothing_in_training():
-    made = binary(task__label_smoothing=0.2)
-    targets = np.where(TWO['label'] == 1, 0.9, 0.1)
-    trained = made.metrics(jnp.asarray(ONE), TWO, train=True)['loss']
-    np.testing.assert_allclose(trained, sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
-    evaluated = made.metrics(jnp.asarray(ONE), TWO, train=False)['loss']
-    np.testing.assert_allclose(evaluated, sigmoid_loss(ONE[:, 0], TWO['label']), rtol=1e-5)
-
-
-def test_binary_mixed_labels_count_by_their_shares_in_training():
-    made = binary(task__label_smoothing=0.2)
-    other = np.roll(TWO['label'], 1)
-    values = made.metrics(jnp.asarray(ONE), {**TWO, 'mix_label': other, 'mix': SHARES}, train=True)
-    targets = (SHARES * TWO['label'] + (1 - SHARES) * other) * 0.8 + 0.1
-    np.testing.assert_allclose(values['loss'], sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
-    guess = ONE[:, 0] > 0
-    right = SHARES * (guess == TWO['label']) + (1 - SHARES) * (guess == other)
-    np.testing.assert_allclose(values['accuracy'], right, rtol=1e-6)
-
-
-def test_binary_is_softmax_over_a_logit_and_zero():
-    """So both tasks agree on two classes, probabilities included."""
-    pair = jnp.concatenate([jnp.zeros((6, 1)), jnp.asarray(ONE)], -1)
-    softmax = make(PAIR)
-    one, two = binary().probabilities(jnp.asarray(ONE)), softmax.probabilities(pair)
-    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(one.sum(-1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(one[:, 1] > 0.5, ONE[:, 0] > 0)
-
-
-def test_binary_wants_two_classes():
-    with pytest.raises(UserError, match="config.task.name='binary' is for two classes.*has 3"):
-        task(task__name='binary')
-
-
-VOCABULARY = 5
-NEXT = np.random.default_rng(2).normal(0, 3, (3, 4, VOCABULARY)).astype(np.float32)
-NEXT[0, 1, 1] = NEXT[2, 3, 2] = 9  # at least these are right
-TEXTS = {
-    'tokens': np.zeros((3, 4), np.int32),
-    'targets': np.array([[0, 1, 2, 3], [4, 4, -1, -1], [-1, -1, -1, 2]], np.int32),
-}
-
-
-def lm(**changes):
-    cfg = Config(base().to_dict()).replace(
-        task__name='lm', data__source='corpus', data__tokenizer='bytes', **changes
-    )
-    tokenizer = Tokenizer('', VOCABULARY, -1, -1)
-    return make_task(resolve(cfg, None), Source(None, 3, (4,), (), tokenizer=tokenizer))
-
-
-def next_token(smoothing=0.0) -> list[list[float]]:
-    """The loss of every target that counts, by window."""
-    found = []
-    for window, targets in zip(NEXT.astype(np.float64), TEXTS['targets'], strict=True):
-        logs = log_softmax(window)
-        found.append(
-            [
-                -(1 - smoothing) * row[t] - smoothing * row.mean()
-                for row, t in zip(logs, targets, strict=True)
-                if t >= 0
-            ]
-        )
-    return found
-
-
-@pytest.mark.parametrize('train, smoothing', [(True, 0.0), (True, 0.1), (False, 0.1)])
-def test_lm_loss_of_each_window_is_the_mean_of_what_counts(train, smoothing):
-    values = lm(task__label_smoothing=smoothing).metrics(jnp.asarray(NEXT), TEXTS, train=train)
-    expected = next_token(smoothing if train else 0.0)
-    np.testing.assert_allclose(values['loss'], list(map(np.mean, expected)), rtol=1e-5)
-    np.testing.assert_array_equal(values[WEIGHT], [4, 2, 1])
-
-
-def test_lm_accuracy_is_of_what_counts():
-    values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=False)
-    right = (NEXT.argmax(-1) == TEXTS['targets']) & (TEXTS['targets'] >= 0)
-    np.testing.assert_allclose(values['accuracy'], right.sum(1) / [4, 2, 1])
-    assert right.any()
-
-
-def test_every_token_counts_once_in_a_batch_and_in_an_evaluation():
-    values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=True)
-    expected = np.mean(sum(next_token(), []))
-    sums = totals(values)
-    assert set(sums) == {'loss', 'accuracy', WEIGHT} and float(sums[WEIGHT]) == 7
-    assert float(sums['loss'] / sums[WEIGHT]) == pytest.approx(expected, rel=1e-5)
-    whole = means({name: np.asarray(v) for name, v in values.items()})
-    assert set(whole) == {'loss', 'accuracy'}
-    assert whole['loss'] == pytest.approx(expected, rel=1e-5)
-
-
-def test_rows_that_fill_up_a_batch_count_for_nothing():
-    values = lm().metrics(jnp.asarray(NEXT), TEXTS, train=True)
-    sums = totals(values, jnp.array([1.0, 0.0, 1.0]))
-    whole, _, last = next_token()
-    assert float(sums[WEIGHT]) == 5
-    assert float(sums['loss']) == pytest.approx(sum(whole + last), rel=1e-5)
-
-
-def test_a_task_must_fit_the_data():
-    with pytest.raises(UserError, match="task.name='lm' does not fit data of config.data.source"):
-        task(task__name='lm')
-    with pytest.raises(UserError, match="set it to 'lm'"):
-        cfg = resolve(Config(base().to_dict()).replace(data__source='corpus'), None)
-        tokenizer = Tokenizer('', VOCABULARY, -1, -1)
-        make_task(cfg, Source(None, 3, (4,), (), tokenizer=tokenizer))
+def test_a_metric_that_the_task_does_not_have():
+    with pytest.raises(UserError) as caught:
+        best_metric(config(best_metric='acuracy'))
+    assert "config.best_metric='acuracy'" in str(caught.value)
+    assert "did you mean 'accuracy'" in str(caught.value)

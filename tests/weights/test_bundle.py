@@ -145,3 +145,15 @@ def test_a_run_without_a_field_of_its_model_was_made_with_its_default(tmp_path):
     found = of_run(tmp_path)
     assert found.model['padding'] == 'SAME'
     assert "with 'SAME'" in fault(config({'name': 'cnn', 'padding': 'VALID'}), found)
+
+
+@pytest.mark.parametrize(
+    'began, given, goes_on',
+    [('accuracy', '', 'accuracy'), ('loss', '', 'loss'), ('accuracy', 'loss', 'loss')],
+)
+def test_a_run_that_resumes_keeps_the_metric_that_decided(began, given, goes_on, tmp_path):
+    """Whatever the task's own is: that of language models was another one once."""
+    old = resolve(config(task__name='lm', best_metric=began), None)
+    run.RunDir(tmp_path).claim({**old.to_dict(), 'model': CNN})
+    cfg = config(task__name='lm', best_metric=given)
+    assert resumed(cfg, tmp_path).best_metric == goes_on

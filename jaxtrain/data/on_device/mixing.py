@@ -11,9 +11,9 @@ from jaxtrain.errors import UserError
 Batch = dict[str, jax.Array]
 Mix = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, Batch]]
 
-# What a mixed batch holds besides its label: that of the other example, int32 [batch], and the
-# share of its own, float32 [batch].
-OTHER, SHARE = 'mix_label', 'mix'
+# What a mixed batch holds besides its labels: those of the other example, under their names with
+# this in front, and the share of its own, float32 [batch].
+OTHER, SHARE = 'mix_', 'mix'
 
 _STREAM = 2**31  # apart from the keys of the augmentations, which are numbered from 0
 
@@ -21,8 +21,8 @@ _STREAM = 2**31  # apart from the keys of the augmentations, which are numbered 
 def make_mix(cfg) -> Mix:
     """`(key, float32 images, batch) -> (images, batch)`, as `config.data` says.
 
-    Each example is mixed with the one before it in the batch. The batch comes back with OTHER and
-    SHARE, or as it is if nothing is mixed.
+    Each example is mixed with the one before it in the batch. The batch comes back with the labels
+    of that one (OTHER) and SHARE, or as it is if nothing is mixed.
 
     Raises:
       UserError: mixup or cutmix less than 0.
@@ -46,9 +46,19 @@ def make_mix(cfg) -> Mix:
             coin = jax.random.bernoulli(coin_key)
             own, share = (jnp.where(coin, x, y) for x, y in zip(*weights, strict=True))
         images = own * images + (1 - own) * jnp.roll(images, 1, 0)
-        return images, {**batch, OTHER: jnp.roll(batch['label'], 1), SHARE: share}
+        others = {OTHER + name: jnp.roll(x, 1, 0) for name, x in batch.items() if name != 'image'}
+        return images, {**batch, **others, SHARE: share}
 
     return mix
+
+
+def mixed(of: Callable[[jax.Array], jax.Array], batch: Batch, name: str) -> jax.Array:
+    """What `of` makes of the labels of a name, [batch, ...]; of both by their shares if mixed."""
+    own = of(batch[name])
+    if SHARE not in batch:
+        return own
+    share = batch[SHARE].reshape(-1, *[1] * (own.ndim - 1))
+    return share * own + (1 - share) * of(batch[OTHER + name])
 
 
 def mixup(key: jax.Array, shape: tuple[int, ...], alpha: float) -> tuple[jax.Array, jax.Array]:

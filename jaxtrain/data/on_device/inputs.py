@@ -1,0 +1,44 @@
+"""What the model is given of a batch: augmented and mixed in training, normalised always."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from jaxtrain.data.on_device.augment import make_augment, make_normalise
+from jaxtrain.data.on_device.mixing import make_mix
+from jaxtrain.data.sources.examples import Source
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Pure functions.
+
+    Attributes:
+      train: (batch, key) -> (model inputs, augmented; the batch with what augmentation makes of its
+        labels).
+      evaluate: batch -> model inputs.
+    """
+
+    train: Callable[[Batch, jax.Array], tuple[jax.Array, Batch]]
+    evaluate: Callable[[Batch], jax.Array]
+
+
+def make_inputs(cfg, source: Source) -> Inputs:
+    """Reads `config.data` for data as that of the source.
+
+    Raises:
+      UserError: a normalisation, augmentation or mixing that is wrong.
+    """
+    if source.tokenizer:
+        return Inputs(lambda batch, key: (batch['tokens'], batch), lambda batch: batch['tokens'])
+    normalise, augment = make_normalise(cfg, source.shape[2]), make_augment(cfg)
+    mix = make_mix(cfg)
+
+    def train(batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
+        images, batch = mix(key, augment(key, batch['image']), batch)
+        return normalise(images), batch
+
+    return Inputs(train, lambda batch: normalise(batch['image']))

@@ -1,0 +1,38 @@
+"""The next token of a text: softmax cross-entropy in nats, and how often it is the most probable.
+
+The values of a window are means over its targets that count, whose number is its weight.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtrain.runs.metric import Metric
+from jaxtrain.tasks.task import LOSS, NEXT_TOKEN, WEIGHT, Batch, Task, means
+
+
+def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.Array]:
+    counted = batch[NEXT_TOKEN] >= 0
+    targets = jnp.maximum(batch[NEXT_TOKEN], 0)
+    logits = logits.astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    if smoothing:
+        # What is taken from the target is spread over all tokens.
+        spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+        loss = (1 - smoothing) * loss + smoothing * spread
+    weight = counted.sum(-1).astype(jnp.float32)
+    share = counted / jnp.maximum(weight, 1)[:, None]
+    right = (logits.argmax(-1) == targets).astype(jnp.float32)
+    return {'loss': (loss * share).sum(-1), 'accuracy': (right * share).sum(-1), WEIGHT: weight}
+
+
+TASK = Task(
+    label=NEXT_TOKEN,
+    outputs=lambda source: source.tokenizer.size,
+    values=_values,
+    rows=lambda logits, batch: _values(logits, batch, 0.0),
+    summarize=means,
+    metrics=(LOSS, Metric('accuracy', higher_is_better=True, percent=True)),
+    main='loss',
+    prediction=None,
+)
