@@ -141,9 +141,9 @@ def test_predictions_show_the_columns_that_the_task_declares():
     ]
     found = {'predictions': lines, 'skipped': [], 'unit': 'things', 'step': 3, 'output': 'out'}
     shown = predictions({**found, 'columns': ('kinds', 'share')}).split('\n')
-    assert [line.split('  ') for line in shown[:3]] == [
-        ['file', '   kinds', '    share'],
-        ['a.png', '  cat, dog', '0.988'],
-        ['b.csv:2', '          ', '0.500'],
+    assert [re.split('  +', line) for line in shown[:2]] == [
+        ['file', 'kinds', 'share'],
+        ['a.png', 'cat, dog', '0.988'],
     ]
+    assert shown[2].split() == ['b.csv:2', '0.500']
     assert shown[3:] == ['2 things, checkpoint 3, written to out']
