@@ -174,6 +174,7 @@ def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[d
     """What the task's prediction has to say of each example."""
     found = load(record.cfg, folder, source)
     prediction = found.task.prediction
+    assert prediction is not None  # such a task continues prompts instead
     step = make_predict_step(found.model, prediction, found.inputs, found.part, found.precision)
     arrays = apply(record.cfg, found.state, step, source)
     rows = ({name: array[i] for name, array in arrays.items()} for i in range(len(source)))

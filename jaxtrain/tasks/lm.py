@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtrain.data.sources.examples import Source
 from jaxtrain.runs.metric import Metric
 from jaxtrain.tasks.task import LOSS, NEXT_TOKEN, WEIGHT, Batch, Task, means
 
@@ -26,9 +27,14 @@ def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.
     return {'loss': (loss * share).sum(-1), 'accuracy': (right * share).sum(-1), WEIGHT: weight}
 
 
+def _outputs(source: Source) -> int:
+    assert source.tokenizer is not None  # it made the tokens
+    return source.tokenizer.size
+
+
 TASK = Task(
     label=NEXT_TOKEN,
-    outputs=lambda source: source.tokenizer.size,
+    outputs=_outputs,
     values=_values,
     rows=lambda logits, batch: _values(logits, batch, 0.0),
     summarize=means,

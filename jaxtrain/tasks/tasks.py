@@ -36,11 +36,10 @@ def make_task(cfg, source: Source) -> Task:
     """
     task = task_of(cfg)
     if task.smoothing is not None:
-        task = replace(task, smoothing=cfg.task.label_smoothing)
-        if not 0 <= task.smoothing <= 1:
-            raise UserError(
-                f'config.task.label_smoothing={task.smoothing} must lie between 0 and 1'
-            )
+        smoothing = cfg.task.label_smoothing
+        if not 0 <= smoothing <= 1:
+            raise UserError(f'config.task.label_smoothing={smoothing} must lie between 0 and 1')
+        task = replace(task, smoothing=smoothing)
     if task.label not in source.features:
         fit = [repr(name) for name, other in TASKS.items() if other.label in source.features]
         raise UserError(
