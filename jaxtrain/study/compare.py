@@ -23,6 +23,7 @@ from jaxtrain.pod.join import alone
 from jaxtrain.runs.metric import Metric
 from jaxtrain.runs.run import RunDir, read_config
 from jaxtrain.study import report
+from jaxtrain.study.report import Comparison
 from jaxtrain.study.stats import interval
 from jaxtrain.study.verdict import Arm, Pair, verdict
 from jaxtrain.tasks.task import WEIGHT
@@ -84,7 +85,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         'verdict': verdict(metric, arms, pairs, means),
     }
     folder.write_json('compare.json', result)
-    report.write(folder, path, metric, rows, pairs, result['verdict'], runs)
+    report.write(folder, Comparison(path, metric, rows, pairs, result['verdict'], runs))
     text = report.text_table(rows, metric)
     print(f'\n{text}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md')
     return result

@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +41,45 @@ def text_table(rows: list[Arm], metric: Metric) -> str:
     return table(_columns(metric), [_cells(row, metric) for row in rows])
 
 
-def write(
-    folder: RunDir,
-    config: str,
-    metric: Metric,
-    rows: list[Arm],
-    pairs: list[Pair],
-    verdict: str,
-    runs: dict[str, list[Path]],
-) -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """What a report is about.
+
+    Attributes:
+      config: the config file.
+      metric: what arms are compared by.
+      rows: of the table; the run that arms start from comes first, if there is one.
+      pairs: all pairs of arms.
+      verdict: what the numbers say.
+      runs: the folders of each arm's runs.
+    """
+
+    config: str
+    metric: Metric
+    rows: list[Arm]
+    pairs: list[Pair]
+    verdict: str
+    runs: dict[str, list[Path]]
+
+
+def write(folder: RunDir, found: Comparison) -> None:
     """Writes report.md and compare.png beside compare.json."""
-    names = [name for name in runs if any(row.name == name for row in rows)]
-    arms = [row for row in rows if row.name in names]
-    cfg = Config.from_json(read_config(runs[names[0]][0])['config'])
-    picture = _draw(arms, cfg, metric)
-    folder.write_bytes('compare.png', picture)
-    folder.write_bytes(
-        'report.md', _markdown(config, metric, rows, arms, pairs, verdict, cfg).encode()
-    )
+    arms = [row for row in found.rows if row.name in found.runs]
+    cfg = Config.from_json(read_config(found.runs[arms[0].name][0])['config'])
+    folder.write_bytes('compare.png', _draw(arms, cfg, found.metric))
+    folder.write_bytes('report.md', _markdown(found, arms, cfg).encode())
 
 
-def _markdown(config, metric, rows, arms, pairs, verdict, cfg: Config) -> str:
+def _markdown(found: Comparison, arms: list[Arm], cfg: Config) -> str:
+    metric = found.metric
+
     def line(cells) -> str:
         return '| ' + ' | '.join(cells) + ' |'
 
     def shown(cell) -> str:
         return f'{cell:,}' if isinstance(cell, int) else str(cell)
 
-    body = [line(shown(cell) for cell in _cells(row, metric)) for row in rows]
+    body = [line(shown(cell) for cell in _cells(row, metric)) for row in found.rows]
     differences = [
         line(
             (
@@ -76,7 +88,7 @@ def _markdown(config, metric, rows, arms, pairs, verdict, cfg: Config) -> str:
                 'no' if p.difference.holds_zero else 'yes',
             )
         )
-        for p in pairs
+        for p in found.pairs
     ]
     device, columns = jax.devices()[0], _columns(metric)
     unit = 'points of ' if metric.percent else ''
@@ -84,9 +96,9 @@ def _markdown(config, metric, rows, arms, pairs, verdict, cfg: Config) -> str:
         [
             f'# {", ".join(arm.name for arm in arms)} on {data_name(cfg.data)}',
             '',
-            f'**{verdict}**',
+            f'**{found.verdict}**',
             '',
-            f'From `{config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
+            f'From `{found.config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
             f'on {jax.device_count()} {device.device_kind} device(s), {os.cpu_count()} host cores.',
             '',
             line(columns),
