@@ -60,7 +60,7 @@ class Task:
       rows: (model outputs, batch) -> arrays [batch, ...] by name: what an evaluation keeps of each
         example, and what test.npz holds. They may be scores and labels.
       summarize: rows of a whole split -> its metrics by name, 'loss' among them.
-      metrics: the metrics that `summarize` returns, in its order.
+      metrics: those that `summarize` returns, in the order in which they are drawn.
       main: the name of the metric that chooses checkpoints and that a comparison is about.
       prediction: of an example; None where a prediction is the continuation of a prompt.
       smoothing: `config.task.label_smoothing`; None for a task that takes none.
