@@ -391,7 +391,7 @@ def test_a_task_whose_main_metric_is_to_be_minimised(monkeypatch, capsys, tmp_pa
     """Its checkpoints are the lowest on val, and its comparison is worded by it."""
     fake(monkeypatch, ERROR)
     words = ['--config.steps=12', '--config.eval_every=2', '--config.compare.seeds=1']
-    words += ['--config.optim.lr=0.03']
+    words += ['--config.optim.lr=0.03', '--config.keep=9']  # keeps all checkpoints
     assert main(['compare', f'--config={TINY}', *ARMS_ALONE, *words, f'--workdir={tmp_path}']) == 0
     for arm in ('scratch', 'full'):
         run = tmp_path / arm / 'seed_0'
