@@ -10,6 +10,7 @@ from jaxtrain.config import base, changes
 from jaxtrain.config.changes import CHANGES, Changes, current
 from jaxtrain.config.closed import flatten
 from jaxtrain.study.compare import _arm
+from jaxtrain.tasks.tasks import TASKS
 from jaxtrain.weights.bundle import of_run
 from tests.conftest import TINY
 
@@ -98,7 +99,8 @@ def old(pretrained, tmp_path, monkeypatch):
 def test_every_reader_of_a_run_sees_the_names_of_today(old, pretrained, jaxtrain):
     assert best_step(old) == best_step(pretrained)
     assert replace(of_run(old), where='') == replace(of_run(pretrained), where='')
-    assert _arm('full', [old]) == _arm('full', [pretrained])
+    accuracy = TASKS['classify'].metric('accuracy')
+    assert _arm('full', [old], accuracy) == _arm('full', [pretrained], accuracy)
     for words in (('evaluate', '--split=val'), ('status',)):
         ours, theirs = (jaxtrain(*words, f'--workdir={run}') for run in (old, pretrained))
         assert (ours.code, ours.out) == (0, theirs.out.replace(str(pretrained), str(old)))
