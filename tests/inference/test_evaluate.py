@@ -12,7 +12,7 @@ from jaxtrain.config.files import load
 from jaxtrain.data.sources import open as sources
 from jaxtrain.inference.trained import evaluate as evaluate_run
 from jaxtrain.models import make_model
-from jaxtrain.step.evaluate import means
+from jaxtrain.tasks.task import means
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import TINY
 

@@ -11,6 +11,7 @@ from jaxtrain.data.sources.open import Source
 from jaxtrain.errors import UserError
 from jaxtrain.loop.schedule import Schedule, make_schedule
 from jaxtrain.parallel.mesh import AXES
+from jaxtrain.tasks.task import LOSS
 from tests.configs.tiny import get_config
 
 
@@ -87,7 +88,7 @@ def test_it_is_what_the_config_says():
     )  # fmt: skip
     assert plan == Schedule(
         seed=7, steps=20, batch_size=8, eval_batch_size=8, unit=8, log_every=5, eval_every=10,
-        save_every=3, steps_per_call=5, profile=(2, 4), keep=2, best_metric='loss', threads=3,
+        save_every=3, steps_per_call=5, profile=(2, 4), keep=2, best_metric=LOSS, threads=3,
         workers=1, prefetch=6, val='source of val', test='source of test',
         # A budget of 0 is no budget; waiting for data counts as part of a step.
         budgets={'restore': 3.0, 'eval': 4.0, 'save': 5.0, 'train': 1.0, 'data_wait': 1.0},

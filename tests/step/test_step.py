@@ -255,14 +255,14 @@ def test_augmentation_and_dropout_have_keys_of_their_own():
 
     def augment(batch, key):
         keys['augmentation'] = key
-        return parts.task.eval_inputs(batch), batch
+        return parts.inputs.evaluate(batch), batch
 
     def apply(*args, rngs, **options):
         keys['dropout'] = rngs['dropout']
         return parts.model.apply(*args, rngs=rngs, **options)
 
-    task = replace(parts.task, train_inputs=augment)
-    step = make_train_step(SimpleNamespace(apply=apply), task, optax.sgd(0.1), parts.part)
+    model, inputs = SimpleNamespace(apply=apply), replace(parts.inputs, train=augment)
+    step = make_train_step(model, parts.task, inputs, optax.sgd(0.1), parts.part)
     state = parts.start().replace(opt_state=optax.sgd(0.1).init({}))
     step(state, batch())
     bits = [tuple(jax.random.key_data(key).tolist()) for key in keys.values()]
