@@ -3,9 +3,9 @@
 The order of the data is a permutation per epoch, made from the seed alone. Position `i` of the
 endless stream of epochs belongs to step `i // batch_size`; process `p` of `n` takes the `p`-th
 share of each global batch. So the order depends neither on the number of processes nor of devices,
-and resuming needs the step alone. Where images are cropped at random, a number for each position,
-made from the seed alone too, says how. Grain runs the function ahead of time, in threads or in
-processes, which does not show in the batches.
+and resuming needs the step alone. What a source chooses at random, such as a crop, goes by a number
+for each position, made from the seed alone too. Grain runs the function ahead of time, in threads
+or in processes, which does not show in the batches.
 """
 
 import atexit
@@ -19,14 +19,16 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import resource_tracker
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import grain.python as grain
 import numpy as np
 from absl import flags
 
-from jaxtrain.data.sources.open import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import grain.python as grain
 
 Batch = dict[str, np.ndarray]
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -90,7 +92,7 @@ def train_batches(
     ahead: int,
     workers: int = 0,
 ) -> Batches:
-    """This process's batches, arrays by name as `Source.features` tells.
+    """This process's batches, arrays by name as `Source.features` declares them.
 
     Args:
       source: the training examples.
@@ -106,15 +108,13 @@ def train_batches(
       An iterator, whose `close()` ends its threads or processes. With workers, `source` is copied
       to each.
     """
+    import grain.python as grain
 
     def batch(item: int) -> Batch:
         steps = range(int(bounds[item]), int(bounds[item + 1]))
         rows = [part.of(train_indices(len(source), batch_size, seed, step)) for step in steps]
-        if source.crop:
-            numbers = [part.of(example_numbers(batch_size, seed, step)) for step in steps]
-            examples = source.crop(np.concatenate(rows), np.concatenate(numbers))
-        else:
-            examples = source.fetch(np.concatenate(rows))
+        numbers = [part.of(example_numbers(batch_size, seed, step)) for step in steps]
+        examples = source.fetch(np.concatenate(rows), np.concatenate(numbers))
         if len(steps) == 1:
             return examples
         return {k: v.reshape(len(steps), -1, *v.shape[1:]) for k, v in examples.items()}
@@ -134,7 +134,7 @@ def train_batches(
     )
 
 
-def _shielded(dataset: grain.IterDataset) -> Generator[Batch, None, None]:
+def _shielded(dataset: 'grain.IterDataset') -> Generator[Batch, None, None]:
     """Its items, from processes that no request to stop can end while they start.
 
     Such a request may reach all processes of a job, and the one that trains answers it. Grain

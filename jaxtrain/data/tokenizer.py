@@ -5,13 +5,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from jaxtrain import storage
 from jaxtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 BYTES = 'bytes'  # a token for each byte of UTF-8, and one more that ends a text
 END_OF_TEXT = '<|endoftext|>'
@@ -124,8 +126,11 @@ def read_definition(name: str, key: str = 'config.data.tokenizer') -> str:
         ) from error
 
 
-def _bytes() -> tokenizers.Tokenizer:
+def _bytes() -> 'tokenizers.Tokenizer':
     """GPT-2's alphabet of bytes, with no pairs merged."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(letters)}
     made = tokenizers.Tokenizer(models.BPE(vocabulary, merges=[]))
@@ -136,7 +141,9 @@ def _bytes() -> tokenizers.Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _library(definition: str) -> tokenizers.Tokenizer:
+def _library(definition: str) -> 'tokenizers.Tokenizer':
+    import tokenizers
+
     return tokenizers.Tokenizer.from_str(definition)
 
 

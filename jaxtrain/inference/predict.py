@@ -16,10 +16,13 @@ import numpy as np
 
 from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_files
-from jaxtrain.data.images import decode as images
+from jaxtrain.data.features import TOKENS, classified_image, continued_tokens
+from jaxtrain.data.images.decode import BadImage
+from jaxtrain.data.images.find import find
+from jaxtrain.data.images.transforms import image_settings, make_transforms, read_image
 from jaxtrain.data.sources.corpus import text_files
 from jaxtrain.data.sources.listing import SUFFIXES, read_list, read_text
-from jaxtrain.data.sources.open import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.data.sources.text import text_source
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
@@ -99,10 +102,10 @@ def predict(
     if not paths:
         raise UserError('nothing was named to predict; add paths of files, or of folders')
     skipped: list[str] = []
-    if len(record.shape) == 1:
+    if record.inputs.meaning == TOKENS:
         unit, lines = _of_texts(record, folder, _find_texts(record, paths), top, sampling)
     else:
-        files, skips = list(dict.fromkeys(images.find(paths))), on_bad_image == 'skip'
+        files, skips = list(dict.fromkeys(find(paths))), on_bad_image == 'skip'
         unit, (lines, skipped) = 'images', _of_images(record, folder, files, skips, top)
     storage.write(target, ''.join(json.dumps(line) + '\n' for line in lines).encode())
     return {
@@ -120,24 +123,25 @@ def _of_images(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(a line for each image, the files that are left out)."""
     require_head(record)
-    fit, upright = images.make_fit(record.cfg.data), record.cfg.data.exif
+    data = record.cfg.data
+    height, width, channels = shape = record.inputs.shape
+    transforms = make_transforms(image_settings(data, ''), (height, width, channels), data.exif)
     bad: set[int] = set()
-    height, width, channels = record.shape
 
     def read(index: int) -> np.ndarray:
         try:
-            return images.read(files[index], (height, width, channels), upright, fit)
-        except images.BadImage:
+            return read_image(files[index], transforms)
+        except BadImage:
             if not skips:
                 raise
             bad.add(index)
-            return np.zeros(record.shape, np.uint8)  # what is said of it is left out below
+            return np.zeros(shape, np.uint8)  # what is said of it is left out below
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         found = [read(i) for i in indices.tolist()]
         return {'image': np.stack(found), 'label': np.zeros(len(found), np.int32)}
 
-    source = Source(fetch, len(files), record.shape, record.classes)
+    source = Source(fetch, len(files), classified_image(*shape), 'image', record.classes)
     found = _predicted(record, folder, source, top)
     lines = [
         {'file': file, **line}
@@ -186,7 +190,7 @@ def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
     model, mesh = make_model(record.cfg.model, 1), make_mesh()
     if not hasattr(model, 'embed'):
         require_head(record)
-    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
+    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.model_input), mesh)
     rules = (('head/.*', restore.INIT), ('.*', restore.LOAD))
     plan = restore.make_plan(of_checkpoint(folder), *variables, rules)
     params = unflatten(restore.read(plan, *variables))
@@ -201,7 +205,8 @@ def _continued(
     record: Record, folder: Path, texts: list[_Text], sampling: Sampling
 ) -> list[dict[str, Any]]:
     tokenizer = open_tokenizer(record.cfg.data.tokenizer)
-    source = Source(_nothing, len(texts), record.shape, (), tokenizer=tokenizer)
+    features = continued_tokens(*record.inputs.shape)
+    source = Source(_nothing, len(texts), features, 'tokens', tokenizer=tokenizer)
     found = load(record.cfg, folder, source)
     prompts = tokenizer.pieces([text.content for text in texts])
     for text, prompt in zip(texts, prompts, strict=True):
@@ -233,7 +238,7 @@ def _continued(
     return lines
 
 
-def _nothing(indices: np.ndarray) -> dict[str, np.ndarray]:
+def _nothing(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
     raise NotImplementedError('prompts are not fetched')
 
 

@@ -12,9 +12,10 @@ from flax import linen as nn
 from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_files
 from jaxtrain.config import Config
+from jaxtrain.data.features import Feature
 from jaxtrain.data.on_device.inputs import Inputs, make_inputs
 from jaxtrain.data.pipeline import check_batch_size
-from jaxtrain.data.sources.open import Source, open_source
+from jaxtrain.data.sources.open import Source, input_feature, open_source
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model
 from jaxtrain.parallel.mesh import abstract_batch, compile_step, make_mesh, on_mesh
@@ -38,14 +39,14 @@ class Record:
       workdir: the folder.
       cfg: the run's config; its tokenizer is the copy in the folder.
       classes: class names by output, () without a head or without labels.
-      shape: of an example, as `Source.shape`.
+      inputs: what the model is given of an example.
       has_head: whether the run's model has one.
     """
 
     workdir: str
     cfg: Config
     classes: tuple[str, ...]
-    shape: tuple[int, ...]
+    inputs: Feature
     has_head: bool
 
 
@@ -104,7 +105,8 @@ def read_record(workdir: str) -> Record:
     if own := bundle.beside(storage.path(workdir)):
         cfg = cfg.replace(data__tokenizer=own)
     has_head = bool(data['classes']) or not task_of(cfg).has_classes
-    return Record(workdir, cfg, tuple(data['classes']), tuple(data['shape']), has_head)
+    inputs = input_feature(cfg.data, tuple(data['shape']))
+    return Record(workdir, cfg, tuple(data['classes']), inputs, has_head)
 
 
 def require_head(record: Record) -> Record:
@@ -122,7 +124,7 @@ def load(cfg: Config, folder: Path, source: Source) -> Trained:
     mesh = make_mesh()
     task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
     model = make_model(cfg.model, task.outputs(source))
-    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.shape), mesh)
+    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.model_input), mesh)
     part = make_partition(cfg, *variables)
     plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
     params, model_state = from_paths(restore.read(plan, *variables), *variables)
@@ -130,7 +132,7 @@ def load(cfg: Config, folder: Path, source: Source) -> Trained:
     state = TrainState(
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
     )
-    precision = make_precision(cfg, model, abstract_inputs(source.shape))
+    precision = make_precision(cfg, model, abstract_inputs(source.model_input))
     return Trained(model, task, inputs, part, precision, state)
 
 

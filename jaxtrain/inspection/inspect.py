@@ -1,6 +1,7 @@
 """What a config would train: the whole parameter table and the restore plan, nothing allocated."""
 
 from jaxtrain.config import Config
+from jaxtrain.data.features import UNITS
 from jaxtrain.loop.train import prepare
 from jaxtrain.params.partition import TABLE_COLUMNS
 from jaxtrain.terminal import table
@@ -15,9 +16,9 @@ def inspect(cfg: Config) -> str:
     """
     job, _ = prepare(cfg)
     sizes = job.sizes()
-    unit, size = 'images', 'x'.join(map(str, job.train.shape))
+    unit, size = UNITS[job.train.model_input.meaning], 'x'.join(map(str, job.train.shape))
     if job.train.tokenizer:
-        unit, size = 'tokens', f'{job.train.shape[0]} of {job.train.tokenizer.size:,}'
+        size += f' of {job.train.tokenizer.size:,}'
     classes = f' of {len(job.train.classes)} classes' if job.train.classes else ''
     lines = [
         table(TABLE_COLUMNS, job.table()),

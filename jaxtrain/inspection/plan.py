@@ -213,7 +213,7 @@ def of_job(
         accumulate=job.accumulate,
         remat=remat,
         steps=job.steps,
-        tokens=job.train.shape[0] if job.train.tokenizer else 0,
+        tokens=job.train.tokens,
         groups=group_sizes(job),
         flops=counted,
         model_flops=counted.matmul if remat in ('', 'none') else job.model_flops(),

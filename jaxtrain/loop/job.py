@@ -21,7 +21,7 @@ from jaxtrain.data.on_device.inputs import Inputs, make_inputs
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.models import check_tokens, describe, make_model, split_scan
+from jaxtrain.models import check_inputs, describe, make_model, split_scan
 from jaxtrain.optim.optimizers import Optimizer, make_optimizer
 from jaxtrain.parallel import mesh as meshes
 from jaxtrain.parallel.replicas import Replicas, make_replicas
@@ -186,8 +186,8 @@ def make_job(
     steps = _steps(cfg, len(train))
     task, inputs = make_task(cfg, train), make_inputs(cfg.data, train)
     model = make_model(cfg.model, task.outputs(train))
-    check_tokens(model, train.tokenizer)
-    params, model_state = abstract_variables(model, train.shape)
+    check_inputs(model, train.model_input.meaning, train.tokenizer)
+    params, model_state = abstract_variables(model, train.model_input)
     part = partition.make_partition(cfg, params, model_state)
     specs = sharding.make_specs(axes.rules, mesh, params)
     _check_pmap(parallel, mesh)
@@ -222,7 +222,7 @@ def make_job(
         optimizer=optimizer,
         ema=cfg.ema,
         accumulate=cfg.accumulate,
-        precision=make_precision(cfg, model, abstract_inputs(train.shape)),
+        precision=make_precision(cfg, model, abstract_inputs(train.model_input)),
         replicas=make_replicas(mesh, parallel),
         specs=specs,
         resumes=resumes,
@@ -237,7 +237,7 @@ def first_state(job: Job, seed: int) -> TrainState:
     What the plan loads is never initialised: the program below returns the other leaves alone, so
     the compiler leaves the rest out.
     """
-    inputs = abstract_inputs(job.train.shape)
+    inputs = abstract_inputs(job.train.model_input)
     loaded: Mapping[str, jax.Array] = {}
     if job.plan:
         loaded = restore.read(job.plan, job.abstract.params, job.abstract.model_state)

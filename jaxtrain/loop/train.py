@@ -22,7 +22,7 @@ from jaxtrain.checkpoints import checkpoint, checkpoint_files
 from jaxtrain.config import Config
 from jaxtrain.costs.chips import chip_of
 from jaxtrain.data.pipeline import Slice, train_batches
-from jaxtrain.data.sources.open import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
@@ -277,7 +277,7 @@ def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> No
             f'{" ..." if len(skipped) > 3 else ""}'
         )
     if cut := job.train.cut:
-        terminal.say(f'cut {cut:,} texts that are longer than {job.train.shape[0]} tokens')
+        terminal.say(f'cut {cut:,} texts that are longer than {job.train.tokens} tokens')
     if job.plan:
         terminal.say(job.plan.summary())
     if step:
@@ -302,7 +302,7 @@ def _flops(train_steps: Mapping[int, Compiled]) -> float:
 def _work(job: Job, plan: Schedule, train_steps: Mapping[int, Compiled]) -> Work:
     chip = chip_of(job.mesh.devices.flat[0])
     remat = getattr(job.model, 'remat', 'none') != 'none'
-    tokens = job.train.shape[0] if job.train.tokenizer else 0
+    tokens = job.train.tokens
     return Work(
         unit='tokens' if tokens else 'examples',
         count=plan.batch_size * (tokens or 1),

@@ -1,6 +1,7 @@
 """Models by name. Each is a Linen module whose parameters are `{'backbone': ..., 'head': ...}`.
 
-A model's keys in the config are the fields of its class; `make_model` checks them against it.
+A model's keys in the config are the fields of its class; `make_model` checks them against it. Its
+`reads` is the meaning of the feature that it is given, 'image' or 'tokens'.
 """
 
 import dataclasses
@@ -29,7 +30,6 @@ MODELS = {
     'vgg': VGG,
     'vit': ViT,
 }
-TEXT = ('bert', 'gpt')  # models of tokens; the others are of images
 # Fields that change what restored weights compute and show in no shape.
 FIXED = {
     'bert': bert.FIXED,
@@ -66,17 +66,19 @@ def make_model(cfg, outputs: int) -> nn.Module:
     return cls(outputs=outputs, **given)
 
 
-def check_tokens(model: nn.Module, tokenizer) -> None:
-    """UserError if a model cannot take the tokens of a tokenizer (with `size` and `pad`), None for
-    images.
+def check_inputs(model: nn.Module, meaning: str, tokenizer) -> None:
+    """UserError if a model cannot take the inputs of a data set.
+
+    Args:
+      model: a Linen module.
+      meaning: of the feature that it is to be given.
+      tokenizer: of that data, with `size` and `pad`; None for images.
     """
     name = _name(model)
-    reads = name in TEXT
-    if reads != (tokenizer is not None):
+    if model.reads != meaning:
         raise UserError(
-            f'config.model: {name} is a model of {"text" if reads else "images"}, and the data is '
-            f'{"images" if reads else "text"}; choose another config.model.name or '
-            'config.data.source'
+            f'config.model: {name} is a model of {_KINDS[model.reads]}, and the data is '
+            f'{_KINDS[meaning]}; choose another config.model.name or config.data.source'
         )
     if tokenizer is None:
         return
@@ -141,5 +143,6 @@ def _name(model: nn.Module) -> str:
     return next(name for name, cls in MODELS.items() if type(model) is cls)
 
 
+_KINDS = {'image': 'images', 'tokens': 'text'}
 # Fields that a job sets and no config: scan_ends by `split_scan`, axis for pmap.
 _OWN = ('parent', 'name', 'outputs', 'scan_ends', 'axis')

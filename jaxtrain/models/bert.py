@@ -48,6 +48,8 @@ class BERT(nn.Module):
       remat, scan: as of `ViT`.
     """
 
+    reads = 'tokens'
+
     outputs: int
     vocabulary: int = 30522
     width: int = 768

@@ -19,6 +19,8 @@ class CNN(nn.Module):
       dropout: share of each hidden layer's activations in the head that is zeroed in training.
     """
 
+    reads = 'image'
+
     outputs: int
     widths: tuple[int, ...] = (32, 64, 128)
     norm: str = 'batch'

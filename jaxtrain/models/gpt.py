@@ -38,6 +38,8 @@ class GPT(nn.Module):
       remat, scan: as of `ViT`.
     """
 
+    reads = 'tokens'
+
     outputs: int
     width: int = 768
     depth: int = 12

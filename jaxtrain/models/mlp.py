@@ -15,6 +15,8 @@ class MLP(nn.Module):
       dropout: share of each hidden layer's activations that is zeroed in training.
     """
 
+    reads = 'image'
+
     outputs: int
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0

@@ -48,6 +48,8 @@ class ResNet(nn.Module):
         'none'.
     """
 
+    reads = 'image'
+
     outputs: int
     depth: int = 50
     stride: str = '3x3'

@@ -48,6 +48,8 @@ class VGG(nn.Module):
         'none'.
     """
 
+    reads = 'image'
+
     outputs: int
     depth: int = 16
     hidden: tuple[int, ...] = (4096, 4096)

@@ -52,6 +52,8 @@ class ViT(nn.Module):
       scan: whether a loop runs the blocks, which compiles faster and may run slower.
     """
 
+    reads = 'image'
+
     outputs: int
     patch: tuple[int, int] = (16, 16)
     width: int = 768

@@ -20,6 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtrain.costs import flops
+from jaxtrain.data.features import Feature
 from jaxtrain.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -105,20 +106,20 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, steps: int = 1) -> di
 
 
 def abstract_batch(
-    features: Mapping[str, tuple[tuple[int, ...], type]],
+    features: Mapping[str, Feature],
     batch_size: int,
     mesh: Mesh,
     steps: int = 1,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a global batch looks like, for examples with these features (`Source.features`).
+    """What a global batch looks like, for examples with these features.
 
     Those of several steps are [steps, batch_size, ...]; that of one has no such axis.
     """
     sharding = batch_sharding(mesh, steps)
     shape = (batch_size,) if steps == 1 else (steps, batch_size)
     return {
-        name: jax.ShapeDtypeStruct((*shape, *own), dtype, sharding=sharding)
-        for name, (own, dtype) in features.items()
+        name: jax.ShapeDtypeStruct((*shape, *own.shape), own.dtype, sharding=sharding)
+        for name, own in features.items()
     }
 
 

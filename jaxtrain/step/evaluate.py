@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxtrain.data.pipeline import Slice, eval_batches
-from jaxtrain.data.sources.open import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.parallel.mesh import put_batch
 from jaxtrain.step.state import TrainState
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from jaxtrain.data.features import IMAGE, UNITS, Feature
 from jaxtrain.errors import UserError
 from jaxtrain.params.partition import Partition, merge
 
@@ -47,32 +48,32 @@ def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tupl
     return variables.pop('params'), variables
 
 
-def abstract_inputs(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What a model is given of one example: float32 [1, height, width, channels], or int32
-    [1, length] where the shape is that of tokens.
+def abstract_inputs(feature: Feature) -> jax.ShapeDtypeStruct:
+    """What a model is given of one example with that feature: float32 [1, height, width, channels]
+    of an image, which is normalised; int32 [1, length] of tokens.
     """
-    return jax.ShapeDtypeStruct((1, *shape), np.int32 if len(shape) == 1 else np.float32)
+    dtype = np.float32 if feature.meaning == IMAGE else feature.dtype
+    return jax.ShapeDtypeStruct((1, *feature.shape), dtype)
 
 
-def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
+def abstract_variables(model, feature: Feature) -> tuple[Any, Any]:
     """Nested ShapeDtypeStructs of a model's (params, model_state).
 
     Args:
       model: a Linen module.
-      shape: of one example: (height, width, channels) of an image, or (length,) of tokens.
+      feature: what it is given of an example.
 
     Raises:
       UserError: the model cannot take images, or as many tokens, of this size.
     """
-    inputs = abstract_inputs(shape)
+    inputs = abstract_inputs(feature)
     try:
         return init_variables.eval_shape(model, np.uint32(0), inputs)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'config.model: {type(model).__name__} cannot take '
-            f'{"tokens" if len(shape) == 1 else "images"} of size {"x".join(map(str, shape))}: '
-            f'{reason}'
+            f'config.model: {type(model).__name__} cannot take {UNITS[feature.meaning]} of size '
+            f'{"x".join(map(str, feature.shape))}: {reason}'
         ) from error
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxtrain.config import Config
+from jaxtrain.data.features import IMAGE
 from jaxtrain.data.sources.open import data_name, open_source
 from jaxtrain.runs.metric import Metric
 from jaxtrain.runs.run import RunDir, read_config
@@ -125,7 +126,7 @@ def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
     from matplotlib.figure import Figure
 
     source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
-    shows = 'image' in source.features and bool(source.classes)
+    shows = source.model_input.meaning == IMAGE and bool(source.classes)
     figure = Figure(figsize=(7.2, 4.8), layout='constrained')
     halves: Any = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
     upper, lower = halves
@@ -166,7 +167,7 @@ def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
 def _draw_examples(figure, source) -> None:
     """A strip of images, one of each of the first classes."""
     strip = source.fetch(_one_per_class(source))
-    for place, (image, label) in enumerate(zip(strip['image'], strip['label'], strict=True)):
+    for place, (image, label) in enumerate(zip(strip[source.inputs], strip['label'], strict=True)):
         tile = figure.add_subplot(1, len(strip['label']), place + 1)
         tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
         tile.set_title(source.classes[label], fontsize=9)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtrain.data.on_device.mixing import mixed
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.classify import ACCURACY, most_probable
 from jaxtrain.tasks.task import CLASS, LOSS, Batch, Prediction, Task, means

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.runs.metric import Metric
 from jaxtrain.tasks.task import LOSS, NEXT_TOKEN, WEIGHT, Batch, Task, means
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.runs.metric import Metric
 
 Batch = dict[str, jax.Array]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
 from jaxtrain.runs.metric import Metric
 from jaxtrain.tasks import binary, classify, lm

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint
 from jaxtrain.config import Config, base
+from jaxtrain.data.features import TOKENS
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import describe
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
@@ -107,7 +108,7 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
     c.task.name = match.task
     for name, value in (match.preprocessing or {}).items():
         c.data[name] = value
-    if len(match.inputs) == 1:
+    if match.inputs.meaning == TOKENS:
         c.data.source = 'text' if TASKS[match.task].has_classes else 'corpus'
     model, (params, model_state) = target_model(match)
     if not match.outputs:
@@ -168,13 +169,13 @@ def _write(
 
 def _data(match: Match) -> dict[str, Any] | None:
     """config.json's entry for what the model is made for; None for images without a head."""
-    text = len(match.inputs) == 1
+    text = match.inputs.meaning == TOKENS
     if not (text or match.outputs):
         return None
     classes: Sequence[str] = match.classes
     if match.outputs and not classes and TASKS[match.task].has_classes:
         classes = _numbers(match)
-    shape = match.inputs
+    shape = match.inputs.shape
     if text:
         assert match.preprocessing is not None  # it holds the length of texts
         shape = (match.preprocessing['length'],)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import Config, base
+from jaxtrain.data.features import classified_image
 from jaxtrain.data.pipeline import (
     Slice,
     check_batch_size,
@@ -32,16 +33,17 @@ WHOLE = Slice()
 LIMIT = 180  # seconds in which processes start and end even on a busy machine, or they hang
 
 
-def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
     images = np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 2, 1))
     return {'image': images.astype(np.uint8), 'label': indices.astype(np.int32)}
 
 
-SOURCE = Source(fetch, SIZE, (2, 2, 1), tuple(map(str, range(SIZE))))
+NAMES = tuple(map(str, range(SIZE)))
+SOURCE = Source(fetch, SIZE, classified_image(2, 2, 1), 'image', NAMES)
 
 
-def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    return {**fetch(indices), 'number': numbers}
+def numbered(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    return fetch(indices) if numbers is None else {**fetch(indices), 'number': numbers}
 
 
 def made(source, batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4, workers=0):
@@ -57,7 +59,7 @@ def labels(**options):
 
 
 def numbers(**options):
-    return [batch['number'].tolist() for batch in made(replace(SOURCE, crop=crop), **options)]
+    return [batch['number'].tolist() for batch in made(replace(SOURCE, fetch=numbered), **options)]
 
 
 @pytest.mark.parametrize('batch_size', [1, 5, 8, 23])
@@ -126,7 +128,7 @@ def test_random_numbers_go_by_the_position_in_the_stream():
 
 
 def test_cropped_batches_hold_the_same_examples_and_evaluation_crops_nothing():
-    source = replace(SOURCE, crop=crop)
+    source = replace(SOURCE, fetch=numbered)
     assert [batch['label'].tolist() for batch in made(source)] == labels()
     several = next(train_batches(source, 4, 0, [0, 3], WHOLE, 1, 1))
     assert several['number'].tolist() == numbers(batch_size=4, steps=range(3))
@@ -167,7 +169,7 @@ def test_workers_make_the_same_batches_of_a_data_set_on_disk():
     assert not multiprocessing.active_children()  # closed
 
 
-def broken(indices: np.ndarray) -> dict[str, np.ndarray]:
+def broken(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
     raise UserError(f'example {indices[0]} is broken')
 
 

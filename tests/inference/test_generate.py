@@ -8,7 +8,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.inference.generate import choose, generate, restrict
 from jaxtrain.models.gpt import GPT
-from jaxtrain.step.state import abstract_variables
+from tests.support.inputs import abstract_variables
 
 TOKENS, CONTEXT, NEW = 23, 16, 9
 PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2], [7, 7, 7, 0, 0, 0, 0], [8, 2, 8, 1, 8, 0, 0], [6] * 7])

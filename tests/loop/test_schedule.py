@@ -7,12 +7,12 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxtrain.config import Config
-from jaxtrain.data.sources.open import Source
 from jaxtrain.errors import UserError
 from jaxtrain.loop.schedule import Schedule, make_schedule
 from jaxtrain.parallel.mesh import AXES
 from jaxtrain.tasks.task import LOSS
 from tests.configs.tiny import get_config
+from tests.support.inputs import image_source
 
 
 def schedule(**changes) -> Schedule:
@@ -68,7 +68,7 @@ def test_a_run_that_resumes_makes_the_same_calls(several):
 def made(devices: int = 1, **changes) -> tuple[Schedule, list]:
     """(that of tiny.py with these changes, the splits that were opened with their keys)."""
     cfg = Config(get_config().to_dict()).replace(**changes)
-    train = Source(None, 50, (8, 8, 1), ('a', 'b'))
+    train = image_source(50, (8, 8, 1), ('a', 'b'))
     job = SimpleNamespace(mesh=AbstractMesh((devices, 1, 1), AXES), train=train, steps=20)
     opened = []
 

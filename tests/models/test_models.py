@@ -10,10 +10,10 @@ from flax import linen as nn
 
 from jaxtrain.config import Config, base
 from jaxtrain.errors import UserError
-from jaxtrain.models import MODELS, TEXT, describe, make_model
+from jaxtrain.models import MODELS, describe, make_model
 from jaxtrain.models.parts.layers import PATCHES_MIB, Head, conv, flat, max_pool
 from jaxtrain.params.partition import count, flatten
-from jaxtrain.step.state import abstract_variables
+from tests.support.inputs import abstract_variables
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -44,7 +44,7 @@ def fault(function, *arguments, **options) -> str:
 
 
 HIDDEN = ('scan_ends', 'axis')  # what a job sets and no config
-IMAGES = [name for name in MODELS if name not in TEXT]
+IMAGES = [name for name, cls in MODELS.items() if cls.reads == 'image']
 
 
 @pytest.mark.parametrize('name', IMAGES)

@@ -11,7 +11,7 @@ from jaxtrain.models import resnet
 from jaxtrain.models.cnn import CNN
 from jaxtrain.models.resnet import ResNet
 from jaxtrain.params.partition import Partition, flatten
-from jaxtrain.step.state import abstract_variables
+from tests.support.inputs import abstract_variables
 
 SIZES = {'depth': 18, 'widths': (2, 3, 4, 5), 'stem': 'conv3', 'zero_init': False}
 

@@ -15,8 +15,8 @@ from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model, resnet
 from jaxtrain.params.partition import count, flatten
-from jaxtrain.step.state import abstract_variables
 from jaxtrain.weights.origins import huggingface_text, timm
+from tests.support.inputs import abstract_variables
 
 IMAGE = (32, 48, 3)
 

@@ -11,8 +11,8 @@ from flax import linen as nn
 from jaxtrain.errors import UserError
 from jaxtrain.models.vgg import VGG
 from jaxtrain.params.partition import count, flatten, unflatten
-from jaxtrain.step.state import abstract_variables
 from tests.golden.make_keras_vgg import CASES, images
+from tests.support.inputs import abstract_variables
 from tests.support.keras_files import FULL_TOP, GOLDEN, cached_weight, shapes
 
 DENSE = {'fc1': 'head/dense_0', 'fc2': 'head/dense_1', 'predictions': 'head/logits'}

@@ -11,7 +11,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models.parts.transformer import DropPath
 from jaxtrain.models.vit import ViT, sincos2d
 from jaxtrain.params.partition import flatten, unflatten
-from jaxtrain.step.state import abstract_variables
+from tests.support.inputs import abstract_variables
 
 IMAGE = (8, 12, 1)  # 2 x 3 patches
 

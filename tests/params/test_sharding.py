@@ -19,8 +19,8 @@ from jaxtrain.parallel.mesh import AXES, abstract_batch, make_mesh, trace_step
 from jaxtrain.parallel.replicas import Replicas
 from jaxtrain.params.partition import flatten, unflatten
 from jaxtrain.params.sharding import like_params, make_specs, nbytes_per_device, to_text
-from jaxtrain.step.state import abstract_variables
 from tests.configs.tiny import get_config
+from tests.support.inputs import abstract_variables
 
 VIT = ViT(outputs=10, patch=(4, 4), width=32, depth=1, heads=4, mlp=64)
 PARAMS = abstract_variables(VIT, (8, 8, 3))[0]

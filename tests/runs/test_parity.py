@@ -17,16 +17,16 @@ import pytest
 from jaxtrain.config.durations import Run
 from jaxtrain.config.files import load
 from jaxtrain.data.on_device.inputs import make_inputs
-from jaxtrain.data.sources.examples import Source
 from jaxtrain.models import make_model
 from jaxtrain.optim.optimizers import make_optimizer
 from jaxtrain.params.partition import count, flatten, make_partition, unflatten
-from jaxtrain.step.state import abstract_variables, init_state
+from jaxtrain.step.state import init_state
 from jaxtrain.step.steps import make_train_step
 from jaxtrain.tasks.tasks import make_task
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import ROOT
 from tests.golden.make_curves import CURVES, PROGRAMS, Program, batches, weights
+from tests.support.inputs import abstract_variables, image_source
 
 MLP = 'configs/scratch/mnist_mlp.py'
 CNN = 'configs/full/cifar10_cnn.py'
@@ -41,7 +41,7 @@ def build(config: str, program: Program, dtype: str, *overrides: str):
     """The jitted step that the config file stands for, and its state with the given weights."""
     cfg = resolve(load(str(ROOT / config), [f'--config.{word}' for word in overrides]), None)
     classes = tuple(map(str, range(program.classes)))
-    source = Source(None, 1, program.image_shape, classes)
+    source = image_source(1, program.image_shape, classes)
     task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
     model = make_model(cfg.model, task.outputs(source))
     params, model_state = abstract_variables(model, program.image_shape)

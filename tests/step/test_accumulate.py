@@ -8,16 +8,17 @@ import pytest
 
 from jaxtrain.config import Config, base
 from jaxtrain.data.on_device.inputs import make_inputs
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
 from jaxtrain.loop.job import make_job
 from jaxtrain.models import make_model
 from jaxtrain.params.partition import flatten, make_partition
-from jaxtrain.step.state import abstract_variables, init_state
+from jaxtrain.step.state import init_state
 from jaxtrain.step.steps import make_train_step
 from jaxtrain.tasks.tasks import make_task
 from jaxtrain.weights.bundle import resolve
+from tests.support.inputs import abstract_variables, image_source, window_source
 
 CLASSES = ('a', 'b', 'c')
 TX = optax.adam(1e-2)
@@ -71,7 +72,7 @@ def test_images(size, parts):
     with jax.enable_x64(True):
         model = {'name': 'mlp', 'hidden': (8,)}
         augment = (('flip',), ('shift', 1), ('noise', 9.0))
-        step = start(model, Source(None, 999, (6, 6, 1), CLASSES), data__augment=augment)
+        step = start(model, image_source(999, (6, 6, 1), CLASSES), data__augment=augment)
         (whole, metrics), (added, ours) = (step(n, images(size)) for n in (1, parts))
         assert distance(added.params, whole.params) < 1e-9
         assert distance(added.opt_state, whole.opt_state) < 1e-6
@@ -90,7 +91,7 @@ def test_tokens_count_and_not_windows(parts):
     batch = {'tokens': tokens[:, :-1], 'targets': targets}
     with jax.enable_x64(True):
         model = {'name': 'gpt', 'width': 8, 'depth': 1, 'heads': 2, 'context': 8}
-        source = Source(None, 99, (8,), (), tokenizer=open_tokenizer('bytes'))
+        source = window_source(99, 8, open_tokenizer('bytes'))
         step = start(model, source, task__name='lm')
         (whole, metrics), (added, ours) = (step(n, batch) for n in (1, parts))
         assert distance(added.params, whole.params) < 1e-9
@@ -101,7 +102,7 @@ def test_tokens_count_and_not_windows(parts):
 
 def test_batch_norm_sees_the_parts_one_after_the_other():
     with jax.enable_x64(True):
-        step = start({'name': 'cnn', 'widths': (3,)}, Source(None, 99, (6, 6, 1), CLASSES))
+        step = start({'name': 'cnn', 'widths': (3,)}, image_source(99, (6, 6, 1), CLASSES))
         batch = images(12)
         state, _ = step(3, batch)
         key, mean = 'batch_stats/backbone/norm_0/mean', 0.0
@@ -116,7 +117,7 @@ def test_parts_drop_other_units():
     """With one key for all of them, equal rows in equal places would lose the same units."""
     model = {'name': 'mlp', 'hidden': (64,), 'dropout': 0.5}
     with jax.enable_x64(True):
-        step = start(model, Source(None, 99, (6, 6, 1), CLASSES))
+        step = start(model, image_source(99, (6, 6, 1), CLASSES))
         same = {name: np.repeat(rows, 4, 0) for name, rows in images(1).items()}
         whole, parts = step(1, {n: r[:1] for n, r in same.items()})[0], step(4, same)[0]
         one, several = (

@@ -8,16 +8,17 @@ import pytest
 from flax import linen as nn
 
 from jaxtrain.config import Config, base
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.data.on_device.inputs import make_inputs
-from jaxtrain.data.sources.examples import Source
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model
 from jaxtrain.params.partition import flatten, make_partition
 from jaxtrain.step.precision import FLOAT32, make_precision
-from jaxtrain.step.state import abstract_inputs, abstract_variables, init_state, init_variables
+from jaxtrain.step.state import abstract_inputs, init_state, init_variables
 from jaxtrain.step.steps import make_eval_step, make_train_step
 from jaxtrain.tasks.tasks import make_task
 from jaxtrain.weights.bundle import resolve
+from tests.support.inputs import abstract_variables, image_source
 
 SHAPE, CLASSES = (8, 8, 3), ('a', 'b', 'c')
 MODELS = {
@@ -30,12 +31,12 @@ TX = optax.adam(1e-3)
 def parts(model: str, precision: str):
     cfg = Config(base().to_dict() | {'model': MODELS[model]}).replace(precision=precision)
     cfg = resolve(cfg, None)
-    source = Source(None, 99, SHAPE, CLASSES)
+    source = image_source(99, SHAPE, CLASSES)
     task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
     net = make_model(cfg.model, 3)
-    policy = make_precision(cfg, net, abstract_inputs(SHAPE))
+    policy = make_precision(cfg, net, abstract_inputs(feature(IMAGE, *SHAPE)))
     part = make_partition(cfg, *abstract_variables(net, SHAPE))
-    params, stats = init_variables(net, np.uint32(0), abstract_inputs(SHAPE))
+    params, stats = init_variables(net, np.uint32(0), abstract_inputs(feature(IMAGE, *SHAPE)))
     if model == 'vit':  # whose head begins with zeros
         params['head']['logits']['kernel'] = jnp.sin(jnp.arange(16.0 * 3)).reshape(16, 3)
     return net, (task, inputs), policy, part, init_state(params, stats, 0, TX, part, 0.9)

@@ -12,14 +12,14 @@ import pytest
 from jaxtrain.config import Config, base
 from jaxtrain.config.durations import Run
 from jaxtrain.data.on_device.inputs import make_inputs
-from jaxtrain.data.sources.examples import Source
 from jaxtrain.models import make_model
 from jaxtrain.optim.optimizers import make_optimizer
 from jaxtrain.params.partition import flatten, make_partition, nbytes
-from jaxtrain.step.state import abstract_variables, init_state
+from jaxtrain.step.state import init_state
 from jaxtrain.step.steps import make_eval_step, make_train_step, several_steps
 from jaxtrain.tasks.tasks import make_task
 from jaxtrain.weights.bundle import resolve
+from tests.support.inputs import abstract_variables, image_source
 
 HEAD_ONLY = (('backbone/.*', 'frozen'), ('.*', 'head'))
 CLASSES = ('a', 'b', 'c')
@@ -42,7 +42,7 @@ def build(model=None, shape=(6, 6, 1), steps=200, **changes):
     tree['model'] = model or {'name': 'cnn', 'widths': (3, 4)}
     cfg = Config(tree).replace(**{'optim__schedule': ('constant',), **changes})
     cfg = resolve(cfg, None)
-    source = Source(None, 8, shape, CLASSES)
+    source = image_source(8, shape, CLASSES)
     task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
     net = make_model(cfg.model, task.outputs(source))
     shapes, norms = abstract_variables(net, shape)

@@ -7,15 +7,16 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtrain.params.partition import by_path
-from jaxtrain.weights.origins.names import Match, their_shape
+from jaxtrain.weights.origins.names import their_shape
 from jaxtrain.weights.stored import target_model
+from tests.support.inputs import match_of
 
 
 def arrays(module, model: str, outputs: int, inputs: tuple[int, ...]) -> dict[str, np.ndarray]:
     """What a file of that model holds, float32, each array made from its key."""
     fields = dict(module.MODELS[model])
     rows = module.rows(fields, outputs)
-    leaves = by_path(*target_model(Match(fields, outputs, inputs, rows))[1])
+    leaves = by_path(*target_model(match_of(fields, outputs, inputs, rows))[1])
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     return {row.theirs: made(row.theirs, their_shape(row, shapes)) for row in rows}
 

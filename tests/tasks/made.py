@@ -3,11 +3,12 @@
 import numpy as np
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.tasks.task import Task
 from jaxtrain.tasks.tasks import make_task
 from jaxtrain.weights.bundle import resolve
+from tests.support.inputs import image_source, window_source
 
 CLASSES = ('a', 'b', 'c')
 VOCABULARY = 5
@@ -17,11 +18,11 @@ SHARES = np.array([1.0, 0.0, 0.25, 0.5, 0.9, 0.6], np.float32)
 
 
 def images(classes=CLASSES, channels=2) -> Source:
-    return Source(None, 6, (2, 2, channels), classes)
+    return image_source(6, (2, 2, channels), classes)
 
 
 def texts() -> Source:
-    return Source(None, 3, (4,), (), tokenizer=Tokenizer('', VOCABULARY, -1, -1))
+    return window_source(3, 4, Tokenizer('', VOCABULARY, -1, -1))
 
 
 def make(source: Source, **changes) -> Task:

@@ -9,9 +9,10 @@ from jaxtrain.inference.export_weights import export_weights
 from jaxtrain.params.partition import by_path
 from jaxtrain.weights.import_weights import import_weights
 from jaxtrain.weights.origins import augreg
-from jaxtrain.weights.origins.names import Match, their_shape
+from jaxtrain.weights.origins.names import their_shape
 from jaxtrain.weights.stored import target_model
 from tests.support.foreign_files import made
+from tests.support.inputs import match_of
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def arrays(class_position: bool) -> dict[str, np.ndarray]:
     """Those of a ViT-Ti/16 for 32x32 images and four classes, as AugReg or big_vision have it."""
     fields = {**augreg.MODELS['vit_ti16'], 'class_position': class_position}
-    match = Match(fields, 4, (32, 32, 3), augreg.rows(fields, 4))
+    match = match_of(fields, 4, (32, 32, 3), augreg.rows(fields, 4))
     shapes = {p: leaf.shape for p, leaf in by_path(*target_model(match)[1]).items()}
     return {row.theirs: made(row.theirs, their_shape(row, shapes)) for row in match.rows}
 

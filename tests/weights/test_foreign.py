@@ -126,9 +126,9 @@ def plan_of(workdir) -> restore.Plan:
     from jaxtrain.config import Config
     from jaxtrain.models import make_model
     from jaxtrain.parallel.mesh import make_mesh, on_mesh
-    from jaxtrain.step.state import abstract_variables
     from jaxtrain.weights.bundle import of_run
     from jaxtrain.weights.stored import of_checkpoint
+    from tests.support.inputs import abstract_variables
 
     stored = of_checkpoint(checkpoint_files.find(workdir, 'last', ''), of_run(workdir))
     config = Config.from_json(run.read_config(workdir)['config'])

@@ -19,11 +19,11 @@ from jaxtrain.models.vgg import convolutions
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
 from jaxtrain.runs import run
-from jaxtrain.step.state import abstract_variables
 from jaxtrain.weights import import_weights, restore
 from jaxtrain.weights.stored import of_checkpoint
 from tests.conftest import ROOT
 from tests.golden.make_keras_vgg import images
+from tests.support.inputs import abstract_variables
 from tests.support.keras_files import FULL_TOP, GOLDEN, cached_weight, shapes, write
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')

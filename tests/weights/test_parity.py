@@ -15,13 +15,13 @@ from flax.errors import FlaxError
 from jaxtrain.config import Config, base
 from jaxtrain.models import make_model, vgg
 from jaxtrain.params.partition import by_path, from_paths
-from jaxtrain.step.state import abstract_variables
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins import augreg, keras
 from jaxtrain.weights.origins.names import Match, Part, Row, row, their_shape, to_ours, to_theirs
 from jaxtrain.weights.origins.origins import ORIGINS
 from jaxtrain.weights.stored import of_leftovers, target_model
 from tests.golden.make_weights import CASES, WHOLE, family, inputs, unfolded, weight
+from tests.support.inputs import abstract_variables, match_of
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 KEYS = {
@@ -148,7 +148,7 @@ def test_logits_in_float32(name):
 def test_a_map_names_every_array(name):
     """And nothing else: what it would write is what the reference loads strictly."""
     _, fields, outputs, shape, _ = CASES[name]
-    match = Match(fields, outputs, shape, table(name))
+    match = match_of(fields, outputs, shape, table(name))
     shapes = shapes_of(match)
     found = {row.theirs: list(their_shape(row, shapes)) for row in match.rows}
     reference = {k: v for k, v in keys_of(name).items() if not spare(k, fields)}
@@ -164,7 +164,7 @@ def spare(key: str, fields: dict) -> bool:
 @pytest.mark.parametrize('name', MAPS)
 def test_there_and_back(name):
     _, fields, outputs, shape, _ = CASES[name]
-    match = Match(fields, outputs, shape, table(name))
+    match = match_of(fields, outputs, shape, table(name))
     shapes = shapes_of(match)
     for found in match.rows:
         array = made(found.theirs, their_shape(found, shapes))
@@ -244,7 +244,7 @@ def test_all_names_of_augreg_are_of_the_same_leaves(what):
     prefix, places = AUGREG[what]
     fields = augreg.MODELS['vit_ti16']
     rows = augreg.rows(fields, 10, prefix, places)
-    shapes = shapes_of(Match(fields, 10, (224, 224, 3), rows))
+    shapes = shapes_of(match_of(fields, 10, (224, 224, 3), rows))
     archive = archive_of({r.theirs: their_shape(r, shapes) for r in rows})
     match = augreg.match(archive, 'vit_ti16')
     assert (match.fields, match.outputs, match.inputs) == (fields, 10, (224, 224, 3))

@@ -14,9 +14,10 @@ from jaxtrain.weights import restore, stored
 from jaxtrain.weights.formats import blocks
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins import timm
-from jaxtrain.weights.origins.names import Match, Part, Row, row, their_shape, to_ours
+from jaxtrain.weights.origins.names import Part, Row, row, their_shape, to_ours
 from tests.golden.make_weights import CASES
 from tests.support import foreign_files
+from tests.support.inputs import match_of
 from tests.weights.test_parity import MAPS, shapes_of, table
 
 
@@ -44,7 +45,7 @@ def filled(found: Row, shapes, array: np.ndarray, rows: int, paths=None) -> dict
 def test_every_map_takes_arrays_in_pieces(name):
     """Of any length, whatever has to be turned, taken apart or joined."""
     _, fields, outputs, shape, _ = CASES[name]
-    shapes = shapes_of(Match(fields, outputs, shape, table(name)))
+    shapes = shapes_of(match_of(fields, outputs, shape, table(name)))
     for found in table(name):
         array = foreign_files.made(found.theirs, their_shape(found, shapes))
         expected = to_ours(found, array, shapes)

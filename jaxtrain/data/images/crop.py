@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from jaxtrain.data.images.decode import Box, Region
+from jaxtrain.data.images.resize import Box, Region
 from jaxtrain.errors import UserError
 
 ASPECT = (3 / 4, 4 / 3)  # least and greatest, width by height

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import jax
 
+from jaxtrain.data.features import TOKENS
 from jaxtrain.data.on_device.augment import make_augment, make_normalise
 from jaxtrain.data.on_device.mixing import make_mix
-from jaxtrain.data.sources.examples import Source
+from jaxtrain.data.sources.source import Source
 
 Batch = dict[str, jax.Array]
 
@@ -32,13 +33,14 @@ def make_inputs(cfg, source: Source) -> Inputs:
     Raises:
       UserError: a normalisation, augmentation or mixing that is wrong.
     """
-    if source.tokenizer:
-        return Inputs(lambda batch, key: (batch['tokens'], batch), lambda batch: batch['tokens'])
+    name = source.inputs
+    if source.model_input.meaning == TOKENS:
+        return Inputs(lambda batch, key: (batch[name], batch), lambda batch: batch[name])
     normalise, augment = make_normalise(cfg, source.shape[2]), make_augment(cfg)
     mix = make_mix(cfg)
 
     def train(batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
-        images, batch = mix(key, augment(key, batch['image']), batch)
+        images, batch = mix(key, augment(key, batch[name]), batch)
         return normalise(images), batch
 
-    return Inputs(train, lambda batch: normalise(batch['image']))
+    return Inputs(train, lambda batch: normalise(batch[name]))

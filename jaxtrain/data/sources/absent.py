@@ -1,13 +1,17 @@
 """What planning needs to know of a data set that is not on this machine: all but its examples."""
 
-import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.naming import ShardedFileTemplate
+from typing import TYPE_CHECKING
 
-from jaxtrain.data.datasets.prepare import OURS, builder, check_split, is_prepared
-from jaxtrain.data.images.decode import asked_size
-from jaxtrain.data.sources.examples import Source
+import numpy as np
+
+from jaxtrain.data.features import classified_image
+from jaxtrain.data.images.resize import asked_size
+from jaxtrain.data.sources.source import Source
+from jaxtrain.data.sources.tfds import image_shape
 from jaxtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 # Examples of each split with labels, of all data sets of `official.OFFICIAL`:
 # http://yann.lecun.com/exdb/mnist, https://github.com/zalandoresearch/fashion-mnist,
@@ -28,6 +32,8 @@ def is_here(cfg) -> bool:
     So they can if they are the user's own, or prepared, or made by this package itself. What TFDS
     does not know, or what is there in a format that takes TensorFlow, is not.
     """
+    from jaxtrain.data.datasets.prepare import OURS, builder, is_prepared
+
     if cfg.source != 'tfds' or cfg.name.partition(':')[0] in OURS:
         return True
     try:
@@ -42,13 +48,15 @@ def absent_source(
     """A split of a data set that is not here, whose examples cannot be fetched.
 
     Args:
-      cfg, split, key, limit, classes: as of `sources.open_source`, but for that the class names of
+      cfg, split, key, limit, classes: as of `open.open_source`, but the class names of
         CIFAR are numbers unless `classes` are given, since the archives hold the names.
 
     Raises:
       UserError: a data set of which too little is known, with how to prepare it; or anything that
         would be wrong with the split, image_size or limit if it were here.
     """
+    from jaxtrain.data.datasets.prepare import builder, check_split
+
     made = builder(cfg.name, cfg.dir)
     if made.name not in SIZES:
         raise UserError(
@@ -69,18 +77,23 @@ def absent_source(
             f'{cfg.name!r} {split!r} has {size} examples of {len(names)} classes'
         )
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         raise UserError(
             f'config.data.name={cfg.name!r}: its examples are not here, only its size is known; '
             '`jaxtrain train` prepares it on first use'
         )
 
-    shape = _image_shape(cfg, features['image'].shape)
-    return Source(fetch, limit * len(names) or size, shape, classes or names)
+    shape = image_shape(cfg.name, asked_size(cfg), features['image'].shape)
+    return Source(
+        fetch, limit * len(names) or size, classified_image(*shape), 'image', classes or names
+    )
 
 
-def _splits(made: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
+def _splits(made: 'tfds.core.DatasetBuilder') -> 'tfds.core.splits.SplitDict':
     """The splits that the builder would have if it were prepared, of one file each."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.naming import ShardedFileTemplate
+
     template = ShardedFileTemplate(
         data_dir=made.data_dir, dataset_name=made.name, filetype_suffix='array_record'
     )
@@ -90,14 +103,3 @@ def _splits(made: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
         )
         for name, size in SIZES[made.name].items()
     )
-
-
-def _image_shape(cfg, own: tuple[int | None, ...]) -> tuple[int, int, int]:
-    """(height, width, channels) of images as the model is given them; `own` is the data set's."""
-    height, width = asked_size(cfg) or own[:2]
-    if height is None or width is None:
-        raise UserError(
-            f'config.data.image_size: the images of {cfg.name!r} differ in size; give (height, '
-            'width)'
-        )
-    return height, width, 1 if own[2] == 1 else 3

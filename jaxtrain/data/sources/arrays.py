@@ -8,25 +8,39 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.data.images.crop import make_random_crop, random_region
-from jaxtrain.data.images.decode import Fit, make_fit, resize, resize_part
+from jaxtrain.data.features import classified_image
+from jaxtrain.data.images.transforms import (
+    ImageSettings,
+    Transforms,
+    image_settings,
+    make_transforms,
+)
 from jaxtrain.data.sources.deal import deal
-from jaxtrain.data.sources.examples import Source, check_classes, digest, relabel, require_all
 from jaxtrain.data.sources.listing import file_of_split
+from jaxtrain.data.sources.source import Source, check_classes, digest, relabel, require_all
 from jaxtrain.errors import UserError
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """What an npz file holds: uint8 [n, h, w, c], int64 [n], class names or (), a checksum."""
+    """What an npz file holds.
+
+    Attributes:
+      images: uint8 [n, h, w, c], transformed already where no random part of them is wanted.
+      transforms: that were done, or are to be done.
+      labels: integers [n].
+      classes: class names by label, () without any.
+      checksum: of the images.
+    """
 
     images: np.ndarray
+    transforms: Transforms
     labels: np.ndarray
     classes: tuple[str, ...]
     checksum: str
 
 
-def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[str, ...]) -> Source:
+def open_npz(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     """A split of the arrays `config.data.path`, which are always kept in memory.
 
     That is FILE.npz, whose rows are dealt out to splits by their numbers, or a folder with a file
@@ -46,9 +60,8 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
             f"config.data.path: {file} cannot be read ({error.strerror}); for source='npz' name "
             'an npz file, or a folder with one for each split'
         ) from error
-    fit = make_fit(cfg)
-    shares = make_random_crop(cfg, size) if split == cfg.train else None
-    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), () if shares else size, fit)
+    arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), image_settings(cfg, split))
+    transforms = arrays.transforms
     labels, classes = _labels(arrays, classes, file)
     rows = np.arange(len(labels))
     if whole:
@@ -57,29 +70,20 @@ def open_npz(cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[st
         if split == cfg.train:
             require_all(labels.tolist(), classes, key, split)
 
-    shape = (*(size or arrays.images.shape[1:3]), arrays.images.shape[3])
-
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         images = arrays.images[rows[indices]]
-        if shares:  # then they are kept as they are
-            images = np.stack([resize(image, size, fit) for image in images])
-        return {'image': images.reshape(-1, *shape), 'label': labels[indices]}
-
-    def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        assert shares  # without them the source has no `crop`
-        pairs = zip(arrays.images[rows[indices]], numbers, strict=True)
-        images = [resize_part(x, size, random_region(shares, number)) for x, number in pairs]
-        return {'image': np.stack(images).reshape(-1, *shape), 'label': labels[indices]}
+        if transforms.random:  # else they were transformed when they were loaded
+            images = transforms.batch(images, numbers)
+        return {'image': images, 'label': labels[indices]}
 
     names = [f'{arrays.checksum}/{row}' for row in rows]
     marked = digest(names, (classes[label] for label in labels))
-    return Source(
-        fetch, len(rows), shape, classes, marked, labels=labels, crop=crop if shares else None
-    )
+    features = classified_image(*transforms.shape)
+    return Source(fetch, len(rows), features, 'image', classes, marked, labels=labels)
 
 
 @lru_cache(maxsize=8)
-def _load(file: str, stamp: tuple[int, int], size: tuple[int, ...], fit: Fit) -> Arrays:
+def _load(file: str, stamp: tuple[int, int], settings: ImageSettings) -> Arrays:
     # Cached: the splits of one file, and the seeds and arms of a comparison, share their data.
     del stamp  # when the file was written and how long it is: another one is loaded again
     if not zipfile.is_zipfile(file):
@@ -104,10 +108,11 @@ def _load(file: str, stamp: tuple[int, int], size: tuple[int, ...], fit: Fit) ->
             raise UserError(f'{file} has no {name!r}; it has {", ".join(names) or "nothing"}')
     _check(file, arrays)
     images = arrays['image'].reshape(*arrays['image'].shape[:3], -1)
-    if size:
-        images = np.stack([resize(image, size, fit) for image in images])
-        images = images.reshape(*images.shape[:3], -1)
-    return Arrays(images, arrays['label'], _names(arrays), checksum)
+    size = settings.size or images.shape[1:3]
+    transforms = make_transforms(settings, (*size, images.shape[3]))
+    if settings.size and not transforms.random:
+        images = transforms.batch(images)
+    return Arrays(images, transforms, arrays['label'], _names(arrays), checksum)
 
 
 def _check(file: str, arrays: dict[str, np.ndarray]) -> None:

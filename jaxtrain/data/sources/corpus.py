@@ -8,9 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from jaxtrain.data.features import continued_tokens
 from jaxtrain.data.sources.deal import bounds, deal
-from jaxtrain.data.sources.examples import Source, digest
 from jaxtrain.data.sources.listing import read_text
+from jaxtrain.data.sources.source import Source, digest
 from jaxtrain.data.sources.text import check_length
 from jaxtrain.data.tokenizer import Tokenizer, open_tokenizer
 from jaxtrain.errors import UserError, nearest
@@ -44,13 +45,14 @@ def open_corpus(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
         raise UserError(f'{key}={split!r}: {cfg.path} has no text in it for that split; add some')
     tokens, targets = windows(stream, cfg.length)
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {'tokens': tokens[indices], 'targets': targets[indices]}
 
     named = digest(
         [tokenizer.definition, *(t.name for t in texts)], ['', *(t.content for t in texts)]
     )
-    return Source(fetch, len(tokens), (cfg.length,), (), named, tokenizer=tokenizer)
+    features = continued_tokens(cfg.length)
+    return Source(fetch, len(tokens), features, 'tokens', digest=named, tokenizer=tokenizer)
 
 
 def open_texts(cfg, split: str, key: str) -> list[Text]:

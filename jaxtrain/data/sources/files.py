@@ -8,9 +8,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.data.images.crop import Shares, make_random_crop, random_region
-from jaxtrain.data.images.decode import BadImage, Fit, Region, make_fit, read
-from jaxtrain.data.sources.examples import Source, digest
+from jaxtrain.data.features import classified_image
+from jaxtrain.data.images.decode import BadImage
+from jaxtrain.data.images.transforms import (
+    Transforms,
+    each,
+    image_settings,
+    make_transforms,
+    read_image,
+)
+from jaxtrain.data.sources.source import Source, digest
 from jaxtrain.errors import UserError
 
 CHUNK = 64  # files that a thread decodes at a time
@@ -42,96 +49,85 @@ class Files:
         )
 
 
-def file_source(cfg, files: Files, size: tuple[int, ...], train: bool) -> Source:
+def file_source(cfg, files: Files, split: str) -> Source:
     """A source of RGB images, kept in memory if they take at most `memory_mib`.
 
     Args:
-      cfg: `config.data`; reads on_bad_image, exif, crop, interpolation and memory_mib.
+      cfg: `config.data`; reads on_bad_image, exif, memory_mib and what `image_settings` reads.
       files: what to read.
-      size: (height, width) to resize to.
-      train: whether they are trained on, and so cropped as random_crop says (and not kept).
+      split: the split that they are of; in training a random part may be taken of each, and then
+        they are not kept.
 
     Raises:
       UserError: no size; or, if the images are kept or on_bad_image='skip', a file that cannot be
         read, or a class of which no file can. Else `fetch` raises it for a file that cannot be.
     """
     skip = cfg.choose('on_bad_image', ('error', 'skip')) == 'skip'
-    upright, memory_mib = cfg.exif, cfg.memory_mib
-    if not size:
+    settings = image_settings(cfg, split)
+    if not settings.size:
         raise UserError(
             'config.data.image_size: image files may differ in size; give (height, width) to '
             'resize them to, such as (224, 224)'
         )
-    shares = make_random_crop(cfg, size) if train else None
-    return _open(files, (*size, 3), upright, make_fit(cfg), skip, memory_mib, shares)
+    transforms = make_transforms(settings, (*settings.size, 3), cfg.exif)
+    return _open(files, transforms, skip, cfg.memory_mib)
 
 
 @lru_cache(maxsize=8)
-def _open(
-    files: Files,
-    shape: tuple[int, int, int],
-    upright: bool,
-    fit: Fit,
-    skip: bool,
-    memory_mib: int,
-    shares: Shares,
-) -> Source:
+def _open(files: Files, transforms: Transforms, skip: bool, memory_mib: int) -> Source:
     # Cached: the seeds and arms of a comparison share their data.
-    fits = not shares and len(files.paths) * int(np.prod(shape)) <= memory_mib * 2**20
-    images = np.empty((len(files.paths), *shape), np.uint8) if fits else None
-    good = np.ones(len(files.paths), bool)
-
-    def look(index: int) -> None:
-        image, good[index] = _read(files.paths[index], shape, upright, fit, skip=skip)
-        if images is not None and good[index]:
-            images[index] = image
-
-    if fits or skip:
-        _for_all(look, len(files.paths))
+    size = len(files.paths) * int(np.prod(transforms.shape))
+    keeps = not transforms.random and size <= memory_mib * 2**20
+    kept, good = _look_through(files.paths, transforms, keeps, skip)
     rows = np.flatnonzero(good)
     skipped = tuple(files.paths[i] for i in np.flatnonzero(~good))
     if skipped:
         files = _require_some(files, files.take(rows), skipped)
     labels = np.array(files.labels, np.int32)
 
-    def read_all(indices: np.ndarray, regions: Sequence[Region | None]) -> dict[str, np.ndarray]:
-        pairs = zip(indices, regions, strict=True)
-        found = [_read(files.paths[i], shape, upright, fit, region)[0] for i, region in pairs]
-        return {'image': np.stack(found), 'label': labels[indices]}
-
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        if images is not None:
-            return {'image': images[rows[indices]], 'label': labels[indices]}
-        return read_all(indices, [None] * len(indices))
-
-    def crop(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        assert shares  # without them the source has no `crop`
-        return read_all(indices, [random_region(shares, number) for number in numbers])
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        if kept is not None:
+            return {'image': kept[rows[indices]], 'label': labels[indices]}
+        pairs = zip(indices, each(numbers, len(indices)), strict=True)
+        images = [_read(files.paths[i], transforms, number) for i, number in pairs]
+        return {'image': np.stack(images), 'label': labels[indices]}
 
     marked = digest(files.names, (files.classes[label] for label in files.labels))
     return Source(
-        fetch, len(labels), shape, files.classes, marked, skipped, labels,
-        crop=crop if shares else None,
+        fetch, len(labels), classified_image(*transforms.shape), 'image', files.classes, marked,
+        skipped, labels,
     )  # fmt: skip
 
 
-def _read(
-    path: str,
-    shape: tuple[int, int, int],
-    upright: bool,
-    fit: Fit,
-    region: Region | None = None,
-    skip: bool = False,
-) -> tuple[np.ndarray, bool]:
-    """The image, and whether it could be read; UserError if not and that is not to be skipped."""
+def _read(path: str, transforms: Transforms, number: int | None = None) -> np.ndarray:
+    """The image in a file. UserError if it cannot be read."""
     try:
-        return read(path, shape, upright, fit, region), True
+        return read_image(path, transforms, number)
     except BadImage as error:
-        if skip:
-            return np.empty(0, np.uint8), False
         raise UserError(
             f"{error}, or leave such files out with config.data.on_bad_image='skip'"
         ) from error
+
+
+def _look_through(
+    paths: Sequence[str], transforms: Transforms, keeps: bool, skip: bool
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """(all images if they are kept, bool [paths]: which of them are not to be skipped)."""
+    kept = np.empty((len(paths), *transforms.shape), np.uint8) if keeps else None
+    good = np.ones(len(paths), bool)
+
+    def look(index: int) -> None:
+        try:
+            image = (read_image if skip else _read)(paths[index], transforms)
+        except BadImage:  # only where it is to be skipped
+            good[index] = False
+            return
+        if kept is not None:
+            kept[index] = image
+
+    if keeps or skip:
+        _for_all(look, len(paths))
+    return kept, good
 
 
 def _for_all(look: Callable[[int], None], count: int) -> None:

@@ -2,31 +2,28 @@
 
 import os
 
-from jaxtrain.data.images import decode as images
+from jaxtrain.data.images.find import SUFFIXES, scan, walk
 from jaxtrain.data.sources.deal import deal
-from jaxtrain.data.sources.examples import Source, check_classes, relabel, require_all
 from jaxtrain.data.sources.files import Files, file_source
+from jaxtrain.data.sources.source import Source, check_classes, relabel, require_all
 from jaxtrain.errors import UserError, nearest
 
 # Folders so called are taken for splits, and never for classes that hold images directly.
 SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing', 'eval'}
 
 
-def open_folder(
-    cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[str, ...]
-) -> Source:
+def open_folder(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     """A split of the folder `config.data.path`.
 
     It is split already if it holds folders called like the run's splits that hold folders of their
     own. Else its folders are the classes, and each image is dealt to a split by its path without
     the suffix, so that neither other images nor another format move it. What is hidden or has
-    another suffix than those of `images.SUFFIXES` is ignored.
+    another suffix than those of `find.SUFFIXES` is ignored.
 
     Args:
       cfg: `config.data`.
       split: the split to open.
       key: the config key or flag that names it, for messages.
-      size: (height, width) to resize to.
       classes: class names by label; () takes those of the data, sorted.
 
     Raises:
@@ -47,7 +44,7 @@ def open_folder(
                 f'has {", ".join(folders)}'
             )
         files = list_classes(os.path.join(root, split), classes)
-        return file_source(cfg, files, size, split == cfg.train)
+        return file_source(cfg, files, split)
     if folders and set(folders) <= SPLITS | splits:
         raise UserError(
             f'{os.path.join(root, folders[0])} holds no class folders; put each image in one, like '
@@ -58,7 +55,7 @@ def open_folder(
     files = files.take(deal(cfg, stems, split, key))
     if split == cfg.train:
         require_all(files.labels, files.classes, key, split)
-    return file_source(cfg, files, size, split == cfg.train)
+    return file_source(cfg, files, split)
 
 
 def list_classes(root: str, classes: tuple[str, ...]) -> Files:
@@ -70,7 +67,7 @@ def list_classes(root: str, classes: tuple[str, ...]) -> Files:
     """
     folders = _folders(root)
     if not folders:
-        inside = images.walk(root)
+        inside = walk(root)
         raise UserError(
             f'{root} holds {len(inside) or "no"} images and no class folders; put each image in '
             f'one, like {os.path.join(root, "CLASS", "image.jpg")}'
@@ -81,10 +78,10 @@ def list_classes(root: str, classes: tuple[str, ...]) -> Files:
     names: list[str] = []
     found: list[int] = []
     for folder in folders:
-        inside = images.walk(os.path.join(root, folder))
+        inside = walk(os.path.join(root, folder))
         if not inside:
             raise UserError(
-                f'{os.path.join(root, folder)} holds no images ({", ".join(images.SUFFIXES)}); '
+                f'{os.path.join(root, folder)} holds no images ({", ".join(SUFFIXES)}); '
                 'remove it, or put the images of that class there'
             )
         _require_distinct(os.path.join(root, folder), inside)
@@ -95,7 +92,7 @@ def list_classes(root: str, classes: tuple[str, ...]) -> Files:
 
 
 def _folders(root: str) -> list[str]:
-    return sorted(entry.name for entry in images.scan(root) if entry.is_dir())
+    return sorted(entry.name for entry in scan(root) if entry.is_dir())
 
 
 def _require_distinct(folder: str, inside: list[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from jaxtrain.data.sources.deal import deal
-from jaxtrain.data.sources.examples import check_classes, relabel, require_all
+from jaxtrain.data.sources.source import check_classes, relabel, require_all
 from jaxtrain.errors import UserError, nearest
 
 SUFFIXES = ('.csv', '.jsonl')

@@ -4,15 +4,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from jaxtrain.data.sources.examples import Source
 from jaxtrain.data.sources.files import Files, file_source
 from jaxtrain.data.sources.listing import Row, open_list
+from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
 
 
-def open_manifest(
-    cfg, split: str, key: str, size: tuple[int, ...], classes: tuple[str, ...]
-) -> Source:
+def open_manifest(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     """A split of the manifest `config.data.path`.
 
     That is FILE.csv or FILE.jsonl with the columns path, label and (or else each example is dealt
@@ -32,7 +30,7 @@ def open_manifest(
     )
     if cfg.on_bad_image != 'skip':
         _require_files(found.file, found.rows, files.paths)
-    return file_source(cfg, files, size, split == cfg.train)
+    return file_source(cfg, files, split)
 
 
 def _clean(file: str, rows: list[Row]) -> list[Row]:

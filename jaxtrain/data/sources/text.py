@@ -6,8 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.data.sources.examples import Source, digest
+from jaxtrain.data.features import classified_tokens
 from jaxtrain.data.sources.listing import Row, open_list
+from jaxtrain.data.sources.source import Source, digest
 from jaxtrain.data.tokenizer import Tokenizer, open_tokenizer
 from jaxtrain.errors import UserError
 
@@ -52,14 +53,15 @@ def text_source(
             'classes of texts take one that does'
         )
     tokens, cut = _encode(tokenizer, tuple(texts), length)
-    numbers = np.array(labels, np.int32)
+    known = np.array(labels, np.int32)
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {'tokens': tokens[indices], 'label': numbers[indices]}
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return {'tokens': tokens[indices], 'label': known[indices]}
 
     return Source(
-        fetch, len(numbers), (length,), classes, labels=numbers, tokenizer=tokenizer, cut=cut
-    )
+        fetch, len(known), classified_tokens(length), 'tokens', classes, labels=known,
+        tokenizer=tokenizer, cut=cut,
+    )  # fmt: skip
 
 
 def check_length(length: int) -> None:

@@ -8,6 +8,7 @@ Numbers lie as they do here. The layers of a block are called by their place amo
 
 from typing import Any
 
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins import timm, torchvision
 from jaxtrain.weights.origins.names import SAME1, SAME2, Match, Part, Row, expand, row
@@ -118,7 +119,7 @@ def match(archive: Archive, model: str) -> Match:
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(*size, channels),
+        inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs, prefix, KINDS if block in keys else PLACES),
         ignored=IGNORED,
         preprocessing={**usual, 'channel_order': 'rgb', 'image_size': size},

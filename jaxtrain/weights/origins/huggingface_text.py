@@ -7,6 +7,7 @@ and for sentence encoders 1_Pooling/config.json and sentence_bert_config.json.
 import re
 from typing import Any
 
+from jaxtrain.data.features import TOKENS, feature
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.hub import activation, check_sizes, class_names, read_json
 from jaxtrain.weights.origins import torchvision
@@ -176,7 +177,7 @@ def _match_gpt(archive: Archive, fields: dict[str, Any], described: dict[str, An
     return Match(
         fields=fields,
         outputs=tokens or 50257,
-        inputs=(fields['context'],),
+        inputs=feature(TOKENS, fields['context']),
         rows=rows(fields, tokens or 50257, prefix),
         ignored=GPT_IGNORED,
         preprocessing={'length': fields['context']},
@@ -201,7 +202,7 @@ def _match_bert(archive: Archive, fields: dict[str, Any], described: dict[str, A
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(fields['positions'],),
+        inputs=feature(TOKENS, fields['positions']),
         rows=rows(fields, outputs, prefix, old),
         ignored=BERT_IGNORED + (POOLER_IGNORED if fields['pool'] != 'token' else ()),
         preprocessing={'length': int(said.get('max_seq_length') or fields['positions'])},

@@ -7,6 +7,7 @@ preprocessing; without them those of the best known weights are assumed.
 
 from typing import Any
 
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.hub import activation, check_sizes, class_names, read_json
 from jaxtrain.weights.origins import timm, torchvision
@@ -127,7 +128,7 @@ def match(archive: Archive, model: str) -> Match:
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(*size, channels),
+        inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs, prefix),
         ignored=IGNORED,
         preprocessing=torchvision.for_channels(_preprocessing(said, fields, size), channels),

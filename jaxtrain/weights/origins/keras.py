@@ -8,6 +8,7 @@ takes arrays by name.
 from collections.abc import Container
 from typing import Any
 
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.models.resnet import STAGES
 from jaxtrain.weights.formats import h5
 from jaxtrain.weights.formats.archive import Archive
@@ -65,7 +66,7 @@ def _match_vgg(layout: Layout, archive: Archive, model: str) -> Match:
     return Match(
         fields=found.fields,
         outputs=found.outputs,
-        inputs=(*size, 3),
+        inputs=feature(IMAGE, *size, 3),
         rows=tuple(array(key, path) for path, key in found.sources.items()),
         ignored=IGNORED,
         preprocessing={**keras_vgg.PREPROCESSING, 'image_size': found.image_size},
@@ -86,7 +87,7 @@ def _match_resnet(layout: Layout, fields: dict[str, Any]) -> Match:
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(224, 224, 3),
+        inputs=feature(IMAGE, 224, 224, 3),
         rows=tuple(rows),
         ignored=IGNORED,
         preprocessing={**keras_vgg.PREPROCESSING, 'image_size': (224, 224)},

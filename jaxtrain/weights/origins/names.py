@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
+from jaxtrain.data.features import Feature
+
 Shape = tuple[int, ...]
 
 # Patterns that most frameworks share.
@@ -70,7 +72,7 @@ class Match:
     Attributes:
       fields: of `config.model`, the name included.
       outputs: width of the head, 0 without one.
-      inputs: (height, width, channels) of images, or (length,) of tokens.
+      inputs: what the model is given of an example.
       rows: the map.
       ignored: regular expressions of keys that are no weights of the model, each with the reason.
       preprocessing: keys of `config.data` with their values.
@@ -81,7 +83,7 @@ class Match:
 
     fields: dict[str, Any]
     outputs: int
-    inputs: tuple[int, ...]
+    inputs: Feature
     rows: tuple[Row, ...]
     ignored: tuple[tuple[str, str], ...] = ()
     preprocessing: Mapping[str, Any] | None = None

@@ -7,6 +7,7 @@ preprocessing; without it that of the family's best known weights is assumed.
 import math
 from typing import Any
 
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.errors import UserError
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.hub import read_json
@@ -124,14 +125,15 @@ def match(archive: Archive, model: str) -> Match:
     described = read_json(archive)
     if MODELS[model]['name'] == 'resnet':
         found = torchvision.match(archive, model)
-        size = found.inputs[:2]
+        size, channels = found.inputs.shape[:2], found.inputs.shape[2]
         preprocessing = {
             **(found.preprocessing or {}),
             **_preprocessing(described, size, positions=False),
         }
+        inputs = feature(IMAGE, *preprocessing['image_size'], channels)
         return Match(
-            found.fields, found.outputs, (*preprocessing['image_size'], found.inputs[2]),
-            found.rows, found.ignored, preprocessing, _labels(described, found.outputs),
+            found.fields, found.outputs, inputs, found.rows, found.ignored, preprocessing,
+            _labels(described, found.outputs),
         )  # fmt: skip
     fields = _fields(archive, MODELS[model])
     outputs = torchvision.head_outputs(archive, 'head.bias')
@@ -143,7 +145,7 @@ def match(archive: Archive, model: str) -> Match:
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(*size, channels),
+        inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs),
         ignored=(('mask_token', 'of pretraining alone'),),
         preprocessing=torchvision.for_channels(

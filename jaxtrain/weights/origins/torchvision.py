@@ -5,6 +5,7 @@ Preprocessing is that of the weights called IMAGENET1K_V1: 224x224 out of 256, b
 
 from typing import Any
 
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.models import resnet as resnets
 from jaxtrain.models import vgg as vggs
 from jaxtrain.weights.formats.archive import Archive
@@ -114,7 +115,7 @@ def match(archive: Archive, model: str) -> Match:
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(224, 224, channels),
+        inputs=feature(IMAGE, 224, 224, channels),
         rows=rows(fields, outputs),
         ignored=IGNORED,
         preprocessing={**for_channels(PREPROCESSING, channels), 'image_size': (224, 224)},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins import timm, torchvision
 from jaxtrain.weights.origins.names import (
@@ -79,7 +80,7 @@ def match(archive: Archive, model: str) -> Match:
     return Match(
         fields=fields,
         outputs=outputs,
-        inputs=(*size, channels),
+        inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs, old),
         preprocessing=torchvision.for_channels(usual, channels),
     )

@@ -13,10 +13,12 @@ from sklearn.datasets import load_digits, load_sample_images
 from jaxtrain.config import Config, base
 from jaxtrain.data.images import decode as images
 from jaxtrain.data.images.crop import random_region
-from jaxtrain.data.images.decode import BadImage, decode
+from jaxtrain.data.images.decode import BadImage, decode_part
+from jaxtrain.data.images.resize import stretch
 from jaxtrain.data.sources.open import open_source
 from jaxtrain.errors import UserError
 from jaxtrain.weights.bundle import resolve
+from tests.support.inputs import decode
 
 PHOTO = load_sample_images().images[0]  # 427 x 640
 # As large, but its colours tell the place.
@@ -80,14 +82,18 @@ def test_a_region_goes_by_its_number_alone():
     assert first(200, 300) != second(200, 300)
 
 
+def decoded_part(data: bytes, shape: tuple, region, upright: bool = False) -> np.ndarray:
+    return stretch(decode_part(data, shape, region, upright), shape[:2]).reshape(shape)
+
+
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
 @pytest.mark.parametrize('box', [(10, 20, 200, 300), (200, 330, 90, 61), (0, 0, 427, 640)])
 def test_part_of_an_image_at_its_full_scale(kind, box):
     data, size = encoded(PHOTO, kind), (223, 224)
     whole = decode(data, PHOTO.shape)
-    found = decode(data, (*size, 3), region=lambda *_: box)
+    found = decoded_part(data, (*size, 3), lambda *_: box)
     np.testing.assert_array_equal(found, part(whole, box, size))
-    grey = decode(data, (*size, 1), region=lambda *_: box)
+    grey = decoded_part(data, (*size, 1), lambda *_: box)
     np.testing.assert_array_equal(
         grey[..., 0], part(decode(data, (*PHOTO.shape[:2], 1))[..., 0], box, size)
     )
@@ -120,7 +126,7 @@ def test_jpeg_is_decoded_at_the_scale_that_the_region_takes(
         seen.append(whole)
         return box
 
-    found = decode(data, (*size, 3), upright=True, region=region)
+    found = decoded_part(data, (*size, 3), region, upright=True)
     assert seen == [upright.shape[:2]]
     assert decoded == [(-(-640 // scale), -(-427 // scale))]
     expected = part(upright, box, size).astype(int)
@@ -138,7 +144,7 @@ def _turned(orientation: int) -> tuple[int, int, int]:
 def test_broken_image(size, kind):
     data = encoded(PHOTO, kind)
     with pytest.raises(BadImage):
-        decode(data[: len(data) * 2 // 3], (*size, 3), region=lambda *_: (0, 0, 427, 640))
+        decoded_part(data[: len(data) * 2 // 3], (*size, 3), lambda *_: (0, 0, 427, 640))
 
 
 def opened(split='train', limit=0, classes=(), **changes):
@@ -180,7 +186,7 @@ def test_every_source_crops_for_training_alone(pets, kind):
     cropped = {**plain, 'random_crop': (0.2, 0.9)}
     train, whole = opened(**cropped), opened(**{**plain, 'image_size': _full(kind)})
     order = np.random.default_rng(1).permutation(16)
-    rows = train.crop(order, NUMBERS[:16])
+    rows = train.fetch(order, NUMBERS[:16])
     originals = whole.fetch(order)
     np.testing.assert_array_equal(rows['label'], originals['label'])
     assert rows['image'].dtype == np.uint8 and rows['image'].shape == (16, *train.shape)
@@ -188,12 +194,13 @@ def test_every_source_crops_for_training_alone(pets, kind):
         box = random_region((0.2, 0.9), number)(*image.shape[:2])
         expected = part(image, box, plain['image_size']).reshape(found.shape)
         np.testing.assert_array_equal(found, expected)
-    # Fetched they are as without it, and evaluation knows nothing of it.
-    for split in ('train', 'val'):
+    # Without numbers they are as without it, and evaluation knows nothing of it.
+    for split, numbers in (('train', None), ('val', None), ('val', NUMBERS[:16])):
         one, other = opened(split, **cropped), opened(split, **plain)
-        assert (one.crop is None) == (split == 'val') and other.crop is None
-        assert one.shape == other.shape and one.digest == other.digest
-        np.testing.assert_array_equal(one.fetch(order)['image'], other.fetch(order)['image'])
+        assert one.features == other.features and one.digest == other.digest
+        np.testing.assert_array_equal(
+            one.fetch(order, numbers)['image'], other.fetch(order, numbers)['image']
+        )
 
 
 def _full(kind: str) -> tuple[int, int]:
@@ -206,8 +213,8 @@ def test_limited_and_relabelled_sources_crop_too(pets):
     some = opened(limit=2, classes=names, **plain)
     first = np.flatnonzero(whole.fetch(np.arange(len(whole)))['label'] == 3)[:2]
     labels = some.fetch(np.arange(20))['label']
-    rows = some.crop(np.flatnonzero(labels == names.index('3')), NUMBERS[:2])
-    np.testing.assert_array_equal(rows['image'], whole.crop(first, NUMBERS[:2])['image'])
+    rows = some.fetch(np.flatnonzero(labels == names.index('3')), NUMBERS[:2])
+    np.testing.assert_array_equal(rows['image'], whole.fetch(first, NUMBERS[:2])['image'])
     np.testing.assert_array_equal(rows['label'], names.index('3'))
 
 

@@ -17,8 +17,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from jaxtrain.data.images import decode as images
-from jaxtrain.data.images.decode import BadImage, decode, find, read
+from jaxtrain.data.images.decode import BadImage
+from jaxtrain.data.images.find import find
+from jaxtrain.data.images.resize import Fit, resize
+from jaxtrain.data.images.transforms import Decode, Resize, Transforms, read_image
 from jaxtrain.errors import UserError
+from tests.support.inputs import decode
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 30, 41
@@ -314,7 +318,7 @@ import io, pickle, sys
 from jaxtrain.data.images.decode import BadImage, decode
 for data in pickle.load(sys.stdin.buffer):
     try:
-        decode(data, (8, 8, 3), upright=True)
+        decode(data, 3, upright=True)
     except BadImage:
         pass
 """
@@ -336,6 +340,10 @@ def test_nothing_is_printed():
     assert (run.returncode, run.stdout, run.stderr) == (0, b'', b'')
 
 
+def whole(*shape: int) -> Transforms:
+    return Transforms(shape, (Decode(shape[2]), Resize(shape[:2])))
+
+
 def test_read_names_the_file(tmp_path):
     path = str(tmp_path / 'a b.jpg')
     for data, words in (
@@ -347,14 +355,14 @@ def test_read_names_the_file(tmp_path):
         else:
             (tmp_path / 'a b.jpg').write_bytes(data)
         with pytest.raises(UserError) as caught:
-            read(path, (8, 8, 3))
+            read_image(path, whole(8, 8, 3))
         assert path in str(caught.value) and words in str(caught.value)
         assert '\n' not in str(caught.value)
 
 
 def test_read_goes_by_content_not_by_suffix(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(ALL['png-rgb8'])
-    np.testing.assert_array_equal(read(str(tmp_path / 'a.jpg'), RGB.shape), RGB)
+    np.testing.assert_array_equal(read_image(str(tmp_path / 'a.jpg'), whole(*RGB.shape)), RGB)
 
 
 def test_find(tmp_path):
@@ -389,16 +397,16 @@ def test_link_to_a_folder_elsewhere(tmp_path):
 
 @pytest.mark.parametrize('interpolation', ['auto', 'bilinear', 'bicubic', 'nearest'])
 def test_one_channel_is_resized_as_none(interpolation):
-    fit = images.Fit(0.5, interpolation)
+    fit = Fit(0.5, interpolation)
     image = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
-    found = images.resize(image[..., None], (4, 6), fit)
-    np.testing.assert_array_equal(found, images.resize(image, (4, 6), fit)[..., None])
+    found = resize(image[..., None], (4, 6), fit)
+    np.testing.assert_array_equal(found, resize(image, (4, 6), fit)[..., None])
 
 
 @pytest.mark.parametrize(('width', 'left'), [(4, 0), (5, 0), (6, 1), (7, 2), (9, 2), (11, 4)])
 def test_the_middle_is_that_of_torchvision(width, left):
     """Its center_crop begins at round((width - 4) / 2), and a half is rounded to even."""
     row = np.tile(np.arange(width, dtype=np.uint8), (4, 1))
-    fit = images.Fit(1.0, 'bilinear')
-    np.testing.assert_array_equal(images.resize(row, (4, 4), fit), row[:, left : left + 4])
-    np.testing.assert_array_equal(images.resize(row.T, (4, 4), fit), row.T[left : left + 4])
+    fit = Fit(1.0, 'bilinear')
+    np.testing.assert_array_equal(resize(row, (4, 4), fit), row[:, left : left + 4])
+    np.testing.assert_array_equal(resize(row.T, (4, 4), fit), row.T[left : left + 4])

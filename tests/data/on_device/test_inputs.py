@@ -6,16 +6,16 @@ import pytest
 
 from jaxtrain.config import Config, base
 from jaxtrain.data.on_device.inputs import Inputs, make_inputs
-from jaxtrain.data.sources.examples import Source
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError
 from jaxtrain.weights.bundle import resolve
+from tests.support.inputs import image_source, window_source
 
 BATCH = {
     'image': np.arange(6 * 8, dtype=np.uint8).reshape(6, 2, 2, 2),
     'label': np.array([0, 1, 2, 2, 1, 0], np.int32),
 }
-IMAGES = Source(None, 6, (2, 2, 2), ('a', 'b', 'c'))
+IMAGES = image_source(6, (2, 2, 2), ('a', 'b', 'c'))
 
 
 def inputs(source: Source = IMAGES, **changes) -> Inputs:
@@ -52,7 +52,7 @@ def test_images_are_mixed_after_augmentation_and_before_normalisation():
 
 def test_text_is_given_as_it_is():
     batch = {'tokens': np.arange(12, dtype=np.int32).reshape(3, 4)}
-    made = inputs(Source(None, 3, (4,), (), tokenizer=Tokenizer('', 5, -1, -1)))
+    made = inputs(window_source(3, 4, Tokenizer('', 5, -1, -1)))
     assert made.train(batch, jax.random.key(0)) == (batch['tokens'], batch)
     assert made.evaluate(batch) is batch['tokens']
 

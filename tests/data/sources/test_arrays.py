@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxtrain.data.images.decode import Fit, resize
+from jaxtrain.data.images.resize import Fit, resize
 from jaxtrain.data.sources.open import open_source
 from jaxtrain.errors import UserError
 from tests.data.sources.test_folder import config, unread

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.images import decode as images
+from jaxtrain.data.images.find import walk
 from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.open import open_source
@@ -159,7 +159,7 @@ def test_in_memory_and_batch_by_batch_are_the_same(pets, skip):
 
 def test_only_what_is_not_in_memory_is_read_again(pets, monkeypatch):
     memory, disk = source(pets, split_seed=5), source(pets, split_seed=5, memory_mib=0)
-    monkeypatch.setattr(files, 'read', lambda path, shape, *_: np.full(shape, 7, np.uint8))
+    monkeypatch.setattr(files, 'read_image', lambda path, t, _: np.full(t.shape, 7, np.uint8))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
@@ -207,7 +207,7 @@ def test_listing_does_not_look_at_each_file(tmp_path, monkeypatch):
     looked = []
     for name in ('stat', 'lstat'):
         monkeypatch.setattr(os, name, lambda path, *a, **k: looked.append(path))
-    assert len(images.walk(str(tmp_path))) == 100 and not looked
+    assert len(walk(str(tmp_path))) == 100 and not looked
 
 
 # What tells one set of data from another

@@ -6,7 +6,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.images import decode as images
+from jaxtrain.data.images import transforms
+from jaxtrain.data.images.decode import decode
+from jaxtrain.data.images.resize import Fit, resize
 from jaxtrain.data.sources.open import open_source
 from jaxtrain.errors import UserError
 from jaxtrain.weights.bundle import resolve
@@ -76,9 +78,7 @@ def test_in_memory_and_batch_by_batch_are_the_same(limit):
 
 def test_only_what_is_not_in_memory_is_decoded_again(monkeypatch):
     memory, disk = source(), source(memory_mib=0)
-    monkeypatch.setattr(
-        'jaxtrain.data.sources.open.decode', lambda data, shape, **_: np.full(shape, 7)
-    )
+    monkeypatch.setattr(transforms, 'decode', lambda *_: np.full((8, 8), 7, np.uint8))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
@@ -148,11 +148,8 @@ def test_what_is_known_of_a_data_set_that_is_not_the_users():
 
 
 def test_image_of_a_data_set_that_is_broken(monkeypatch):
-    def broken(data, shape, **_):
-        return images.decode(data[:50], shape)
-
     opened = source(memory_mib=0)
-    monkeypatch.setattr('jaxtrain.data.sources.open.decode', broken)
+    monkeypatch.setattr(transforms, 'decode', lambda data, *_: decode(data[:50], *_))
     with pytest.raises(UserError, match=r"config.data.name='digits': an image of .* cannot be rea"):
         opened.fetch(np.arange(3))
 
@@ -210,6 +207,6 @@ def test_images_get_their_size_as_the_config_says(memory_mib):
     for crop, interpolation in ((0.0, 'auto'), (0.5, 'bicubic')):
         changes = {'image_size': (6, 6), 'crop': crop, 'interpolation': interpolation}
         opened = source(memory_mib=memory_mib, **changes)
-        fit = images.Fit(crop, interpolation)
-        expected = [images.resize(image, (6, 6), fit).reshape(6, 6, 1) for image in plain]
+        fit = Fit(crop, interpolation)
+        expected = [resize(image, (6, 6), fit).reshape(6, 6, 1) for image in plain]
         np.testing.assert_array_equal(opened.fetch(np.arange(5))['image'], expected)

@@ -18,7 +18,7 @@ from jaxtrain.models.parts.transformer import DropPath
 from jaxtrain.models.vit import ViT
 from jaxtrain.parallel.replicas import Replicas
 from jaxtrain.params.partition import flatten, unflatten
-from jaxtrain.step.state import abstract_variables
+from tests.support.inputs import abstract_variables
 
 DEPTH = 4
 SIZES = {'width': 12, 'depth': DEPTH, 'heads': 3, 'mlp': 20}

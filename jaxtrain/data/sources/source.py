@@ -2,15 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
+from jaxtrain.data.features import TOKENS, Feature
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError, nearest
 
 BLOCK = 4096  # examples fetched at once where all of them are gone through
+
+
+class Fetch(Protocol):
+    """Reads a batch of examples."""
+
+    def __call__(
+        self, indices: np.ndarray, numbers: np.ndarray | None = None, /
+    ) -> dict[str, np.ndarray]:
+        """Arrays by name, as `Source.features` declares them, with an axis of examples in front.
+
+        Args:
+          indices: int64 [n], the examples.
+          numbers: uint64 [n], what the random choices of each example's transforms go by; None
+            where no choice is to be made, as in evaluation. A source that makes none ignores them.
+        """
 
 
 @dataclass(frozen=True)
@@ -18,10 +35,10 @@ class Source:
     """Examples of one split.
 
     Attributes:
-      fetch: indices [n] -> a batch of them, arrays by name as `features` tells.
+      fetch: the one way to read them.
       size: number of examples.
-      shape: of what the model is given of each: (height, width, channels) of an image, or
-        (length,) of tokens.
+      features: the arrays of an example by name.
+      inputs: the name of the one that the model is given.
       classes: class names by label; () for text that is learned from without labels.
       digest: sha256 of the names and classes of all examples of the split, for data that belongs
         to the user and may change between two starts of a run; '' for TFDS.
@@ -29,37 +46,36 @@ class Source:
       labels: int32 [size] where known without fetching, else None.
       tokenizer: what made the tokens of text; None for images.
       cut: texts that are longer than the tokens of an example, and lose their end.
-      crop: indices [n] and uint64 [n], a number for each -> the same batch as `fetch`, but of each
-        image a random part, which goes by the number; None where training sees whole images.
     """
 
-    fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
+    fetch: Fetch
     size: int
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
+    features: Mapping[str, Feature]
+    inputs: str
+    classes: tuple[str, ...] = ()
     digest: str = ''
     skipped: tuple[str, ...] = ()
     labels: np.ndarray | None = field(default=None, compare=False, repr=False)
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     cut: int = 0
-    crop: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = field(
-        default=None, compare=False, repr=False
-    )
 
     def __len__(self) -> int:
         return self.size
 
     @property
-    def features(self) -> dict[str, tuple[tuple[int, ...], type]]:
-        """Shape and dtype of an example's arrays by name.
+    def model_input(self) -> Feature:
+        """What the model is given of an example."""
+        return self.features[self.inputs]
 
-        Images are uint8 `image`, text is int32 `tokens`; either has an int32 `label`, or text that
-        has no classes int32 `targets`, the token that follows each, -1 where none is counted.
-        """
-        if len(self.shape) == 3:
-            return {'image': (self.shape, np.uint8), 'label': ((), np.int32)}
-        aim = {'label': ((), np.int32)} if self.classes else {'targets': (self.shape, np.int32)}
-        return {'tokens': (self.shape, np.int32), **aim}
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what the model is given of an example."""
+        return self.model_input.shape
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model is given of an example; 0 where it is given something else."""
+        return self.shape[0] if self.model_input.meaning == TOKENS else 0
 
 
 def digest(names: Sequence[str], classes: Iterable[str]) -> str:
@@ -71,13 +87,12 @@ def digest(names: Sequence[str], classes: Iterable[str]) -> str:
 def in_memory(source: Source) -> Source:
     """The same examples, fetched once and kept."""
     parts = [source.fetch(block) for block in _blocks(len(source))]
-    images = np.concatenate([part['image'] for part in parts])
-    labels = np.concatenate([part['label'] for part in parts])
+    kept = {name: np.concatenate([part[name] for part in parts]) for name in source.features}
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {'image': images[indices], 'label': labels[indices]}
+    def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return {name: array[indices] for name, array in kept.items()}
 
-    return replace(source, fetch=fetch, labels=labels)
+    return replace(source, fetch=fetch, labels=kept['label'])
 
 
 def first_per_class(source: Source, limit: int, where: str) -> Source:
@@ -108,11 +123,9 @@ def first_per_class(source: Source, limit: int, where: str) -> Source:
             f'{source.classes[rarest]!r} has {counts[rarest]} examples in {where}'
         )
     chosen = np.array(kept)
-    crop = source.crop
     return replace(
         source,
-        fetch=lambda indices: source.fetch(chosen[indices]),
-        crop=crop and (lambda indices, numbers: crop(chosen[indices], numbers)),
+        fetch=lambda indices, numbers=None: source.fetch(chosen[indices], numbers),
         size=len(chosen),
         labels=None if source.labels is None else source.labels[chosen],
     )

@@ -1,0 +1,42 @@
+"""What models are given in tests: features of a shape, and sources that hold no examples."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.data.features import Feature, classified_image, continued_tokens, feature
+from jaxtrain.data.images.transforms import Decode, Resize, Transforms
+from jaxtrain.data.sources.source import Source
+from jaxtrain.models import MODELS
+from jaxtrain.step import state
+from jaxtrain.weights.origins.names import Match
+
+
+def input_of(name: str, shape: tuple[int, ...]) -> Feature:
+    """What a model of that name is given, at a shape."""
+    return feature(MODELS[name].reads, *shape)
+
+
+def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """`state.abstract_variables` of inputs of a shape."""
+    return state.abstract_variables(model, feature(model.reads, *shape))
+
+
+def match_of(fields: dict, outputs: int, shape: tuple[int, ...], rows: tuple) -> Match:
+    """A match of inputs of a shape."""
+    return Match(fields, outputs, input_of(fields['name'], shape), rows)
+
+
+def image_source(size: int, shape: tuple[int, ...], classes: tuple[str, ...]) -> Source:
+    """So many images with classes, none of which can be fetched."""
+    return Source(None, size, classified_image(*shape), 'image', classes)
+
+
+def window_source(size: int, length: int, tokenizer) -> Source:
+    """So many windows of text, none of which can be fetched."""
+    return Source(None, size, continued_tokens(length), 'tokens', tokenizer=tokenizer)
+
+
+def decode(data: bytes, shape: tuple[int, int, int], upright: bool = False) -> np.ndarray:
+    """An encoded image as it is evaluated, at (height, width, channels)."""
+    return Transforms(shape, (Decode(shape[2], upright), Resize(shape[:2])))(data)
