@@ -6,8 +6,9 @@ settings. The image is the bytes of a file until it is decoded, then uint8 [heig
 add one, write it here and name it in `make_transforms`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from jaxtrain.data.images.resize import PLAIN, Fit, asked_size, cut, make_fit, r
 from jaxtrain.errors import UserError
 
 Image = bytes | np.ndarray
-Transform = Callable[[Image, int | None], Image]
+# (image, number) -> image. Some take only bytes or only pixels, and some need a number.
+Transform = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ class Transforms:
 
     def __call__(self, image: Image, number: int | None = None) -> np.ndarray:
         """uint8 [height, width, channels]. BadImage for bytes that are no image."""
-        chain = self.fixed if number is None else self.random or self.fixed
-        for transform in chain:
-            image = transform(image, number)
-        return image.reshape(self.shape)
+        out: Any = image
+        for transform in self.fixed if number is None else self.random or self.fixed:
+            out = transform(out, number)
+        return out.reshape(self.shape)
 
     def batch(self, images: Sequence[Image], numbers: np.ndarray | None = None) -> np.ndarray:
         """uint8 [images, height, width, channels]."""
@@ -128,7 +130,7 @@ def make_transforms(
     return Transforms(shape, fixed, (RandomResizedCrop(shape, settings.shares, upright),))
 
 
-def each(numbers: np.ndarray | None, count: int) -> Sequence[int | None]:
+def each(numbers: np.ndarray | None, count: int) -> Iterable[int | None]:
     """A number for each of `count` examples, or as often None."""
     return [None] * count if numbers is None else numbers
 

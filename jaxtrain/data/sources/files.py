@@ -69,7 +69,8 @@ def file_source(cfg, files: Files, split: str) -> Source:
             'config.data.image_size: image files may differ in size; give (height, width) to '
             'resize them to, such as (224, 224)'
         )
-    transforms = make_transforms(settings, (*settings.size, 3), cfg.exif)
+    height, width = settings.size
+    transforms = make_transforms(settings, (height, width, 3), cfg.exif)
     return _open(files, transforms, skip, cfg.memory_mib)
 
 
