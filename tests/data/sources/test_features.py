@@ -143,7 +143,8 @@ def test_shapes_of_one_length_do_not_tell_images_from_text(data):
     }
     check_inputs(models['mlp'], row.meaning, None)
     check_inputs(models['gpt'], text.model_input.meaning, text.tokenizer)
-    with pytest.raises(UserError, match='gpt is a model of text, and the data is images'):
-        check_inputs(models['gpt'], row.meaning, None)
+    for tokenizer in (None, text.tokenizer):  # it is the meaning that decides
+        with pytest.raises(UserError, match='gpt is a model of text, and the data is images'):
+            check_inputs(models['gpt'], row.meaning, tokenizer)
     with pytest.raises(UserError, match='mlp is a model of images, and the data is text'):
         check_inputs(models['mlp'], text.model_input.meaning, text.tokenizer)
