@@ -20,7 +20,7 @@ from jaxtrain.errors import UserError
 # "generating" for each split that it writes, and there it stops for argv[2] seconds.
 CHILD = """
 import os, pathlib, sys, time
-from jaxtrain.data import digits
+from jaxtrain.data.datasets import digits
 from jaxtrain.data.datasets.prepare import builder, prepare
 
 generate = digits.Digits._generate_examples
