@@ -6,6 +6,7 @@ import pytest
 
 from jaxtrain.config import Config, base
 from jaxtrain.data.on_device.inputs import Inputs, make_inputs
+from jaxtrain.data.sources.source import Source
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError
 from jaxtrain.weights.bundle import resolve
