@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Longer parameter tables are summed up by module in print; params.tsv has every line.
+# Lines of a longer table are summed up or left out in print; a file has every one.
 SHORT = 16
 
 
@@ -74,7 +74,7 @@ class Terminal(AbstractContextManager):
         self._console.print('  '.join(f'{v:>{w}}' for v, w in cells), markup=False)
 
 
-def table(columns: tuple[str, ...], rows: list[tuple]) -> str:
+def table(columns: tuple[str, ...], rows: Sequence[tuple]) -> str:
     """Aligned text: first column to the left, numbers to the right."""
     cells = [[str(c) for c in columns], *[[_cell(c) for c in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
@@ -86,22 +86,6 @@ def table(columns: tuple[str, ...], rows: list[tuple]) -> str:
         ).rstrip()
         for row in cells
     )
-
-
-def short_params(rows: list[tuple]) -> str:
-    """The parameter table in short: one line per module where it would be long."""
-    columns: tuple[str, ...] = ('path', 'shape', 'group', 'lr_mult', 'decay', 'from')
-    lines: list[tuple] = [(r[0], r[1], r[3], r[4], r[5], r[8]) for r in rows]
-    if len(lines) > SHORT:
-        columns = ('module', 'leaves', 'bytes', 'group', 'lr_mult', 'decay', 'from')
-        modules: dict[tuple, list[int]] = {}
-        for path, _, _, group, lr_mult, decay, _, size, origin in rows:
-            module = '/'.join(path.split('/')[:2])
-            sums = modules.setdefault((module, group, lr_mult, decay, origin), [0, 0])
-            sums[0] += 1
-            sums[1] += size
-        lines = [(m, n, size, g, lr, d, o) for (m, g, lr, d, o), (n, size) in modules.items()]
-    return table(columns, lines)
 
 
 def predictions(found: Mapping[str, Any]) -> str:

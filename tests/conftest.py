@@ -63,6 +63,14 @@ def pytest_sessionfinish():
         shutil.rmtree(_SHARED, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope='session')
+def orbax_is_tamed():
+    """Tests that read and write checkpoints start as commands do."""
+    from jaxtrain.checkpoints.process import tame_orbax
+
+    tame_orbax()
+
+
 @pytest.fixture
 def jaxtrain(capsys):
     """Runs a command in this process: `jaxtrain('train', '--config=...') -> Outcome`."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxtrain.terminal import SHORT, Terminal, number, predictions, short_params, table
+from jaxtrain.terminal import Terminal, number, predictions, table
 
 ROW = {'step': '10', 'loss': '0.5', 'val accuracy': '0.75'}
 
@@ -84,38 +84,6 @@ def test_table_widens_to_its_head():
         'a long head  b',
         'x            y',
     ]
-
-
-def rows(modules: int) -> list[tuple]:
-    made = []
-    for i in range(modules):
-        path = f'backbone/conv_{i}'
-        made.append((f'{path}/kernel', '3x3', 'f4', 'frozen', 0.0, 0.0, 'rep', 1000, 'load'))
-        made.append((f'{path}/bias', '3', 'f4', 'frozen', 0.0, 0.0, 'rep', 24, 'load'))
-    return [*made, ('head/logits/kernel', '3x2', 'f4', 'head', 1.0, 0.1, 'rep', 8, 'init')]
-
-
-def test_few_parameters_are_all_listed():
-    lines = short_params(rows(SHORT // 2 - 1)).splitlines()
-    assert len(lines) == 1 + (SHORT - 1)
-    assert lines[0].split() == ['path', 'shape', 'group', 'lr_mult', 'decay', 'from']
-    assert lines[1].split() == ['backbone/conv_0/kernel', '3x3', 'frozen', '0', '0', 'load']
-    assert lines[-1].split() == ['head/logits/kernel', '3x2', 'head', '1', '0.1', 'init']
-
-
-def test_many_parameters_are_summed_up_by_module():
-    lines = short_params(rows(SHORT)).splitlines()
-    assert lines[0].split() == ['module', 'leaves', 'bytes', 'group', 'lr_mult', 'decay', 'from']
-    assert len(lines) == 1 + SHORT + 1
-    assert lines[1].split() == ['backbone/conv_0', '2', '1,024', 'frozen', '0', '0', 'load']
-    assert lines[-1].split() == ['head/logits', '1', '8', 'head', '1', '0.1', 'init']
-
-
-def test_leaves_of_a_module_with_other_settings_are_not_summed_together():
-    many = [(*row[:5], i % 2 * 0.1, *row[6:]) for i, row in enumerate(rows(SHORT))]
-    lines = short_params(many).splitlines()
-    assert len(lines) == 1 + 2 * SHORT + 1
-    assert lines[1].split()[:3] == ['backbone/conv_0', '1', '1,000']
 
 
 @pytest.mark.parametrize(

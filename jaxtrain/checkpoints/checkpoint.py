@@ -7,24 +7,29 @@ removed on the next start. Orbax does not notice when bits of an array change on
 has a checksum of ours (fingerprint.py), which is checked whenever it is read.
 """
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tenacity
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint_files, fingerprint
+from jaxtrain.checkpoints import checkpoint_files, checkpoint_list, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.step.state import TrainState
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+    from jaxtrain.checkpoints.manager import Manager
 
 DAMAGED = 'damaged'
 # Bytes of an array's pieces and of a file of them. Orbax gathers a file in memory before it writes
@@ -32,44 +37,10 @@ DAMAGED = 'damaged'
 PIECE, FILE = 4 * 2**20, 16 * 2**20
 # Share of the state that is on its way from the disk at a time.
 READING = 0.05
-# Orbax's mark of a whole checkpoint: all of it in a bucket, where a folder cannot be renamed.
-COMMITTED = 'commit_success.txt'
 # Seconds that a process waits for the others to write their parts: one of them may have failed.
 TOGETHER = 600
 # Attempts to save, after one has failed, and the most seconds between two.
 ATTEMPTS, PAUSE = 4, 20.0
-
-
-@dataclass(frozen=True)
-class KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the `latest` newest checkpoints, and the one that `best` names.
-
-    Orbax asks before it removes anything, which it does once a new checkpoint is whole.
-    """
-
-    latest: int
-    best: Callable[[Sequence[int]], int | None]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [c.step for c in checkpoints]
-        kept = _kept(steps, self.latest, self.best)
-        return [step in kept for step in steps]
-
-
-def _kept(steps: Sequence[int], latest: int, best: Callable[[Sequence[int]], int | None]) -> set:
-    return {*steps[-max(latest, 1) :], best(steps)}
-
-
-class Manager(ocp.CheckpointManager):
-    """Orbax's, which an error ends as itself, also where a save under way fails then."""
-
-    def __exit__(self, kind, error, trace) -> bool | None:
-        try:
-            return super().__exit__(kind, error, trace)
-        except Exception:
-            if error is None:
-                raise
-            return False
 
 
 def open_manager(
@@ -84,13 +55,17 @@ def open_manager(
       keep: how many of the latest to keep, at least 1.
       best: which of some steps is the best so far, or None.
     """
+    import orbax.checkpoint as ocp
+
+    from jaxtrain.checkpoints.manager import KeepLatestAndBest, Manager
+
     options = ocp.CheckpointManagerOptions(
         preservation_policy=KeepLatestAndBest(keep, best),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(timeout_secs=TOGETHER),
     )
-    return Manager(checkpoint_files.folder_of(workdir), options=options)
+    return Manager(checkpoint_list.folder_of(workdir), options=options)
 
 
 def save(
@@ -149,6 +124,8 @@ def write(
     manager: ocp.CheckpointManager, step: int, state: TrainState, host: dict[str, Any], wait: bool
 ) -> None:
     """As `save`, with one attempt and whatever error there is."""
+    import orbax.checkpoint as ocp
+
     parts = _parts(state)
     host = host | {'fingerprints': fingerprint.fingerprints(parts)}
     host['crc'] = checkpoint_files.crc(host)
@@ -189,7 +166,7 @@ def _tidy(manager: ocp.CheckpointManager) -> None:
     folder = storage.path(manager.directory)
     with contextlib.suppress(Exception):  # the next start removes them as well
         for place in folder.iterdir():
-            cut_off = storage.is_remote(folder) and not (place / COMMITTED).exists()
+            cut_off = storage.is_remote(folder) and not (place / checkpoint_list.COMMITTED).exists()
             if '.orbax-checkpoint-tmp' in place.name or cut_off:
                 _remove(place)
 
@@ -205,8 +182,10 @@ def prune(
     manager: ocp.CheckpointManager, keep: int, best: Callable[[Sequence[int]], int | None]
 ) -> None:
     """Removes what the run does not keep, now that the last one is evaluated as well."""
+    from jaxtrain.checkpoints.manager import kept_steps
+
     steps = manager.all_steps()
-    for step in {*steps} - _kept(sorted(steps), keep, best):
+    for step in {*steps} - kept_steps(sorted(steps), keep, best):
         manager.delete(step)
 
 
@@ -273,7 +252,10 @@ def put_aside(manager: ocp.CheckpointManager, step: int) -> None:
 
 
 def _move_objects(place: storage.Path, aside: storage.Path) -> None:
-    for name in [COMMITTED, *sorted(str(p.relative_to(place)) for p in _objects(place))]:
+    for name in [
+        checkpoint_list.COMMITTED,
+        *sorted(str(p.relative_to(place)) for p in _objects(place)),
+    ]:
         if (place / name).exists():
             storage.write(aside / name, (place / name).read_bytes())
             (place / name).unlink()
@@ -289,6 +271,8 @@ def _objects(place: storage.Path) -> Iterator[storage.Path]:
 
 def _try(place: Path, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
     """(what a checkpoint holds, '') or (None, why it cannot be used), the same on all processes."""
+    import orbax.checkpoint as ocp
+
     state, host, why = None, {}, ''
     try:
         host = checkpoint_files.read_host(place)

@@ -4,11 +4,15 @@ import os
 
 
 def start_jax() -> None:
-    """Quietens the libraries, and has JAX keep what it compiles."""
+    """Quietens the libraries, and has JAX keep what it compiles; importing does none of it."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's own messages
     from absl import logging
 
+    from jaxtrain.checkpoints.process import tame_orbax
+    from jaxtrain.data.images import quiet_pil
     from jaxtrain.parallel import mesh
 
     logging.set_verbosity(logging.ERROR)
+    tame_orbax()
+    quiet_pil()
     mesh.use_compilation_cache()

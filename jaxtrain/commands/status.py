@@ -9,7 +9,6 @@ from absl.flags import FlagValues
 
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
-from jaxtrain.commands.start import start_jax
 
 
 def _json(values: FlagValues) -> None:
@@ -21,7 +20,7 @@ WORDS = ''
 
 
 def run(given: Arguments) -> None:
-    start_jax()
+    # Without JAX, so that it answers at once, and beside a run that holds the devices.
     from jaxtrain.inspection import status
 
     found = status.status(given.flags.workdir)

@@ -11,9 +11,9 @@ Version 1, of `seed` alone, so that resuming needs the step and nothing else:
 | order of the training examples, by epoch | `data.pipeline.train_indices`, NumPy's PCG64         |
 | random crops, by position in that order  | `data.pipeline.example_numbers` (Philox), `data.crop`|
 | initial parameters, by their paths       | `state.init_variables`, jax.random                   |
-| augmentation, by step and place in list  | `step.make_train_step`, `data.augment`               |
-| mixup and CutMix, by step                | `step.make_train_step`, `data.mixing`                |
-| dropout, by step and part of the batch   | `step.make_train_step`                               |
+| augmentation, by step and place in list  | `step.learner.Learner`, `data.augment`               |
+| mixup and CutMix, by step                | `step.learner.Learner`, `data.mixing`                |
+| dropout, by step and part of the batch   | `step.learner.Learner`                               |
 """
 
 from collections.abc import Mapping

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from absl import flags
 
+from jaxtrain.data.images import quiet_pil
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
 
@@ -157,6 +158,7 @@ def _shielded(dataset: 'grain.IterDataset') -> Generator[Batch, None, None]:
 def _start_worker(index: int, count: int) -> None:
     """Makes a worker end with the process that it works for."""
     del index, count
+    quiet_pil()
 
     def follow() -> None:
         parent = multiprocessing.parent_process()

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import MODELS, fixed_fields
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
@@ -52,7 +52,7 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
             f'--output={target}: weights named as in {origin} are written as '
             f'{" or ".join(allowed)}; give a file that ends so'
         )
-    stored = of_checkpoint(checkpoint_files.find(workdir, name, '--checkpoint'), bundle)
+    stored = of_checkpoint(checkpoint_list.find(workdir, name, '--checkpoint'), bundle)
     head = stored.leaves.get('head/logits/kernel')
     rows = module.rows(dict(bundle.model), head.shape[-1] if head is not None else 0)
     parts = {part.path for row in rows for part in row.parts}

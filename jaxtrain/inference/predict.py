@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.data.features import TOKENS, classified_image, continued_tokens
 from jaxtrain.data.images.decode import BadImage
 from jaxtrain.data.images.find import find
@@ -28,11 +28,9 @@ from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
 from jaxtrain.inference.generate import generate
 from jaxtrain.inference.trained import Record, apply, load, read_record, require_head
-from jaxtrain.models import make_model
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
-from jaxtrain.step.state import abstract_variables
-from jaxtrain.step.steps import make_predict_step
+from jaxtrain.step.learner import make_network
 from jaxtrain.tasks.tasks import task_of
 from jaxtrain.weights import restore
 from jaxtrain.weights.stored import of_checkpoint
@@ -91,7 +89,7 @@ def predict(
     """
     record = read_record(workdir)
     task = task_of(record.cfg)
-    folder = checkpoint_files.find(workdir, name, '--checkpoint')
+    folder = checkpoint_list.find(workdir, name, '--checkpoint')
     if top < 1:
         raise UserError(f'--top={top} must be at least 1')
     if on_bad_image not in ('error', 'skip'):
@@ -177,20 +175,19 @@ def _of_texts(
 def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[dict[str, Any]]:
     """What the task's prediction has to say of each example."""
     found = load(record.cfg, folder, source)
-    prediction = found.task.prediction
+    arrays = apply(record.cfg, found.state, found.learner.predict_step(), source)
+    prediction = found.learner.task.prediction
     assert prediction is not None  # such a task continues prompts instead
-    step = make_predict_step(found.model, prediction, found.inputs, found.part, found.precision)
-    arrays = apply(record.cfg, found.state, step, source)
     rows = ({name: array[i] for name, array in arrays.items()} for i in range(len(source)))
     return [prediction.line(row, source.classes, top) for row in rows]
 
 
 def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
     """float32 [texts, width], of length 1, by a model that has no head."""
-    model, mesh = make_model(record.cfg.model, 1), make_mesh()
+    model, shapes = make_network(record.cfg.model, 1, source.model_input)
     if not hasattr(model, 'embed'):
         require_head(record)
-    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.model_input), mesh)
+    variables: tuple[Any, Any] = on_mesh(shapes, make_mesh())
     rules = (('head/.*', restore.INIT), ('.*', restore.LOAD))
     plan = restore.make_plan(of_checkpoint(folder), *variables, rules)
     params = unflatten(restore.read(plan, *variables))
@@ -208,14 +205,15 @@ def _continued(
     features = continued_tokens(*record.inputs.shape)
     source = Source(_nothing, len(texts), features, 'tokens', tokenizer=tokenizer)
     found = load(record.cfg, folder, source)
+    model, variables = found.learner.model, {'params': found.state.params}
     prompts = tokenizer.pieces([text.content for text in texts])
     for text, prompt in zip(texts, prompts, strict=True):
         if not prompt and tokenizer.end < 0:
             raise UserError(f'{text} is empty; begin with some text')
-        if len(prompt) + sampling.new_tokens > found.model.context:
+        if len(prompt) + sampling.new_tokens > model.context:
             raise UserError(
                 f'{text} has {len(prompt)} tokens, which with --new_tokens={sampling.new_tokens} '
-                f'are more than the {found.model.context} that the model sees; shorten either'
+                f'are more than the {model.context} that the model sees; shorten either'
             )
     prompts = [prompt or [tokenizer.end] for prompt in prompts]
     longest = max(map(len, prompts))
@@ -228,7 +226,7 @@ def _continued(
         lengths = np.array(list(map(len, rows)), np.int32)
         key = jax.random.fold_in(jax.random.key(sampling.seed), start)
         out = generate(
-            found.model, {'params': found.state.params}, tokens, lengths, sampling.new_tokens, key,
+            model, variables, tokens, lengths, sampling.new_tokens, key,
             sampling.temperature, sampling.top_k, sampling.top_p, stop=tokenizer.end,
         )  # fmt: skip
         for text, row in zip(texts[start : start + size], np.asarray(out).tolist(), strict=False):

@@ -7,26 +7,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.config import Config
 from jaxtrain.data.features import Feature
-from jaxtrain.data.on_device.inputs import Inputs, make_inputs
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, input_feature, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.models import make_model
 from jaxtrain.parallel.mesh import abstract_batch, compile_step, make_mesh, on_mesh
-from jaxtrain.params.partition import Partition, from_paths, make_partition
+from jaxtrain.params.partition import from_paths
 from jaxtrain.runs import run
 from jaxtrain.step.evaluate import per_example
-from jaxtrain.step.precision import Precision, make_precision
-from jaxtrain.step.state import TrainState, abstract_inputs, abstract_variables
-from jaxtrain.step.steps import make_eval_step
-from jaxtrain.tasks.task import Task
-from jaxtrain.tasks.tasks import make_task, task_of
+from jaxtrain.step.learner import Learner, make_learner
+from jaxtrain.step.state import TrainState
+from jaxtrain.tasks.tasks import task_of
 from jaxtrain.weights import bundle, restore
 from jaxtrain.weights.stored import of_checkpoint
 
@@ -55,15 +50,11 @@ class Trained:
     """A checkpoint of a run, on the devices.
 
     Attributes:
-      model, task, inputs, part, precision: what the run's step was made of.
+      learner: what the run's step was made of.
       state: params (the moving average, where the run kept one) and model_state; the rest is None.
     """
 
-    model: nn.Module
-    task: Task
-    inputs: Inputs
-    part: Partition
-    precision: Precision
+    learner: Learner
     state: TrainState
 
 
@@ -82,19 +73,18 @@ def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
       UserError: not a run, no such checkpoint, or no such split.
     """
     record = require_head(read_record(workdir))
-    cfg, folder = record.cfg, checkpoint_files.find(workdir, name, '--checkpoint')
+    cfg, folder = record.cfg, checkpoint_list.find(workdir, name, '--checkpoint')
     named = {key: getattr(cfg.data, key) for key in ('train', 'val', 'test')}
     limit = cfg.data.limit if split == 'train' else 0
     split = named.get(split) or split
     source = open_source(cfg.data, split, '--split', limit, record.classes)
     found = load(cfg, folder, source)
-    step = make_eval_step(found.model, found.task, found.inputs, found.part, found.precision)
-    values = apply(cfg, found.state, step, source)
+    values = apply(cfg, found.state, found.learner.eval_step(), source)
     return {
         'split': split,
         'step': int(folder.name),
         'examples': len(source),
-        'metrics': found.task.summarize(values),
+        'metrics': found.learner.task.summarize(values),
     }
 
 
@@ -121,19 +111,15 @@ def require_head(record: Record) -> Record:
 
 def load(cfg: Config, folder: Path, source: Source) -> Trained:
     """The checkpoint in a folder, for examples as those of the source."""
-    mesh = make_mesh()
-    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
-    model = make_model(cfg.model, task.outputs(source))
-    variables: tuple[Any, Any] = on_mesh(abstract_variables(model, source.model_input), mesh)
-    part = make_partition(cfg, *variables)
+    learner = make_learner(cfg, source)
+    variables: tuple[Any, Any] = on_mesh(learner.variables, make_mesh())
     plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
     params, model_state = from_paths(restore.read(plan, *variables), *variables)
     # The plan has put the moving average in its place already, where the run kept one.
     state = TrainState(
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
     )
-    precision = make_precision(cfg, model, abstract_inputs(source.model_input))
-    return Trained(model, task, inputs, part, precision, state)
+    return Trained(learner, state)
 
 
 def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, np.ndarray]:

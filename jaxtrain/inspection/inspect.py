@@ -3,7 +3,7 @@
 from jaxtrain.config import Config
 from jaxtrain.data.features import UNITS
 from jaxtrain.loop.train import prepare
-from jaxtrain.params.partition import TABLE_COLUMNS
+from jaxtrain.params.table import COLUMNS
 from jaxtrain.terminal import table
 from jaxtrain.weights import restore
 
@@ -21,13 +21,13 @@ def inspect(cfg: Config) -> str:
         size += f' of {job.train.tokenizer.size:,}'
     classes = f' of {len(job.train.classes)} classes' if job.train.classes else ''
     lines = [
-        table(TABLE_COLUMNS, job.table()),
+        table(COLUMNS, job.table()),
         '',
         f'regime {job.regime}: {job.steps:,} steps of {cfg.batch_size} on {len(job.train):,} '
         f'examples{classes}, {unit} {size}',
         f'parameters {sizes["params_total"]:,}, trained {sizes["params_trainable"]:,}, '
         f'optimizer {sizes["opt_state_bytes"]:,} bytes',
     ]
-    if job.plan:
-        lines += ['', job.plan.summary(), restore.to_text(job.plan.leaves)]
+    if job.start.plan:
+        lines += ['', job.start.plan.summary(), restore.to_text(job.start.plan.leaves)]
     return '\n'.join(lines)

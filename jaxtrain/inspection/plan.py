@@ -21,8 +21,8 @@ from jaxtrain.costs.topology import devices as absent_devices
 from jaxtrain.data.sources.absent import absent_source, is_here
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
+from jaxtrain.loop.cadence import make_cadence
 from jaxtrain.loop.job import Job, make_job
-from jaxtrain.loop.schedule import make_schedule
 from jaxtrain.parallel.mesh import trace_step
 from jaxtrain.params.partition import flatten
 from jaxtrain.params.sharding import nbytes_per_device, path_of
@@ -170,7 +170,7 @@ def plan(
 def prepare(cfg: Config, devices: Sequence[jax.Device]) -> Job:
     """The job on these devices, after all checks that `train` makes before it compiles."""
     job = make_job(cfg, devices=devices, opens=open_or_absent)
-    make_schedule(job.cfg, job, open_or_absent)
+    make_cadence(job.cfg, job, open_or_absent)
     # What is known of absent examples does not depend on how they are read.
     cfg.require_read(but=('compare.',) if is_here(cfg.data) else ('compare.', 'data.'))
     return job
@@ -202,15 +202,15 @@ def of_job(
     job: Job, devices: str, price: float = 0.0, say: Callable[[str], Any] = lambda text: None
 ) -> Plan:
     """The plan of a job on its own mesh, which `devices` tells in words."""
-    traced, remat = trace_step(*job.program()), getattr(job.model, 'remat', '')
+    traced, remat = trace_step(*job.program()), getattr(job.learner.model, 'remat', '')
     counted = flops.of_jaxpr(traced.jaxpr)
-    absent = set(jax.devices()).isdisjoint(job.mesh.devices.flat)
+    absent = set(jax.devices()).isdisjoint(job.layout.mesh.devices.flat)
     return Plan(
         devices=devices,
-        chip=chip_of(job.mesh.devices.flat[0]),
-        mesh=dict(job.mesh.shape),
+        chip=chip_of(job.layout.mesh.devices.flat[0]),
+        mesh=dict(job.layout.mesh.shape),
         batch_size=job.cfg.batch_size,
-        accumulate=job.accumulate,
+        accumulate=job.cfg.accumulate,
         remat=remat,
         steps=job.steps,
         tokens=job.train.tokens,
@@ -233,11 +233,11 @@ def group_sizes(job: Job) -> dict[str, dict[str, int]]:
         lambda: dict.fromkeys(('parameters', 'params', 'optimizer', 'ema', 'per_device'), 0)
     )
     for path, leaf in flatten(state.params).items():
-        sizes[job.part.groups[path]]['parameters'] += math.prod(leaf.shape)
+        sizes[job.learner.part.groups[path]]['parameters'] += math.prod(leaf.shape)
     parts = {'params': (state.params, state.model_state), 'optimizer': state.opt_state}
     for name, tree in {**parts, 'ema': state.ema}.items():
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            row = sizes[job.part.groups.get(path_of(keys), '')]
+            row = sizes[job.learner.part.groups.get(path_of(keys), '')]
             row[name] += math.prod(leaf.shape) * leaf.dtype.itemsize
             row['per_device'] += nbytes_per_device(leaf)
     return {group: dict(sizes[group]) for group in sorted(sizes, key=lambda g: (not g, g))}

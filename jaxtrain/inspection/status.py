@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.errors import UserError
 from jaxtrain.runs.events import ALIVE_EVERY, NAME
 from jaxtrain.runs.run import read_metrics
@@ -90,10 +90,10 @@ def status(workdir: str) -> Status:
             f'--workdir={workdir} has no {NAME}: it is not a run, or has not begun to train; '
             'give the --workdir of one that has'
         )
-    saved = checkpoint_files.saved_steps(workdir)
+    saved = checkpoint_list.saved_steps(workdir)
     lines = read_metrics(folder)
     logged = max((line['step'] for line in lines), default=0)
-    best = checkpoint_files.best_step(workdir)
+    best = checkpoint_list.best_step(workdir)
     return summarize(workdir, events, logged, saved, best, time.time(), is_alive(events))
 
 
@@ -141,19 +141,7 @@ def summarize(
     step = max(logged, *(event['step'] for event in newest))
     # A start goes on from the step of its first event after the checkpoint was read.
     resumed = [_resumed(own) for own in starts] + [step]
-    seconds = dict.fromkeys(KINDS, 0.0)
-    stops = []
-    for number, own in enumerate(starts):
-        is_newest = number == len(starts) - 1
-        kept = step if is_newest else max(resumed[number + 1], resumed[number])
-        ends = until if is_newest else own[-1]['time']
-        lost = 0 if is_newest else _lost(starts[number + 1])
-        _add(seconds, own, kept, lost, ends)
-        if not is_newest:
-            began = starts[number + 1][0]
-            seconds['down'] += max(0.0, began['time'] - _init(starts[number + 1]) - ends)
-        if not (is_newest and alive):
-            stops.append(_stop(own, kept + lost, lost))
+    seconds, stops = _account(starts, resumed, until, alive)
     whole = max(sum(seconds.values()), 1e-9)
     rate = next((r for own in reversed(starts) if (r := _rate(own))), 0.0)
     left = (first['steps'] - step) / rate if rate and alive else None
@@ -178,6 +166,33 @@ def summarize(
         saved=saved,
         best=best,
     )
+
+
+def _account(
+    starts: Sequence[Sequence[Mapping[str, Any]]], resumed: Sequence[int], until: float, alive: bool
+) -> tuple[dict[str, float], list[Stop]]:
+    """(seconds by KINDS, why each start ended).
+
+    Args:
+      starts: the events of each.
+      resumed: the step that each went on from, and the last one done.
+      until: when the newest was last heard of.
+      alive: whether it still runs.
+    """
+    seconds = dict.fromkeys(KINDS, 0.0)
+    stops = []
+    for number, own in enumerate(starts):
+        is_newest = number == len(starts) - 1
+        kept = resumed[-1] if is_newest else max(resumed[number + 1], resumed[number])
+        ends = until if is_newest else own[-1]['time']
+        lost = 0 if is_newest else _lost(starts[number + 1])
+        _add(seconds, own, kept, lost, ends)
+        if not is_newest:
+            began = starts[number + 1][0]
+            seconds['down'] += max(0.0, began['time'] - _init(starts[number + 1]) - ends)
+        if not (is_newest and alive):
+            stops.append(_stop(own, kept + lost, lost))
+    return seconds, stops
 
 
 def to_json(found: Status) -> dict[str, Any]:

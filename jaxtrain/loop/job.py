@@ -11,38 +11,39 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
-from jax.sharding import Mesh, PartitionSpec
 
 from jaxtrain.config import Config
 from jaxtrain.config.durations import Run
 from jaxtrain.costs import flops
-from jaxtrain.data.on_device.inputs import Inputs, make_inputs
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.models import check_inputs, describe, make_model, split_scan
+from jaxtrain.models import describe
 from jaxtrain.optim.optimizers import Optimizer, make_optimizer
 from jaxtrain.parallel import mesh as meshes
-from jaxtrain.parallel.replicas import Replicas, make_replicas
+from jaxtrain.parallel.layout import PARALLEL, Layout, make_layout
+from jaxtrain.parallel.replicas import make_replicas
 from jaxtrain.params import partition, sharding
-from jaxtrain.params.partition import Partition
-from jaxtrain.step.precision import Precision, make_precision
-from jaxtrain.step.state import (
-    TrainState,
-    abstract_inputs,
-    abstract_variables,
-    init_state,
-    init_variables,
-)
-from jaxtrain.step.steps import make_eval_step, make_train_step, several_steps
-from jaxtrain.tasks.task import Task
-from jaxtrain.tasks.tasks import make_task
+from jaxtrain.params.table import Row, Settings, table
+from jaxtrain.step.learner import Learner, make_learner, several_steps
+from jaxtrain.step.state import TrainState, Update, abstract_inputs, init_state, init_variables
 from jaxtrain.weights import bundle, restore
-from jaxtrain.weights.stored import open_stored
+from jaxtrain.weights.stored import Stored, open_stored
 
 REGIMES = ('scratch', 'full', 'finetune')
-PARALLEL = ('jit', 'pmap')
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+      plan: the restore plan; None for random parameters, and for a run that resumes.
+      resumes: whether the run goes on from a checkpoint of its own.
+    """
+
+    plan: restore.Plan | None
+    resumes: bool
 
 
 @dataclass(frozen=True)
@@ -53,68 +54,47 @@ class Job:
       cfg: the config with nothing left open.
       config: the same as a plain dict, model defaults filled in.
       regime: 'scratch', 'full' or 'finetune'.
-      mesh: the devices.
-      parallel: what compiles the step, 'jit' or 'pmap'.
       train: the training examples.
       steps: length of the run.
-      model, task, inputs, part, optimizer: what the step is made of.
-      ema: decay of the moving average, 0 for none.
-      accumulate: parts that a batch is taken in.
-      precision: what the model computes in.
-      replicas: what the step does about the devices.
-      specs: parameter path -> how it is cut over the mesh.
-      resumes: whether the run goes on from a checkpoint of its own.
-      plan: the restore plan; None for a start from random parameters, and for a run that resumes.
+      learner, optimizer: what the step is made of.
+      layout: how it lies on the devices.
+      start: what it starts from.
       abstract: the TrainState's shapes, dtypes and shardings.
     """
 
     cfg: Config
     config: dict[str, Any]
     regime: str
-    mesh: Mesh
-    parallel: str
     train: Source
     steps: int
-    model: nn.Module
-    task: Task
-    inputs: Inputs
-    part: Partition
+    learner: Learner
     optimizer: Optimizer
-    ema: float
-    accumulate: int
-    precision: Precision
-    replicas: Replicas
-    specs: Mapping[str, PartitionSpec]
-    resumes: bool
-    plan: restore.Plan | None
+    layout: Layout
+    start: Start
     abstract: TrainState
 
     def train_step(self):
         """The pure step, as `train` compiles it."""
-        return make_train_step(
-            self.model, self.task, self.inputs, self.optimizer.tx, self.part, self.ema,
-            self.accumulate, self.precision, self.replicas,
-        )  # fmt: skip
+        return self.learner.train_step(_update(self.cfg, self.optimizer), self.layout.replicas)
 
     def eval_step(self):
         # It is compiled by jit whatever the train step is compiled by.
-        replicas = make_replicas(self.mesh, 'jit')
-        return make_eval_step(
-            self.model, self.task, self.inputs, self.part, self.precision, replicas
-        )
+        return self.learner.eval_step(make_replicas(self.layout.mesh, 'jit'))
 
     def program(self, steps: int = 1) -> tuple:
         """Arguments of `mesh.trace_step` and `compile_train_step`, for so many steps in a call."""
         step = self.train_step() if steps == 1 else several_steps(self.train_step())
-        batch = meshes.abstract_batch(self.train.features, self.cfg.batch_size, self.mesh, steps)
-        return step, self.abstract, batch, self.mesh, self.parallel
+        mesh, features = self.layout.mesh, self.train.features
+        batch = meshes.abstract_batch(features, self.cfg.batch_size, mesh, steps)
+        return step, self.abstract, batch, mesh, self.layout.parallel
 
     def model_flops(self) -> float:
         """Floating point operations of a train step over all devices, as MFU is defined: of
         products of matrices and convolutions, without what is computed anew to save memory.
         """
-        if hasattr(self.model, 'remat'):
-            self = replace(self, model=self.model.clone(remat='none'))
+        if hasattr(self.learner.model, 'remat'):
+            model = self.learner.model.clone(remat='none')
+            self = replace(self, learner=replace(self.learner, model=model))
         return flops.of_jaxpr(meshes.trace_step(*self.program()).jaxpr).matmul
 
     def data(self) -> dict[str, Any]:
@@ -127,23 +107,23 @@ class Job:
             'digest': self.train.digest,
         }
 
-    def table(self) -> list[tuple]:
-        """The parameter table, with the columns of `partition.TABLE_COLUMNS`."""
-        loaded = set(self.plan.paths(*restore.TAKEN)) if self.plan else set()
-        fresh = 'resume' if self.resumes else restore.INIT
-        origin = {p: restore.LOAD if p in loaded else fresh for p in self.part.groups}
-        return partition.table(
-            self.part,
-            self.abstract.params,
-            self.optimizer.lr_mult,
-            self.optimizer.decay,
-            {path: sharding.to_text(spec) for path, spec in self.specs.items()},
-            origin,
+    def table(self) -> list[Row]:
+        """The parameter table."""
+        groups, plan = self.learner.part.groups, self.start.plan
+        loaded = set(plan.paths(*restore.TAKEN)) if plan else set()
+        fresh = 'resume' if self.start.resumes else restore.INIT
+        settings = Settings(
+            groups=groups,
+            lr_mult=self.optimizer.lr_mult,
+            decay=self.optimizer.decay,
+            sharding={path: sharding.to_text(spec) for path, spec in self.layout.specs.items()},
+            origin={path: restore.LOAD if path in loaded else fresh for path in groups},
         )
+        return table(self.abstract.params, settings)
 
     def sizes(self) -> dict[str, int]:
         """Counts and bytes for result.json."""
-        trainable, _ = self.part.split(self.abstract.params)
+        trainable, _ = self.learner.part.split(self.abstract.params)
         return {
             'params_total': partition.count(self.abstract.params),
             'params_trainable': partition.count(trainable),
@@ -171,63 +151,40 @@ def make_job(
     Raises:
       UserError: anything wrong with the config, the data or the checkpoint to start from.
     """
-    stored, theirs = None, None
-    if cfg.init_from:
-        restoring, checkpoint_name = cfg.restore, cfg.init_checkpoint
-        rule_list, origin, its_model = restoring.rules, restoring.origin, restoring.model
-        if not resumes:
-            stored = open_stored(cfg.init_from, checkpoint_name, origin, its_model)
-            theirs = stored.bundle
+    stored = _open_weights(cfg, resumes)
+    theirs = stored.bundle if stored else None
     cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, theirs)
     axes, parallel = cfg.mesh, cfg.choose('parallel', PARALLEL)
     mesh = meshes.make_mesh((axes.data, axes.fsdp, axes.tensor), devices)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, meshes.batch_shares(mesh), len(train))
     steps = _steps(cfg, len(train))
-    task, inputs = make_task(cfg, train), make_inputs(cfg.data, train)
-    model = make_model(cfg.model, task.outputs(train))
-    check_inputs(model, train.model_input.meaning, train.tokenizer)
-    params, model_state = abstract_variables(model, train.model_input)
-    part = partition.make_partition(cfg, params, model_state)
-    specs = sharding.make_specs(axes.rules, mesh, params)
-    _check_pmap(parallel, mesh)
+    learner = make_learner(cfg, train, parallel)
+    params, model_state = learner.variables
+    layout = make_layout(cfg, mesh, params, learner.model.TENSOR)
     _check_accumulate(cfg, meshes.batch_shares(mesh), bool(model_state))
-    model = split_scan(model, {p: group != partition.FROZEN for p, group in part.groups.items()})
-    model = model.clone(axis=meshes.PMAP_AXIS) if parallel == 'pmap' and model_state else model
-    optimizer = make_optimizer(
-        cfg.optim, list(part.groups), part.trainable, Run(steps, cfg.batch_size, len(train))
-    )
+    part, run = learner.part, Run(steps, cfg.batch_size, len(train))
+    optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, run)
     if not 0 <= cfg.ema < 1:
         raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
     plan = None
     if stored:
-        plan = restore.make_plan(stored, params, model_state, rule_list, train.classes)
+        plan = restore.make_plan(stored, params, model_state, cfg.restore.rules, train.classes)
+    update = _update(cfg, optimizer)
     abstract = jax.eval_shape(
-        lambda p, m: init_state(p, m, np.uint32(0), optimizer.tx, part, cfg.ema),
-        params,
-        model_state,
+        lambda variables: init_state(variables, np.uint32(0), update, part), (params, model_state)
     )
     return Job(
         cfg=cfg,
-        config={**cfg.to_dict(), 'model': describe(model)},
+        config={**cfg.to_dict(), 'model': describe(learner.model)},
         regime=cfg.choose('regime', REGIMES),
-        mesh=mesh,
-        parallel=parallel,
         train=train,
         steps=steps,
-        model=model,
-        task=task,
-        inputs=inputs,
-        part=part,
+        learner=learner,
         optimizer=optimizer,
-        ema=cfg.ema,
-        accumulate=cfg.accumulate,
-        precision=make_precision(cfg, model, abstract_inputs(train.model_input)),
-        replicas=make_replicas(mesh, parallel),
-        specs=specs,
-        resumes=resumes,
-        plan=plan,
-        abstract=sharding.like_params(abstract, specs, params, mesh),
+        layout=layout,
+        start=Start(plan, resumes),
+        abstract=sharding.like_params(abstract, layout.specs, params, mesh),
     )
 
 
@@ -237,48 +194,48 @@ def first_state(job: Job, seed: int) -> TrainState:
     What the plan loads is never initialised: the program below returns the other leaves alone, so
     the compiler leaves the rest out.
     """
+    plan, abstract = job.start.plan, job.abstract
     inputs = abstract_inputs(job.train.model_input)
     loaded: Mapping[str, jax.Array] = {}
-    if job.plan:
-        loaded = restore.read(job.plan, job.abstract.params, job.abstract.model_state)
+    if plan:
+        loaded = restore.read(plan, abstract.params, abstract.model_state)
 
     def fresh(seed: jax.Array) -> dict[str, jax.Array]:
-        params, model_state = init_variables(job.model, seed, inputs)
+        params, model_state = init_variables(job.learner.model, seed, inputs)
         leaves = partition.by_path(params, model_state)
         return {path: leaf for path, leaf in leaves.items() if path not in loaded}
 
-    placed = partition.by_path(job.abstract.params, job.abstract.model_state)
+    placed = partition.by_path(abstract.params, abstract.model_state)
     where = {path: leaf.sharding for path, leaf in placed.items() if path not in loaded}
     leaves = {**jax.jit(fresh, out_shardings=where)(np.uint32(seed)), **loaded}
-    if job.plan:
-        leaves = restore.with_classes(job.plan, leaves)
-    params, model_state = partition.from_paths(
-        leaves, job.abstract.params, job.abstract.model_state
-    )
+    if plan:
+        leaves = restore.with_classes(plan, leaves)
+    variables = partition.from_paths(leaves, abstract.params, abstract.model_state)
+    update, part = _update(job.cfg, job.optimizer), job.learner.part
 
     # What there is already stays out of the program, which would copy it.
-    def others(params: Any, model_state: Any, seed: jax.Array) -> TrainState:
-        state = init_state(params, model_state, seed, job.optimizer.tx, job.part, job.ema)
-        return state.replace(params={}, model_state={})
+    def others(variables: tuple[Any, Any], seed: jax.Array) -> TrainState:
+        return init_state(variables, seed, update, part).replace(params={}, model_state={})
 
-    rest = job.abstract.replace(params={}, model_state={})
+    rest = abstract.replace(params={}, model_state={})
     where = jax.tree.map(lambda leaf: leaf.sharding, rest)
-    begin = jax.jit(others, out_shardings=where)(params, model_state, np.uint32(seed))
+    begin = jax.jit(others, out_shardings=where)(variables, np.uint32(seed))
+    params, model_state = variables
     return begin.replace(params=params, model_state=model_state)
 
 
-def _check_pmap(parallel: str, mesh: Mesh) -> None:
-    if parallel == 'pmap' and jax.process_count() > 1:
-        # It cannot be compiled ahead of its first call there.
-        raise UserError(
-            "config.parallel='pmap' is for the devices of one process, and there are "
-            f"{jax.process_count()}; set it to 'jit'"
-        )
-    if parallel == 'pmap' and mesh.shape['data'] != mesh.size:
-        raise UserError(
-            "config.parallel='pmap' only shares batches; set config.mesh.fsdp and "
-            "config.mesh.tensor to 1, or config.parallel to 'jit'"
-        )
+def _open_weights(cfg: Config, resumes: bool) -> Stored | None:
+    """The weights in `config.init_from`, not read yet; None without them, or if the run resumes."""
+    if not cfg.init_from:
+        return None
+    restoring, name = cfg.restore, cfg.init_checkpoint
+    # A run that resumes does not use these keys, but may give them.
+    _, origin, model = restoring.rules, restoring.origin, restoring.model
+    return None if resumes else open_stored(cfg.init_from, name, origin, model)
+
+
+def _update(cfg: Config, optimizer: Optimizer) -> Update:
+    return Update(optimizer.tx, cfg.ema, cfg.accumulate)
 
 
 def _check_accumulate(cfg: Config, shares: int, has_norms: bool) -> None:

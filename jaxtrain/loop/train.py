@@ -1,34 +1,31 @@
-"""The training loop. `_run` is the outline; what it calls stands below it.
+"""The training loop. `_run` and `_train` are the outline; what they call stands below them.
 
-Invariants: `step` counts finished optimizer steps. Lines of metrics.jsonl about training are on
-disk before a checkpoint of their step begins; an evaluation comes after it, and one that a stop cut
-off is made up for when the run goes on. Whatever a step does depends on the state and on `step`
-alone, so a run that is killed and started again ends in the same place, bit for bit.
+`clock.step` counts finished optimizer steps. Whatever a step does depends on the state and on its
+number alone, so a run that is killed and started again ends in the same place, bit for bit.
 """
 
 import contextlib
-import functools
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint, checkpoint_files
+from jaxtrain.checkpoints import checkpoint, checkpoint_list
 from jaxtrain.config import Config
 from jaxtrain.costs.chips import chip_of
 from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
+from jaxtrain.loop.announce import describe, say_result
+from jaxtrain.loop.cadence import Cadence, make_cadence
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
-from jaxtrain.loop.progress import Progress, Work
-from jaxtrain.loop.schedule import Schedule, make_schedule
-from jaxtrain.loop.tracking import Tracker, require_finite
+from jaxtrain.loop.recorder import Recorder, Work
+from jaxtrain.loop.session import Session
 from jaxtrain.parallel.mesh import (
     Compiled,
     abstract_batch,
@@ -36,16 +33,45 @@ from jaxtrain.parallel.mesh import (
     compile_train_step,
     put_batch,
 )
-from jaxtrain.params.partition import TABLE_COLUMNS
 from jaxtrain.pod.join import Pod
-from jaxtrain.pod.watchdog import Watchdog
-from jaxtrain.runs import metric, run
+from jaxtrain.runs import run
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.events import Timeline
 from jaxtrain.step import evaluate
 from jaxtrain.step.state import TrainState
-from jaxtrain.terminal import Terminal, number, short_params
-from jaxtrain.weights.bundle import TOKENIZER
+from jaxtrain.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What is compiled for a run.
+
+    Attributes:
+      calls: where the calls of the train step begin, and where the last one ends.
+      train: train step by how many steps a call takes.
+      evaluate: the evaluation step.
+    """
+
+    calls: np.ndarray
+    train: Mapping[int, Compiled]
+    evaluate: Callable
+
+    @property
+    def flops(self) -> float:
+        """Floating point operations of a single train step."""
+        count = min(self.train)
+        return self.train[count].flops / count
+
+
+@dataclass(frozen=True)
+class Loop:
+    """All that the outline works with, but for the state."""
+
+    job: Job
+    cadence: Cadence
+    session: Session
+    recorder: Recorder
+    programs: Programs
 
 
 def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dict[str, Any]:
@@ -70,142 +96,30 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
     pod.peers.position, pod.peers.on_end = clock.position, timeline.end
     with clock.phase('init'):
         folder.check_writable()
-        job, plan = prepare(cfg, bool(checkpoint_files.saved_steps(workdir)), workdir)
+        job, cadence = prepare(cfg, bool(checkpoint_list.saved_steps(workdir)), workdir)
         folder.check(job.config, job.data())
         if finished := folder.result():
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
         # Not before the folder proved to be this run's own.
-        timeline.begin(
-            clock, job.steps, jax.process_count(), job.mesh.size, run.provenance()['git']
-        )
-        if job.resumes:
+        devices, git = job.layout.mesh.size, run.provenance()['git']
+        timeline.begin(clock, job.steps, jax.process_count(), devices, git)
+        if job.start.resumes:
             timeline.open()
     with timeline:
         try:
-            result = _run(job, plan, folder, terminal, clock, timeline, pod)
+            recorder = Recorder(job.optimizer.learning_rate, cadence, job.learner.task.names)
+            manager = checkpoint.open_manager(folder.path, cadence.keep, recorder.best)
+            session = Session(folder, clock, timeline, terminal, pod, manager)
+            result = _run(job, cadence, session, recorder)
         except Exception as error:
             pod.peers.judge(error)  # before the timeline says why it ends
             raise
-    _say_result(result, terminal)
+    say_result(result, terminal)
     return result
 
 
-def _run(
-    job: Job,
-    plan: Schedule,
-    folder: run.RunDir,
-    terminal: Terminal,
-    clock: Clock,
-    timeline: Timeline,
-    pod: Pod,
-) -> dict[str, Any]:
-    val: dict[int, Mapping[str, float]] = {}
-    best = functools.partial(metric.best_of, val, plan.best_metric)
-    manager = checkpoint.open_manager(folder.path, plan.keep, best)
-    watchdog = Watchdog(plan.budgets, clock.position, pod.peers, folder.path, timeline)
-    trace = Trace(folder.path / 'profile', plan.profile if folder.writes else None)
-    with manager, watchdog, terminal:
-        with clock.phase('restore'):
-            logged = run.read_metrics(folder.path)
-            state, host = _start(job, manager, plan.seed, logged, timeline, terminal)
-            step = clock.step = int(state.step)
-        clock.add(host['seconds'])
-        folder.claim(job.config, job.data())  # not before the weights proved to be sound
-        timeline.open()
-        val |= {s: values for s, values in run.val_of(logged).items() if s <= step}
-        _describe(job, folder, terminal, step)
-        with clock.phase('compile'):
-            calls = plan.calls(step)
-            train_steps, eval_step = _compile(job, plan, calls)
-        work = _work(job, plan, train_steps)
-        lines = folder.open_metrics(step, functools.partial(checkpoint.make_room, manager))
-        log = Progress(job, plan, work, lines, clock, terminal, timeline.trained, step)
-        tracker = Tracker(plan.logs, log.train, host['window'])
-
-        def save(wait: bool = False) -> None:
-            log.sync()
-            with clock.phase('save'):
-                host = {'seconds': clock.read(), 'window': tracker.window}
-                report = functools.partial(_report, 'failed', step, timeline, terminal)
-                checkpoint.save(manager, step, state, host, report, wait)
-
-        def leave() -> NoReturn:
-            if not step:
-                raise Preempted('stopped before the first step')
-            save(wait=True)
-            raise Preempted(f'stopped at step {step} of {job.steps}, state saved in {folder.path}')
-
-        def read(source: Source | None) -> dict[str, np.ndarray] | None:
-            assert source is not None  # only splits that there are get read
-            with clock.phase('eval'):
-                return evaluate.per_example(
-                    eval_step, state, source, plan.eval_batch_size, job.mesh, pod.stop.asked
-                )
-
-        def validate() -> None:
-            values = read(plan.val)
-            if values is None:
-                leave()
-            means = job.task.summarize(values)
-            require_finite(f'the val loss is {means["loss"]} at step {step}', means['loss'])
-            val[step] = means
-            log.val(step, means)
-
-        def test() -> dict[str, float]:
-            values = read(plan.test)
-            if values is None:
-                raise Preempted(f'stopped while test was read; the state is saved in {folder.path}')
-            folder.write_npz('test.npz', values)
-            means = job.task.summarize(values)
-            log.test(best_step, means)
-            return means
-
-        with trace, clock.phase('train'):
-            if pod.stop.asked():
-                leave()
-            if step and plan.validates(step) and step not in val:
-                validate()  # cut off by what ended the start before this one
-            for count, batch in _batches(job, plan, calls, clock):
-                trace.before(step, step + count)
-                state, metrics = train_steps[count].call(state, batch)
-                step = clock.step = step + count
-                trace.after(step, metrics)
-                tracker.push(step, metrics)
-                terminal.advance(step, job.steps)
-                stopping = pod.stop.asked()
-                if plan.stops(step) or stopping:
-                    tracker.drain()
-                    save()
-                    if stopping:
-                        leave()
-                    if plan.validates(step):
-                        validate()
-            save(wait=True)  # anew, if the disk has refused the last one
-            checkpoint.prune(manager, plan.keep, best)
-            best_step, state = _choose(job, plan, manager, state, val, clock, timeline, terminal)
-            metrics = {'val': dict(val[best_step])} if best_step in val else {}
-            if plan.test:  # once, with the checkpoint that val chose
-                metrics['test'] = test()
-        log.close()
-    result = {
-        'regime': job.regime,
-        'steps': plan.steps,
-        'best_step': best_step,
-        'examples_seen': plan.steps * plan.batch_size,
-        **job.sizes(),
-        'metrics': metrics,
-        'skipped_images': len(job.train.skipped),
-        'classes': list(job.train.classes),
-        'seconds': clock.read(),
-        'flops_per_step': _flops(train_steps),
-    }
-    folder.write_curves([m.name for m in job.task.metrics])
-    folder.write_json('result.json', result)
-    return result
-
-
-def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tuple[Job, 'Schedule']:
+def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tuple[Job, Cadence]:
     """All that can be checked before anything is allocated, written or compiled.
 
     Args:
@@ -216,139 +130,208 @@ def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tup
       UserError: wrong input of any kind, keys included that nothing reads.
     """
     job = make_job(cfg, resumes, workdir)
-    plan = make_schedule(job.cfg, job)
+    cadence = make_cadence(job.cfg, job)
     cfg.require_read(but=('compare.',))
-    return job, plan
+    return job, cadence
+
+
+def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> dict[str, Any]:
+    """A start of a run, from its first state or its last checkpoint to result.json."""
+    folder, clock = session.folder, session.clock
+    trace = Trace(folder.path / 'profile', cadence.profile if folder.writes else None)
+    with session.manager, session.watchdog(cadence.budgets), session.terminal:
+        with clock.phase('restore'):
+            state, host = _start(job, cadence, session, recorder)
+        clock.add(host['seconds'])
+        folder.claim(job.config, job.data())  # not before the weights proved to be sound
+        session.timeline.open()
+        describe(job, session)
+        with clock.phase('compile'):
+            programs = _compile(job, cadence, clock.step)
+        recorder.open(session, _work(job, cadence, programs), host['window'])
+        loop = Loop(job, cadence, session, recorder, programs)
+        with trace, clock.phase('train'):
+            state = _train(loop, state, trace)
+            _save(loop, state, wait=True)  # anew, if the disk has refused the last one
+            checkpoint.prune(session.manager, cadence.keep, recorder.best)
+            best_step, state = _choose(loop, state)
+            metrics = {'val': dict(recorder.val[best_step])} if best_step in recorder.val else {}
+            if cadence.test:  # once, with the checkpoint that val chose
+                metrics['test'] = _test(loop, state, best_step)
+        recorder.close()
+    result = _result(loop, best_step, metrics)
+    folder.write_curves(job.learner.task.names)
+    folder.write_json('result.json', result)
+    return result
+
+
+def _train(loop: Loop, state: TrainState, trace: Trace) -> TrainState:
+    """Takes the steps that are left; returns the state after the last one.
+
+    Each call of a program takes one step or several, and ends where something is due.
+    """
+    cadence, session, recorder = loop.cadence, loop.session, loop.recorder
+    clock, stop = session.clock, session.pod.stop
+    if stop.asked():
+        _leave(loop, state)
+    if clock.step and cadence.validates(clock.step) and clock.step not in recorder.val:
+        _validate(loop, state)  # cut off by what ended the start before this one
+    for count, batch in _batches(loop):
+        step = clock.step + count
+        trace.before(clock.step, step)
+        # The call is given the state's buffers; the state that went in is gone.
+        state, metrics = loop.programs.train[count].call(state, batch)
+        clock.step = step
+        trace.after(step, metrics)
+        recorder.push(step, metrics)
+        session.terminal.advance(step, loop.job.steps)
+        stopping = stop.asked()  # the same answer on all processes
+        if cadence.stops(step) or stopping:
+            # No state is saved or evaluated before all losses up to it proved to be finite, and all
+            # their lines are handed over.
+            recorder.drain()
+            _save(loop, state)
+            if stopping:
+                _leave(loop, state)
+            # An evaluation comes after the save: one that is cut off is rerun once on resume.
+            if cadence.validates(step):
+                _validate(loop, state)
+    return state
+
+
+def _save(loop: Loop, state: TrainState, wait: bool = False) -> None:
+    """Begins a checkpoint of the clock's step; `wait` until it is on the disk."""
+    session, recorder = loop.session, loop.recorder
+    recorder.sync()  # lines up to a step are on the disk before a checkpoint of it
+    with session.clock.phase('save'):
+        host = {'seconds': session.clock.read(), 'window': recorder.window}
+        checkpoint.save(session.manager, session.clock.step, state, host, session.say_failed, wait)
+
+
+def _leave(loop: Loop, state: TrainState) -> NoReturn:
+    """Ends a start that is to stop, with its state saved."""
+    step, folder = loop.session.clock.step, loop.session.folder
+    if not step:
+        raise Preempted('stopped before the first step')
+    _save(loop, state, wait=True)
+    raise Preempted(f'stopped at step {step} of {loop.job.steps}, state saved in {folder.path}')
+
+
+def _read(loop: Loop, state: TrainState, source: Source | None) -> dict[str, np.ndarray] | None:
+    """The metrics of each example of a source; None if the run is to stop."""
+    assert source is not None  # only splits that there are get read
+    stopped, mesh = loop.session.pod.stop.asked, loop.job.layout.mesh
+    batch_size = loop.cadence.eval_batch_size
+    with loop.session.clock.phase('eval'):
+        return evaluate.per_example(
+            loop.programs.evaluate, state, source, batch_size, mesh, stopped
+        )
+
+
+def _validate(loop: Loop, state: TrainState) -> None:
+    values = _read(loop, state, loop.cadence.val)
+    if values is None:
+        _leave(loop, state)
+    loop.recorder.validated(loop.session.clock.step, loop.job.learner.task.summarize(values))
+
+
+def _test(loop: Loop, state: TrainState, best_step: int) -> dict[str, float]:
+    folder = loop.session.folder
+    values = _read(loop, state, loop.cadence.test)
+    if values is None:
+        raise Preempted(f'stopped while test was read; the state is saved in {folder.path}')
+    folder.write_npz('test.npz', values)
+    means = loop.job.learner.task.summarize(values)
+    loop.recorder.tested(best_step, means)
+    return means
+
+
+def _choose(loop: Loop, state: TrainState) -> tuple[int, TrainState]:
+    """The best step and its state: the last one where nothing was evaluated."""
+    session = loop.session
+    ranked = loop.recorder.ranked(session.manager.all_steps())
+    if not ranked or ranked[0] == loop.cadence.steps:
+        return loop.cadence.steps, state
+    with session.clock.phase('restore'):
+        resumed = checkpoint.resume(session.manager, loop.job.abstract, ranked)
+    assert resumed is not None  # there is a step to read
+    session.say_damaged(resumed)
+    return resumed.step, resumed.state
+
+
+def _result(loop: Loop, best_step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of result.json."""
+    job, cadence = loop.job, loop.cadence
+    return {
+        'regime': job.regime,
+        'steps': cadence.steps,
+        'best_step': best_step,
+        'examples_seen': cadence.steps * cadence.batch_size,
+        **job.sizes(),
+        'metrics': metrics,
+        'skipped_images': len(job.train.skipped),
+        'classes': list(job.train.classes),
+        'seconds': loop.session.clock.read(),
+        'flops_per_step': loop.programs.flops,
+    }
 
 
 def _start(
-    job: Job,
-    manager: ocp.CheckpointManager,
-    seed: int,
-    logged: list[dict[str, Any]],
-    timeline: Timeline,
-    terminal: Terminal,
-) -> tuple[TrainState, dict]:
-    """Resume, else restore, else init."""
-    steps = sorted(manager.all_steps(), reverse=True)
-    found = checkpoint.resume(manager, job.abstract, steps)
-    if found is None:
-        return first_state(job, seed), {'seconds': {}, 'window': {}}
-    _say_damaged(found, timeline, terminal)
-    if lost := max([timeline.reached, *steps, *(x['step'] for x in logged)]) - found.step:
-        timeline.add('lost', step=found.step, steps=lost)
-        terminal.say(f'{lost:,} steps that were done before are lost')
-    return found.state, found.host
+    job: Job, cadence: Cadence, session: Session, recorder: Recorder
+) -> tuple[TrainState, dict[str, Any]]:
+    """Resumes, else restores, else initialises: the state, and what was saved beside it.
+
+    The clock takes its step, and the recorder the history up to there.
+    """
+    logged = run.read_metrics(session.folder.path)
+    steps = sorted(session.manager.all_steps(), reverse=True)
+    resumed = checkpoint.resume(session.manager, job.abstract, steps)
+    if resumed is None:
+        return first_state(job, cadence.seed), {'seconds': {}, 'window': {}}
+    session.say_damaged(resumed)
+    reached = max([session.timeline.reached, *steps, *(x['step'] for x in logged)])
+    if lost := reached - resumed.step:
+        session.timeline.add('lost', step=resumed.step, steps=lost)
+        session.terminal.say(f'{lost:,} steps that were done before are lost')
+    session.clock.step = int(resumed.state.step)
+    recorder.val |= {s: v for s, v in run.val_of(logged).items() if s <= session.clock.step}
+    return resumed.state, resumed.host
 
 
-def _say_damaged(found: checkpoint.Resumed, timeline: Timeline, terminal: Terminal) -> None:
-    for step, why in found.damaged.items():
-        _report('damaged', step, timeline, terminal, why)
-        terminal.say(
-            f'the checkpoint of step {step} is damaged ({why}) and was put aside in '
-            f'{checkpoint.DAMAGED}/{step}; that of step {found.step} is used'
-        )
-
-
-def _report(event: str, step: int, timeline: Timeline, terminal: Terminal, why: str) -> None:
-    timeline.add(event, step=step, why=why)
-    if event == 'failed':
-        terminal.say(f'{why}; trying again')
-
-
-def _describe(job: Job, folder: run.RunDir, terminal: Terminal, step: int) -> None:
-    """Writes and prints the parameter table and the restore plan, before the first compile."""
-    rows, sizes = job.table(), job.sizes()
-    if not job.resumes:
-        folder.write_table('params.tsv', TABLE_COLUMNS, rows)
-        if job.train.tokenizer:
-            folder.write_bytes(TOKENIZER, job.train.tokenizer.definition.encode())
-    if job.plan:
-        folder.write_json('restore.json', job.plan.to_json())
-    terminal.say(short_params(rows))
-    terminal.say(
-        f'{job.regime}: trains {sizes["params_trainable"]:,} of {sizes["params_total"]:,} '
-        f'parameters, optimizer {sizes["opt_state_bytes"]:,} bytes, '
-        f'{len(job.train):,} examples, {job.steps:,} steps on {job.mesh.size} device(s)'
-    )
-    if skipped := job.train.skipped:
-        terminal.say(
-            f'left out {len(skipped)} images that cannot be read: {", ".join(skipped[:3])}'
-            f'{" ..." if len(skipped) > 3 else ""}'
-        )
-    if cut := job.train.cut:
-        terminal.say(f'cut {cut:,} texts that are longer than {job.train.tokens} tokens')
-    if job.plan:
-        terminal.say(job.plan.summary())
-    if step:
-        terminal.say(f'resumes after step {step}')
-
-
-def _compile(job: Job, plan: Schedule, calls: np.ndarray) -> tuple[dict[int, Compiled], Callable]:
-    """The programs for as many steps as a call takes, and the evaluation step."""
-    # None is left after a kill at the end.
+def _compile(job: Job, cadence: Cadence, step: int) -> Programs:
+    """The programs of a run that goes on after a step."""
+    calls = cadence.calls(step)
+    # A run killed after its last step has no calls left.
     counts = np.unique(np.diff(calls)).tolist() or [1]
     train_steps = {count: compile_train_step(*job.program(count)) for count in counts}
-    batch = abstract_batch(job.train.features, plan.eval_batch_size, job.mesh)
-    return train_steps, compile_step(job.eval_step(), job.abstract, batch, job.mesh)
+    mesh = job.layout.mesh
+    batch = abstract_batch(job.train.features, cadence.eval_batch_size, mesh)
+    return Programs(calls, train_steps, compile_step(job.eval_step(), job.abstract, batch, mesh))
 
 
-def _flops(train_steps: Mapping[int, Compiled]) -> float:
-    """Of a single step."""
-    count = min(train_steps)
-    return train_steps[count].flops / count
-
-
-def _work(job: Job, plan: Schedule, train_steps: Mapping[int, Compiled]) -> Work:
-    chip = chip_of(job.mesh.devices.flat[0])
-    remat = getattr(job.model, 'remat', 'none') != 'none'
+def _work(job: Job, cadence: Cadence, programs: Programs) -> Work:
+    mesh = job.layout.mesh
+    chip = chip_of(mesh.devices.flat[0])
+    remat = getattr(job.learner.model, 'remat', 'none') != 'none'
     tokens = job.train.tokens
     return Work(
         unit='tokens' if tokens else 'examples',
-        count=plan.batch_size * (tokens or 1),
-        flops=job.model_flops() if chip and remat else _flops(train_steps),
-        peak=chip.peak_bf16_flops * job.mesh.size if chip else 0.0,
+        count=cadence.batch_size * (tokens or 1),
+        flops=job.model_flops() if chip and remat else programs.flops,
+        peak=chip.peak_bf16_flops * mesh.size if chip else 0.0,
     )
 
 
-def _batches(job: Job, plan: Schedule, calls: np.ndarray, clock: Clock):
+def _batches(loop: Loop) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """For each call (how many steps, their batches on the devices)."""
+    job, cadence, calls = loop.job, loop.cadence, loop.programs.calls
     part = Slice(jax.process_index(), jax.process_count())
     batches = train_batches(
-        job.train, plan.batch_size, plan.seed, calls, part, plan.threads, plan.prefetch,
-        plan.workers,
+        job.train, cadence.batch_size, cadence.seed, calls, part, cadence.threads, cadence.prefetch,
+        cadence.workers,
     )  # fmt: skip
     with contextlib.closing(batches):
         for count in np.diff(calls).tolist():
-            with clock.phase('data_wait'):
+            with loop.session.clock.phase('data_wait'):
                 batch = next(batches)
-            yield count, put_batch(batch, job.mesh, count)
-
-
-def _choose(
-    job: Job,
-    plan: Schedule,
-    manager: ocp.CheckpointManager,
-    state: TrainState,
-    val: Mapping[int, Mapping[str, float]],
-    clock: Clock,
-    timeline: Timeline,
-    terminal: Terminal,
-) -> tuple[int, TrainState]:
-    """The best step and its state: the last one where nothing was evaluated."""
-    ranked = metric.ranked(val, plan.best_metric, manager.all_steps())
-    if not ranked or ranked[0] == plan.steps:
-        return plan.steps, state
-    with clock.phase('restore'):
-        found = checkpoint.resume(manager, job.abstract, ranked)
-    assert found is not None  # there is a step to read
-    _say_damaged(found, timeline, terminal)
-    return found.step, found.state
-
-
-def _say_result(result: dict[str, Any], terminal: Terminal) -> None:
-    for split, values in result['metrics'].items():
-        said = ', '.join(f'{name} {number(value)}' for name, value in values.items())
-        terminal.say(f'{split} at step {result["best_step"]}: {said}')
-    seconds = {k: round(v, 1) for k, v in result['seconds'].items()}
-    terminal.say(f'seconds: {json.dumps(seconds)[1:-1].replace(chr(34), "")}')
+            yield count, put_batch(batch, job.layout.mesh, count)

@@ -12,16 +12,17 @@ from typing import Any
 from flax import linen as nn
 
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.models import bert, gpt, resnet, vit
 from jaxtrain.models.bert import BERT
 from jaxtrain.models.cnn import CNN
 from jaxtrain.models.gpt import GPT
 from jaxtrain.models.mlp import MLP
+from jaxtrain.models.parts.family import Family
+from jaxtrain.models.parts.transformer import DropPath
 from jaxtrain.models.resnet import ResNet
 from jaxtrain.models.vgg import VGG
 from jaxtrain.models.vit import ViT
 
-MODELS = {
+MODELS: dict[str, type[Family]] = {
     'bert': BERT,
     'cnn': CNN,
     'gpt': GPT,
@@ -30,18 +31,11 @@ MODELS = {
     'vgg': VGG,
     'vit': ViT,
 }
-# Fields that change what restored weights compute and show in no shape.
-FIXED = {
-    'bert': bert.FIXED,
-    'cnn': ('padding',),
-    'gpt': gpt.FIXED,
-    'resnet': resnet.FIXED,
-    'vgg': ('pool',),
-    'vit': vit.FIXED,
-}
+# The layers that draw a random number for each row of a batch.
+DROPOUTS = (nn.Dropout, DropPath)
 
 
-def make_model(cfg, outputs: int) -> nn.Module:
+def make_model(cfg, outputs: int) -> Family:
     """The model that `config.model` names, with `outputs` output units.
 
     Raises:
@@ -66,18 +60,18 @@ def make_model(cfg, outputs: int) -> nn.Module:
     return cls(outputs=outputs, **given)
 
 
-def check_inputs(model: nn.Module, meaning: str, tokenizer) -> None:
+def check_inputs(model: Family, meaning: str, tokenizer) -> None:
     """UserError if a model cannot take the inputs of a data set.
 
     Args:
-      model: a Linen module.
+      model: a model.
       meaning: of the feature that it is to be given.
       tokenizer: of that data, with `size` and `pad`; None for images.
     """
     name = _name(model)
-    if model.reads != meaning:
+    if meaning != model.READS:
         raise UserError(
-            f'config.model: {name} is a model of {_KINDS[model.reads]}, and the data is '
+            f'config.model: {name} is a model of {_KINDS[model.READS]}, and the data is '
             f'{_KINDS[meaning]}; choose another config.model.name or config.data.source'
         )
     if tokenizer is None:
@@ -96,7 +90,7 @@ def check_inputs(model: nn.Module, meaning: str, tokenizer) -> None:
         )
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+def describe(model: Family) -> dict[str, Any]:
     """Every field of a model with its value, defaults included, for the resolved config."""
     return {'name': _name(model), **{k: getattr(model, k) for k in _defaults(type(model))}}
 
@@ -107,7 +101,7 @@ def with_defaults(described: Mapping[str, Any]) -> dict[str, Any]:
     return {**(_defaults(cls) if cls else {}), **described}
 
 
-def split_scan(model: nn.Module, trained: Mapping[str, bool]) -> nn.Module:
+def split_scan(model: Family, trained: Mapping[str, bool]) -> Family:
     """A model whose blocks are run by loops, with a loop of its own for each stretch of blocks that
     are trained alike; any other model as it is.
 
@@ -129,17 +123,18 @@ def fixed_fields(name: str) -> dict[str, Any]:
     """The fields of a model, with their defaults, that change what restored weights compute but
     show in no shape; {} for a model that does not exist.
     """
-    if name not in FIXED:
+    if name not in MODELS:
         return {}
-    return {k: default for k, default in _defaults(MODELS[name]).items() if k in FIXED[name]}
+    cls = MODELS[name]
+    return {k: default for k, default in _defaults(cls).items() if k in cls.FIXED}
 
 
-def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
+def _defaults(cls: type[Family]) -> dict[str, Any]:
     """The fields of a model's class that a config may set."""
     return {f.name: f.default for f in dataclasses.fields(cls) if f.init and f.name not in _OWN}
 
 
-def _name(model: nn.Module) -> str:
+def _name(model: Family) -> str:
     return next(name for name, cls in MODELS.items() if type(model) is cls)
 
 

@@ -14,16 +14,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.family import HEAD_AXES, Family
 from jaxtrain.models.parts.layers import Head, check_choices
-from jaxtrain.models.parts.transformer import GELU, MLP, Attention
-
-# Fields that change what restored weights compute, and show in no shape.
-FIXED = ('gelu', 'norm_eps', 'pad')
+from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, TOKEN_AXES, Attention
 
 _NORMAL = nn.initializers.truncated_normal(0.02)
 
 
-class BERT(nn.Module):
+class BERT(Family):
     """int32 tokens [batch, length] -> [batch, outputs].
 
     The sizes by default are those of BERT-base, uncased.
@@ -48,7 +46,9 @@ class BERT(nn.Module):
       remat, scan: as of `ViT`.
     """
 
-    reads = 'tokens'
+    READS = 'tokens'
+    FIXED = ('gelu', 'norm_eps', 'pad')
+    TENSOR = BLOCK_AXES + TOKEN_AXES + HEAD_AXES
 
     outputs: int
     vocabulary: int = 30522

@@ -3,10 +3,11 @@
 import jax
 from flax import linen as nn
 
+from jaxtrain.models.parts.family import Family
 from jaxtrain.models.parts.layers import Head, check_choices, conv, flat, max_pool
 
 
-class CNN(nn.Module):
+class CNN(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
@@ -19,7 +20,7 @@ class CNN(nn.Module):
       dropout: share of each hidden layer's activations in the head that is zeroed in training.
     """
 
-    reads = 'image'
+    FIXED = ('padding',)
 
     outputs: int
     widths: tuple[int, ...] = (32, 64, 128)

@@ -9,16 +9,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.family import HEAD_AXES, Family
 from jaxtrain.models.parts.layers import check_choices
-from jaxtrain.models.parts.transformer import GELU, MLP, Attention
-
-# Fields that change what restored weights compute, and show in no shape.
-FIXED = ('gelu', 'norm_eps')
+from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, TOKEN_AXES, Attention
 
 _STD = 0.02
 
 
-class GPT(nn.Module):
+class GPT(Family):
     """int32 tokens [batch, length] -> logits of the next token [batch, length, outputs].
 
     The sizes by default are those of the smallest GPT-2.
@@ -38,7 +36,9 @@ class GPT(nn.Module):
       remat, scan: as of `ViT`.
     """
 
-    reads = 'tokens'
+    READS = 'tokens'
+    FIXED = ('gelu', 'norm_eps')
+    TENSOR = BLOCK_AXES + TOKEN_AXES + HEAD_AXES
 
     outputs: int
     width: int = 768

@@ -3,10 +3,11 @@
 import jax
 from flax import linen as nn
 
+from jaxtrain.models.parts.family import Family
 from jaxtrain.models.parts.layers import Head, flat
 
 
-class MLP(nn.Module):
+class MLP(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
@@ -14,8 +15,6 @@ class MLP(nn.Module):
       hidden: widths of the hidden layers (the backbone).
       dropout: share of each hidden layer's activations that is zeroed in training.
     """
-
-    reads = 'image'
 
     outputs: int
     hidden: tuple[int, ...] = (128, 64)

@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from jaxtrain.models.parts.blocks import checkpointed
+from jaxtrain.models.parts.family import Family
 from jaxtrain.models.parts.layers import Head, check_choices, check_widths
 
 # Depth -> (blocks per stage, whether they are bottlenecks).
@@ -21,10 +22,9 @@ STAGES = {
     152: ((3, 8, 36, 3), True),
 }
 EXPANSION = 4  # of a bottleneck's last convolution
-FIXED = ('stride', 'norm_eps', 'padding')
 
 
-class ResNet(nn.Module):
+class ResNet(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
@@ -48,7 +48,7 @@ class ResNet(nn.Module):
         'none'.
     """
 
-    reads = 'image'
+    FIXED = ('stride', 'norm_eps', 'padding')
 
     outputs: int
     depth: int = 50

@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from jaxtrain.models.parts.blocks import checkpointed
+from jaxtrain.models.parts.family import Family
 from jaxtrain.models.parts.layers import (
     Head,
     average_to,
@@ -31,7 +32,7 @@ CONVOLUTIONS = {
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
@@ -48,7 +49,7 @@ class VGG(nn.Module):
         'none'.
     """
 
-    reads = 'image'
+    FIXED = ('pool',)
 
     outputs: int
     depth: int = 16

@@ -14,13 +14,12 @@ from flax import linen as nn
 
 from jaxtrain.errors import UserError
 from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.family import HEAD_AXES, Family
 from jaxtrain.models.parts.layers import check_choices
-from jaxtrain.models.parts.transformer import GELU, MLP, Attention, DropPath
-
-FIXED = ('gelu', 'norm_eps', 'norm_after_pool')
+from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, Attention, DropPath
 
 
-class ViT(nn.Module):
+class ViT(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Positions are kept as a grid, `backbone/position` [rows, columns, width], so that they can be
@@ -52,7 +51,8 @@ class ViT(nn.Module):
       scan: whether a loop runs the blocks, which compiles faster and may run slower.
     """
 
-    reads = 'image'
+    FIXED = ('gelu', 'norm_eps', 'norm_after_pool')
+    TENSOR = BLOCK_AXES + HEAD_AXES
 
     outputs: int
     patch: tuple[int, int] = (16, 16)

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxtrain.models.parts.transformer import DropPath
+from jaxtrain.models import DROPOUTS
 from jaxtrain.parallel.mesh import BATCH_AXES, PMAP_AXIS, batch_shares
 
 
@@ -71,7 +71,7 @@ class Replicas:
 
     def _dropout_of_whole_batch(self, call, args, kwargs, context):
         """A row is dropped from as in a batch of all rows."""
-        drops = isinstance(context.module, nn.Dropout | DropPath)
+        drops = isinstance(context.module, DROPOUTS)
         if not drops or context.method_name != '__call__':
             return call(*args, **kwargs)
         x, *rest = args

@@ -1,4 +1,4 @@
-"""Parameters -> (trainable, frozen) and back; the groups; the parameter table.
+"""Parameters -> (trainable, frozen) and back; the groups.
 
 Trees of parameters are nested dicts; a *path* is the keys of a leaf joined with '/', for instance
 `backbone/conv_0/kernel`. A partition is made once from `config.groups` and is plain data.
@@ -140,39 +140,3 @@ def count(tree: Tree) -> int:
 def nbytes(tree: Any) -> int:
     """Bytes of a tree of arrays or ShapeDtypeStructs."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-TABLE_COLUMNS = ('path', 'shape', 'dtype', 'group', 'lr_mult', 'decay', 'sharding', 'bytes', 'from')
-
-
-def table(
-    partition: Partition,
-    params: Tree,
-    lr_mult: Mapping[str, float],
-    decay: Mapping[str, float],
-    sharding: Mapping[str, str],
-    origin: Mapping[str, str],
-) -> list[tuple]:
-    """Rows of the parameter table, one per parameter, with the columns of TABLE_COLUMNS.
-
-    Args:
-      partition: the groups.
-      params: nested parameters or ShapeDtypeStructs.
-      lr_mult, decay: path -> number, for trained parameters (0 elsewhere).
-      sharding: path -> how it is cut over the devices.
-      origin: path -> where the value came from ('init', 'load', 'resume').
-    """
-    return [
-        (
-            path,
-            'x'.join(map(str, leaf.shape)) or 'scalar',
-            str(leaf.dtype),
-            partition.groups[path],
-            lr_mult.get(path, 0.0),
-            decay.get(path, 0.0),
-            sharding[path],
-            nbytes(leaf),
-            origin[path],
-        )
-        for path, leaf in flatten(params).items()
-    ]

@@ -7,7 +7,7 @@ et al. 2019, arXiv:1910.02054, stage 3). Over `tensor` a layer's work is cut: he
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,28 +19,19 @@ from jaxtrain.params.partition import flatten
 
 AUTO, REPLICATED, UNCUT = 'auto', 'replicated', '-'
 PARAMETER_AXES = ('fsdp', 'tensor')
-# The dimension of a transformer's parameters that is cut over `tensor`: heads, hidden units,
-# tokens or classes (models/transformer.py has the shapes).
-TENSOR_DIMENSION = (
-    (r'(.*/)?(query|key|value)/kernel', 1),
-    (r'(.*/)?(query|key|value)/bias', 0),
-    (r'(.*/)?out/kernel', 0),
-    (r'(.*/)?up/kernel', 1),
-    (r'(.*/)?up/bias', 0),
-    (r'(.*/)?down/kernel', 0),
-    (r'(.*/)?tokens/embedding', 0),
-    (r'(.*/)?logits/kernel', 1),
-    (r'(.*/)?logits/bias', 0),
-)
 
 
-def make_specs(rule_list: tuple, mesh: Mesh, params: Any) -> dict[str, PartitionSpec]:
+def make_specs(
+    rule_list: tuple, mesh: Mesh, params: Any, tensor: Sequence[tuple[str, int]]
+) -> dict[str, PartitionSpec]:
     """Parameter path -> how it is cut.
 
     Args:
       rule_list: `config.mesh.rules`.
       mesh: the devices.
       params: nested parameters (arrays or ShapeDtypeStructs).
+      tensor: (regex over the parameter path, its dimension that 'auto' cuts over `tensor`), as the
+        model declares them.
 
     Raises:
       UserError: a rule that is none, that does not fit a parameter's shape, or that matches
@@ -49,7 +40,12 @@ def make_specs(rule_list: tuple, mesh: Mesh, params: Any) -> dict[str, Partition
     parsed = rules.parse(rule_list, 'config.mesh.rules', str)
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
     texts = rules.assign(parsed, shapes, 'config.mesh.rules')
-    specs = {path: _spec(texts[path], path, shape, mesh) for path, shape in shapes.items()}
+    specs = {
+        path: _auto(path, shape, mesh, tensor)
+        if texts[path] == AUTO
+        else _spec(texts[path], path, shape, mesh)
+        for path, shape in shapes.items()
+    }
     for axis in PARAMETER_AXES:
         if mesh.shape[axis] > 1 and not any(axis in spec for spec in specs.values()):
             raise UserError(
@@ -108,8 +104,6 @@ def path_of(keys: tuple) -> str:
 def _spec(text: str, path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     if text == REPLICATED:
         return PartitionSpec()
-    if text == AUTO:
-        return _auto(path, shape, mesh)
     axes = [None if word == UNCUT else word for word in text.split()]
     known = {*PARAMETER_AXES, None}
     if (
@@ -131,13 +125,15 @@ def _spec(text: str, path: str, shape: tuple[int, ...], mesh: Mesh) -> Partition
     return PartitionSpec(*axes)
 
 
-def _auto(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _auto(
+    path: str, shape: tuple[int, ...], mesh: Mesh, tensor: Sequence[tuple[str, int]]
+) -> PartitionSpec:
     """The layer's own dimension over `tensor`, and the longest other one over `fsdp`.
 
     Biases and norms are small and stay whole: to gather them costs a message each.
     """
     axes: list[str | None] = [None] * len(shape)
-    cut = (d for pattern, d in TENSOR_DIMENSION if re.fullmatch(pattern, path))
+    cut = (d for pattern, d in tensor if re.fullmatch(pattern, path))
     own = next(cut, None)
     if own is not None and mesh.shape['tensor'] > 1 and shape[own] % mesh.shape['tensor'] == 0:
         axes[own] = 'tensor'

@@ -126,7 +126,7 @@ class RunDir:
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2) + '\n').encode())
 
-    def write_table(self, name: str, columns: tuple[str, ...], rows: list[tuple]) -> None:
+    def write_table(self, name: str, columns: tuple[str, ...], rows: Sequence[tuple]) -> None:
         """A table of tab-separated values with a header line."""
         lines = ('\t'.join(map(str, row)) for row in [columns, *rows])
         self.write_bytes(name, ('\n'.join(lines) + '\n').encode())

@@ -1,6 +1,7 @@
 """TrainState: all that a run carries from step to step, and how it begins."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -37,6 +38,21 @@ class TrainState(struct.PyTreeNode):
     def averaged_params(self, part: Partition) -> Any:
         """The parameters to evaluate and hand on: the moving average where one is kept."""
         return merge(self.ema, part.split(self.params)[1]) if self.ema else self.params
+
+
+@dataclass(frozen=True)
+class Update:
+    """What becomes of gradients.
+
+    Attributes:
+      tx: the optimizer over the trainable parameters.
+      ema: decay of the moving average of the parameters; 0 keeps none.
+      accumulate: parts that a batch is taken in.
+    """
+
+    tx: optax.GradientTransformation
+    ema: float = 0.0
+    accumulate: int = 1
 
 
 # Compiled, and traced once for each model: a start asks for the shapes of one several times.
@@ -78,17 +94,17 @@ def abstract_variables(model, feature: Feature) -> tuple[Any, Any]:
 
 
 def init_state(
-    params: Any, model_state: Any, seed: jax.typing.ArrayLike, tx: optax.GradientTransformation,
-    part: Partition, ema: float,
-) -> TrainState:  # fmt: skip
-    """The state before the first step."""
+    variables: tuple[Any, Any], seed: jax.typing.ArrayLike, update: Update, part: Partition
+) -> TrainState:
+    """The state before the first step, of nested (params, model_state)."""
+    params, model_state = variables
     trainable, _ = part.split(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
         params=params,
         model_state=model_state,
-        opt_state=tx.init(trainable),
+        opt_state=update.tx.init(trainable),
         # A copy: the step donates its state, and a buffer can be donated only once.
-        ema=jax.tree.map(jnp.copy, trainable) if ema else {},
+        ema=jax.tree.map(jnp.copy, trainable) if update.ema else {},
     )

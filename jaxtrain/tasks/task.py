@@ -81,6 +81,11 @@ class Task:
         """Whether the labels are classes, so that the data has a name for each of them."""
         return self.label in (CLASS, CLASS_SET)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the metrics."""
+        return [metric.name for metric in self.metrics]
+
     def metric(self, name: str) -> Metric:
         """The metric of that name. KeyError if the task has none."""
         return {metric.name: metric for metric in self.metrics}[name]

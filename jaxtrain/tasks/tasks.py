@@ -23,8 +23,7 @@ def best_metric(cfg) -> Metric:
       UserError: an unknown task, or a metric that the task does not have.
     """
     task = task_of(cfg)
-    known = [metric.name for metric in task.metrics]
-    return task.metric(cfg.best_metric and cfg.choose('best_metric', known) or task.main)
+    return task.metric(cfg.best_metric and cfg.choose('best_metric', task.names) or task.main)
 
 
 def make_task(cfg, source: Source) -> Task:

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax import linen as nn
 
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_files, checkpoint_list
 from jaxtrain.config import Config, base
 from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.models import make_model
+from jaxtrain.models.parts.family import Family
 from jaxtrain.params.partition import (
     array_text,
     by_path,
@@ -28,7 +27,7 @@ from jaxtrain.params.partition import (
     unflatten,
     without_collection,
 )
-from jaxtrain.step.state import abstract_variables
+from jaxtrain.step.learner import Variables, make_network
 from jaxtrain.weights.bundle import Bundle, beside, of_run
 from jaxtrain.weights.formats.archive import Archive, open_archive
 from jaxtrain.weights.origins.names import Match, Part, Row, their_shape
@@ -79,11 +78,11 @@ def open_stored(path: str, name: str, origin: str, model: str) -> Stored:
             f'config.init_from={path!r} is a file; say whence, in config.restore.origin and '
             f'config.restore.model (origins: {", ".join(ORIGINS)})'
         )
-    return of_checkpoint(checkpoint_files.find(path, name, 'config.init_from'), of_run(path))
+    return of_checkpoint(checkpoint_list.find(path, name, 'config.init_from'), of_run(path))
 
 
 def of_checkpoint(folder: Path, bundle: Bundle | None = None) -> Stored:
-    """A checkpoint of ours, as `checkpoint_files.find` returns it."""
+    """A checkpoint of ours, as `checkpoint_list.find` returns it."""
     tree = checkpoint_files.read_metadata(folder)
     # A run that keeps a moving average hands that on; its frozen parameters have none.
     averaged = flatten(tree.get('ema', {}))
@@ -175,12 +174,11 @@ def open_foreign(
     return Stored(str(path), leaves, keys, read, bundle, ignored), match, files
 
 
-def target_model(match: Match) -> tuple[nn.Module, tuple[Any, Any]]:
+def target_model(match: Match) -> tuple[Family, Variables]:
     """The model that a file is for, and its abstract (params, model_state)."""
     c = base()
     c.model = dict(match.fields)
-    made = make_model(Config(c.to_dict()).model, match.outputs or 1)
-    return made, abstract_variables(made, match.inputs)
+    return make_network(Config(c.to_dict()).model, match.outputs or 1, match.inputs)
 
 
 def _shapes(match: Match) -> dict[str, tuple[int, ...]]:

@@ -99,7 +99,7 @@ def make_steps(job: Job) -> Callable[[int], jax.Array]:
     size, seed = job.cfg.batch_size, job.cfg.seed
     step = compile_train_step(*job.program()).call
     read = train_batches(job.train, size, seed, range(BATCHES + 1), Slice(), threads=1, ahead=1)
-    batches = itertools.cycle([put_batch(batch, job.mesh) for batch in read])
+    batches = itertools.cycle([put_batch(batch, job.layout.mesh) for batch in read])
     state = first_state(job, seed)
 
     def steps(count: int) -> jax.Array:

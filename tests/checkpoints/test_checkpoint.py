@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoints import checkpoint, checkpoint_files
+from jaxtrain.checkpoints import checkpoint, checkpoint_files, checkpoint_list
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.runs.metric import best_of
@@ -92,7 +93,7 @@ def test_what_is_saved_comes_back_bit_for_bit(ema, tmp_path):
 def test_host_values_that_have_changed_are_noticed(tmp_path):
     """A flipped bit can leave a valid JSON file with another value."""
     save_all(tmp_path, {1: None}, keep=1, best='accuracy')
-    place = checkpoint_files.find(tmp_path, 'last', '')
+    place = checkpoint_list.find(tmp_path, 'last', '')
     file = place / 'host' / 'metadata'
     assert checkpoint_files.read_host(place)['seconds'] == HOST['seconds']
     file.write_text(file.read_text().replace('1.25', '1.26'))
@@ -106,7 +107,7 @@ def test_little_is_on_its_way_from_the_disk_at_a_time(tmp_path, monkeypatch):
     """Without a limit Orbax reads all arrays at once, which takes the memory of another state."""
     params = {f'layer_{n}': jnp.zeros(1000) for n in range(30)}
     state = make_state().replace(params=params, opt_state={}, model_state={})
-    limits, handler = [], checkpoint.ocp.PyTreeCheckpointHandler
+    limits, handler = [], ocp.PyTreeCheckpointHandler
 
     def spy(*args, restore_concurrent_gb=None, **options):
         limits.append(restore_concurrent_gb)
@@ -114,7 +115,7 @@ def test_little_is_on_its_way_from_the_disk_at_a_time(tmp_path, monkeypatch):
 
     with checkpoint.open_manager(tmp_path, 1) as manager:
         save(manager, 1, state, wait=True)
-        monkeypatch.setattr(checkpoint.ocp, 'PyTreeCheckpointHandler', spy)
+        monkeypatch.setattr(ocp, 'PyTreeCheckpointHandler', spy)
         checkpoint.resume(manager, abstract(state), [1])
     assert max(filter(None, limits)) * 1e9 == pytest.approx(0.05 * 30 * 4000, rel=0.01)
     # One array must fit, however large.
@@ -147,20 +148,20 @@ def test_the_best_and_the_last_are_kept_and_found_by_name(best_metric, best, tmp
     save_all(tmp_path, metrics, keep=2, best=best_metric)
     assert kept(tmp_path) == {best, '40', '50'}
     for name, step in {'best': best, 'last': '50', '40': '40'}.items():
-        assert checkpoint_files.find(tmp_path, name, '--checkpoint').name == step
+        assert checkpoint_list.find(tmp_path, name, '--checkpoint').name == step
 
 
 def test_only_what_was_evaluated_can_be_the_best(tmp_path):
     metrics = {9: {'accuracy': 0.5}, 10: None, 11: {'accuracy': 0.2}, 12: None}
     save_all(tmp_path, metrics, keep=1, best='accuracy')
     assert kept(tmp_path) == {'9', '12'}
-    assert checkpoint_files.find(tmp_path, 'best', '--checkpoint').name == '9'
+    assert checkpoint_list.find(tmp_path, 'best', '--checkpoint').name == '9'
 
 
 def test_the_last_is_the_best_where_none_was_evaluated(tmp_path):
     save_all(tmp_path, {9: None, 10: None}, keep=1, best='accuracy')
     assert kept(tmp_path) == {'10'}  # by number, and not as text
-    assert checkpoint_files.find(tmp_path, 'best', '--checkpoint').name == '10'
+    assert checkpoint_list.find(tmp_path, 'best', '--checkpoint').name == '10'
 
 
 def test_a_save_that_was_cut_off_does_not_count(tmp_path):
@@ -169,10 +170,10 @@ def test_a_save_that_was_cut_off_does_not_count(tmp_path):
     for leftover in leftovers:
         (leftover / 'state').mkdir(parents=True)
     for name in ('best', 'last'):
-        assert checkpoint_files.find(tmp_path, name, '--checkpoint').name == '5'
+        assert checkpoint_list.find(tmp_path, name, '--checkpoint').name == '5'
     with pytest.raises(UserError, match="no checkpoint '7'"):
-        checkpoint_files.find(tmp_path, '7', '--checkpoint')
-    assert checkpoint_files.saved_steps(tmp_path) == [5]
+        checkpoint_list.find(tmp_path, '7', '--checkpoint')
+    assert checkpoint_list.saved_steps(tmp_path) == [5]
     # The run may still be writing them: only its own next start takes them away.
     assert all((leftover / 'state').exists() for leftover in leftovers)
     with checkpoint.open_manager(tmp_path, 1) as manager:
@@ -186,7 +187,7 @@ def test_a_save_that_was_cut_off_does_not_count(tmp_path):
 def test_where_nothing_was_saved_the_folder_is_named(folder, tmp_path):
     (tmp_path / folder).mkdir(exist_ok=True)
     with pytest.raises(UserError) as caught:
-        checkpoint_files.find(tmp_path, 'best', 'config.init_from')
+        checkpoint_list.find(tmp_path, 'best', 'config.init_from')
     said = str(caught.value)
     assert said.startswith(f"config.init_from='{tmp_path}': there is no checkpoint in {tmp_path}/")
 
@@ -195,7 +196,7 @@ def test_where_nothing_was_saved_the_folder_is_named(folder, tmp_path):
 def test_another_name_is_answered_with_those_there_are(name, tmp_path):
     save_all(tmp_path, {1: None, 3: None}, keep=2, best='accuracy')
     with pytest.raises(UserError) as caught:
-        checkpoint_files.find(tmp_path, name, '--checkpoint')
+        checkpoint_list.find(tmp_path, name, '--checkpoint')
     said = str(caught.value)
     assert said.startswith('--checkpoint: ') and f'no checkpoint {name!r}' in said
     assert said.endswith("choose 'best', 'last' or one of 1, 3")
@@ -203,7 +204,7 @@ def test_another_name_is_answered_with_those_there_are(name, tmp_path):
 
 def test_metadata_tells_shapes_and_dtypes(tmp_path):
     save_all(tmp_path, {1: None}, keep=1, best='accuracy')
-    found = checkpoint_files.read_metadata(checkpoint_files.find(tmp_path, 'last', ''))
+    found = checkpoint_files.read_metadata(checkpoint_list.find(tmp_path, 'last', ''))
     assert set(found) == {'step', 'seed', 'params', 'model_state', 'opt_state'}
     expected = jax.eval_shape(make_state)
     assert found['params'] == expected.params and found['model_state'] == expected.model_state
@@ -213,7 +214,7 @@ def test_only_what_is_wanted_is_read(tmp_path):
     save_all(tmp_path, {1: None}, keep=1, best='accuracy')
     state = make_state(1)
     wanted = {'params': {'head': abstract(state).params['head']}}
-    found = checkpoint_files.read(checkpoint_files.find(tmp_path, 'last', ''), wanted)
+    found = checkpoint_files.read(checkpoint_list.find(tmp_path, 'last', ''), wanted)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     bias = np.asarray(found['params']['head']['bias'])
     assert bias.tobytes() == np.asarray(state.params['head']['bias']).tobytes()
@@ -224,4 +225,4 @@ def test_a_leaf_that_was_not_saved_is_an_error_and_never_made_up(tmp_path):
     head = {**make_state().params['head'], 'kernel': jnp.ones((2, 2))}
     wanted = on_mesh(jax.eval_shape(lambda: {'params': {'head': head}}), make_mesh())
     with pytest.raises(UserError, match=r"has no value for .*'kernel'"):
-        checkpoint_files.read(checkpoint_files.find(tmp_path, 'last', ''), wanted)
+        checkpoint_files.read(checkpoint_list.find(tmp_path, 'last', ''), wanted)

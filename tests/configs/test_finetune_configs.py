@@ -57,10 +57,10 @@ def imported(jaxtrain, origin, file, model, out) -> Path:
 
 def leaves(workdir: Path) -> dict[str, np.ndarray]:
     """All parameters and statistics of a run's last checkpoint."""
-    from jaxtrain.checkpoints import checkpoint_files
+    from jaxtrain.checkpoints import checkpoint_list
     from jaxtrain.parallel.mesh import make_mesh, on_mesh
 
-    stored = of_checkpoint(checkpoint_files.find(workdir, 'last', ''))
+    stored = of_checkpoint(checkpoint_list.find(workdir, 'last', ''))
     return {k: np.asarray(v) for k, v in stored.read(on_mesh(stored.leaves, make_mesh())).items()}
 
 

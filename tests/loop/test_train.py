@@ -18,7 +18,7 @@ from jaxtrain.data.sources.open import open_source
 from jaxtrain.inference import trained
 from jaxtrain.loop import train as loop
 from jaxtrain.loop.job import first_state, make_job
-from jaxtrain.loop.progress import TIMES
+from jaxtrain.loop.recorder import TIMES
 from jaxtrain.models import make_model
 from jaxtrain.params.partition import flatten
 from jaxtrain.step import evaluate

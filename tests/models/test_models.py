@@ -44,7 +44,7 @@ def fault(function, *arguments, **options) -> str:
 
 
 HIDDEN = ('scan_ends', 'axis')  # what a job sets and no config
-IMAGES = [name for name, cls in MODELS.items() if cls.reads == 'image']
+IMAGES = [name for name, cls in MODELS.items() if cls.READS == 'image']
 
 
 @pytest.mark.parametrize('name', IMAGES)

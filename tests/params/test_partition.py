@@ -8,13 +8,11 @@ from flax import linen as nn
 from jaxtrain.config import Config, base
 from jaxtrain.errors import UserError
 from jaxtrain.params.partition import (
-    TABLE_COLUMNS,
     count,
     flatten,
     make_partition,
     merge,
     nbytes,
-    table,
     unflatten,
 )
 
@@ -153,25 +151,3 @@ def test_count_and_nbytes_against_numpy():
     assert nbytes(PARAMS) == sum(leaf.nbytes for leaf in leaves) == 54 * 8 + 24 + 12 + 64
     assert nbytes(jax.eval_shape(lambda: jax.tree.map(np.float32, {'a': 1}))) == 4
     assert count({}) == nbytes({}) == 0
-
-
-def test_table():
-    part = cut(HEAD_ONLY)
-    origin = dict.fromkeys(part.groups, 'load') | {'head/logits/bias': 'init'}
-    cuts = dict.fromkeys(part.groups, 'replicated') | {'head/logits/kernel': 'fsdp tensor'}
-    head = 'head/logits/kernel'
-    rows = table(part, PARAMS, {head: 0.5}, {head: 0.01}, cuts, origin)
-    by_path = {row[0]: dict(zip(TABLE_COLUMNS, row, strict=True)) for row in rows}
-    assert list(by_path) == list(flatten(PARAMS))
-    assert by_path['backbone/conv_0/kernel'] == {
-        'path': 'backbone/conv_0/kernel', 'shape': '3x3x2x3', 'dtype': 'float64',
-        'group': 'frozen', 'lr_mult': 0.0, 'decay': 0.0, 'sharding': 'replicated',
-        'bytes': 432, 'from': 'load',
-    }  # fmt: skip
-    assert by_path['head/logits/kernel'] == {
-        'path': 'head/logits/kernel', 'shape': '3x5', 'dtype': 'float32',
-        'group': 'head', 'lr_mult': 0.5, 'decay': 0.01, 'sharding': 'fsdp tensor',
-        'bytes': 60, 'from': 'load',
-    }  # fmt: skip
-    assert by_path['head/logits/bias']['shape'] == 'scalar'
-    assert by_path['head/logits/bias']['from'] == 'init'

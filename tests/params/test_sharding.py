@@ -30,8 +30,8 @@ def mesh(data=1, fsdp=1, tensor=1) -> AbstractMesh:
     return AbstractMesh((data, fsdp, tensor), AXES)
 
 
-def specs(on: AbstractMesh, params=PARAMS, rules=(('.*', 'auto'),)):
-    return make_specs(rules, on, params)
+def specs(on: AbstractMesh, params=PARAMS, rules=(('.*', 'auto'),), tensor=ViT.TENSOR):
+    return make_specs(rules, on, params, tensor)
 
 
 def test_one_device_on_an_axis_cuts_nothing():
@@ -63,7 +63,10 @@ def test_auto_cuts_only_what_divides():
 
 def test_vocabulary_is_cut_too():
     params = abstract_variables(GPT(outputs=256, width=8, depth=1, heads=2, context=8), (8,))[0]
-    assert to_text(specs(mesh(tensor=4), params)['backbone/tokens/embedding']) == 'tensor -'
+    assert (
+        to_text(specs(mesh(tensor=4), params, tensor=GPT.TENSOR)['backbone/tokens/embedding'])
+        == 'tensor -'
+    )
 
 
 def test_rules_say_otherwise():

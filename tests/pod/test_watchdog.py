@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxtrain import storage
-from jaxtrain.loop.schedule import _budgets
+from jaxtrain.loop.cadence import _budgets
 from jaxtrain.runs.run import read_metrics
 from tests.conftest import ROOT, TINY, Outcome, start
 from tests.pod.test_meet import GONE, HOST, free_port, until

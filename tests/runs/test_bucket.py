@@ -102,9 +102,13 @@ def download(gcs: FakeGcs, folder: Path) -> Path:
 
 SAVED = """
 import json
-from jaxtrain import checkpoint, checkpoint_files, run, storage
+from jaxtrain import storage
+from jaxtrain.checkpoints import checkpoint, checkpoint_list
+from jaxtrain.checkpoints.process import tame_orbax
+from jaxtrain.runs import run
 from tests.checkpoints.test_checkpoint import abstract, assert_same_bits, make_state, save
 
+tame_orbax()
 place = storage.path('gs://bucket/run')
 folder = run.RunDir(place)
 folder.check_writable()
@@ -118,7 +122,7 @@ log = folder.open_metrics(0)
 for step in (10, 30):
     log.append(step, 'val', {'loss': float(step)})
 log.close()
-found = [checkpoint_files.saved_steps(place), str(checkpoint_files.find(place, 'best', ''))]
+found = [checkpoint_list.saved_steps(place), str(checkpoint_list.find(place, 'best', ''))]
 with checkpoint.open_manager(place, 3) as manager:
     resumed = checkpoint.resume(manager, abstract(make_state()), [30, 10])
     assert_same_bits(resumed.state, make_state(10))

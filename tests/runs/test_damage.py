@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint, checkpoint_files, fingerprint
+from jaxtrain.checkpoints import checkpoint, checkpoint_files, checkpoint_list, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from tests.checkpoints.test_checkpoint import HOST, abstract, assert_same_bits, make_state, save
@@ -302,7 +302,7 @@ def test_a_reader_gets_what_was_saved_or_says_so(name, saved, tmp_path, capfd):
     for file, workdir in each(saved, tmp_path, DAMAGES[name]):
         before, folder = contents(workdir), workdir / 'checkpoints' / str(NEWEST)
         try:
-            assert checkpoint_files.saved_steps(workdir)[-1] == NEWEST
+            assert checkpoint_list.saved_steps(workdir)[-1] == NEWEST
             metadata = checkpoint_files.read_metadata(folder)
             assert metadata['params'] == jax.eval_shape(lambda: big_state(0)).params
             assert_same_bits(checkpoint_files.read(folder, wanted()), parts_of(big_state(NEWEST)))
@@ -341,7 +341,7 @@ def stopped(straight: Path, workdir: Path, last: int | None = None) -> Path:
 
 
 def steps_of(workdir: Path) -> list[int]:
-    return checkpoint_files.saved_steps(workdir)
+    return checkpoint_list.saved_steps(workdir)
 
 
 def events_of(workdir: Path, name: str) -> list[dict]:

@@ -24,6 +24,7 @@ import tenacity
 from orbax.checkpoint._src.path import atomicity
 
 from jaxtrain.checkpoints import checkpoint
+from jaxtrain.checkpoints.manager import Manager
 from jaxtrain.errors import UserError
 from jaxtrain.runs import run
 from jaxtrain.runs.events import Timeline
@@ -327,7 +328,7 @@ def refuse_in_background(monkeypatch, times: int) -> list:
     return left
 
 
-def open_with_two(workdir: Path) -> checkpoint.Manager:
+def open_with_two(workdir: Path) -> Manager:
     """A manager that keeps the newest and step 10, the best, with checkpoints at 10 and 20."""
     manager = checkpoint.open_manager(workdir, 1, lambda steps: 10 if 10 in steps else None)
     for step in (10, 20):
@@ -460,7 +461,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from orbax.checkpoint._src.path import atomicity
-from jaxtrain import checkpoint
+from jaxtrain.checkpoints import checkpoint
+from jaxtrain.checkpoints.process import tame_orbax
 from tests.runs.test_full_disk import open_with_two, save
 
 def kill_at(owner, name, number):
@@ -472,6 +474,7 @@ def kill_at(owner, name, number):
         return function(*args, **options)
     setattr(owner, name, call)
 
+tame_orbax()
 workdir, moment = Path(sys.argv[1]), sys.argv[2]
 with open_with_two(workdir) as manager:
     if moment == 'begun':

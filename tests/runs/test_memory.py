@@ -26,7 +26,8 @@ def get_config():
 PROBE = r"""
 import re, sys
 import jax
-from jaxtrain import checkpoint
+import jaxtrain.checkpoints.manager  # so that Orbax is in memory before
+from jaxtrain.checkpoints import checkpoint
 from jaxtrain.config.files import load
 from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.loop.job import first_state, make_job
@@ -48,7 +49,7 @@ if how == 'resume':
         state = checkpoint.resume(manager, job.abstract, manager.all_steps()).state
 else:
     state = first_state(job, 0)
-jax.block_until_ready(step.call(state, put_batch(batch, job.mesh)))
+jax.block_until_ready(step.call(state, put_batch(batch, job.layout.mesh)))
 size = job.sizes()
 print(before, peak(), size['params_total'] * 4 + size['opt_state_bytes'])
 """

@@ -16,17 +16,14 @@ import pytest
 
 from jaxtrain.config.durations import Run
 from jaxtrain.config.files import load
-from jaxtrain.data.on_device.inputs import make_inputs
-from jaxtrain.models import make_model
 from jaxtrain.optim.optimizers import make_optimizer
-from jaxtrain.params.partition import count, flatten, make_partition, unflatten
-from jaxtrain.step.state import init_state
-from jaxtrain.step.steps import make_train_step
-from jaxtrain.tasks.tasks import make_task
+from jaxtrain.params.partition import count, flatten, unflatten
+from jaxtrain.step.learner import make_learner
+from jaxtrain.step.state import Update, init_state
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import ROOT
 from tests.golden.make_curves import CURVES, PROGRAMS, Program, batches, weights
-from tests.support.inputs import abstract_variables, image_source
+from tests.support.inputs import image_source
 
 MLP = 'configs/scratch/mnist_mlp.py'
 CNN = 'configs/full/cifar10_cnn.py'
@@ -41,18 +38,15 @@ def build(config: str, program: Program, dtype: str, *overrides: str):
     """The jitted step that the config file stands for, and its state with the given weights."""
     cfg = resolve(load(str(ROOT / config), [f'--config.{word}' for word in overrides]), None)
     classes = tuple(map(str, range(program.classes)))
-    source = image_source(1, program.image_shape, classes)
-    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
-    model = make_model(cfg.model, task.outputs(source))
-    params, model_state = abstract_variables(model, program.image_shape)
+    learner = make_learner(cfg, image_source(1, program.image_shape, classes))
+    (params, model_state), part = learner.variables, learner.part
     assert {path: leaf.shape for path, leaf in flatten(params).items()} == program.shapes
-    part = make_partition(cfg, params, model_state)
     run = Run(program.steps, cfg.batch_size, cfg.batch_size)
     optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, run)
     given = unflatten({p: w.astype(dtype) for p, w in weights(program).items()})
-    state = init_state(given, model_state, np.uint32(0), optimizer.tx, part, cfg.ema)
-    step = make_train_step(model, task, inputs, optimizer.tx, part, cfg.ema)
-    return jax.jit(step, donate_argnums=0), jax.device_put(state), part
+    update = Update(optimizer.tx, cfg.ema)
+    state = init_state((given, model_state), np.uint32(0), update, part)
+    return jax.jit(learner.train_step(update), donate_argnums=0), jax.device_put(state), part
 
 
 def errors(name: str, *overrides: str, steps: int | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.loop.progress import TIMES
+from jaxtrain.loop.recorder import TIMES
 from jaxtrain.runs.run import read_metrics
 from tests.conftest import TINY, start
 

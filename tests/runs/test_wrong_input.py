@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain.checkpoints import checkpoint_files
-from jaxtrain.loop.tracking import Tracker
+from jaxtrain.checkpoints import checkpoint_files, checkpoint_list
+from jaxtrain.loop.recorder import Recorder
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from tests.conftest import TINY, start
 
@@ -291,7 +291,7 @@ def test_unwritable_workdir(jaxtrain, tmp_path):
 
 
 def assert_last_is_finite(workdir) -> None:
-    folder = checkpoint_files.find(workdir, 'last', '--checkpoint')
+    folder = checkpoint_list.find(workdir, 'last', '--checkpoint')
     wanted = {'params': checkpoint_files.read_metadata(folder)['params']}
     params = checkpoint_files.read(folder, on_mesh(wanted, make_mesh()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), folder
@@ -299,12 +299,12 @@ def assert_last_is_finite(workdir) -> None:
 
 def test_loss_that_is_not_finite(jaxtrain, tmp_path, monkeypatch):
     """The loss becomes nan at step 8, between two checkpoints."""
-    push = Tracker.push
+    push = Recorder.push
 
     def spoil(self, step, metrics):
         push(self, step, {**metrics, 'loss': metrics['loss'] * (np.nan if step == 8 else 1)})
 
-    monkeypatch.setattr(Tracker, 'push', spoil)
+    monkeypatch.setattr(Recorder, 'push', spoil)
     words = ['--config.eval_every=3', '--config.log_every=1']
     line = complaint(jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words))
     assert_says(line, ['the loss is nan at step 8', 'config.optim.lr', 'config.optim.clip_norm'])
@@ -312,7 +312,7 @@ def test_loss_that_is_not_finite(jaxtrain, tmp_path, monkeypatch):
     assert [line['step'] for line in lines if line['split'] == 'train'] == [*range(1, 8)]
     assert [line['step'] for line in lines if line['split'] == 'val'] == [3, 6]
     assert all(np.isfinite(v) for line in lines for k, v in line.items() if k != 'split')
-    assert checkpoint_files.find(tmp_path, 'last', '--checkpoint').name == '6'
+    assert checkpoint_list.find(tmp_path, 'last', '--checkpoint').name == '6'
     assert_last_is_finite(tmp_path)
     assert not (tmp_path / 'result.json').exists()
 

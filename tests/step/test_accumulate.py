@@ -7,18 +7,15 @@ import optax
 import pytest
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.on_device.inputs import make_inputs
 from jaxtrain.data.sources.source import Source
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
 from jaxtrain.loop.job import make_job
-from jaxtrain.models import make_model
-from jaxtrain.params.partition import flatten, make_partition
-from jaxtrain.step.state import init_state
-from jaxtrain.step.steps import make_train_step
-from jaxtrain.tasks.tasks import make_task
+from jaxtrain.params.partition import flatten
+from jaxtrain.step.learner import make_learner
+from jaxtrain.step.state import Update, init_state
 from jaxtrain.weights.bundle import resolve
-from tests.support.inputs import abstract_variables, image_source, window_source
+from tests.support.inputs import image_source, window_source
 
 CLASSES = ('a', 'b', 'c')
 TX = optax.adam(1e-2)
@@ -36,18 +33,15 @@ def start(model: dict, source: Source, **changes):
     """(step of so many parts, first state), in float64."""
     tree = base().to_dict() | {'model': model}
     cfg = resolve(Config(tree).replace(**changes), None)
-    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
-    net = make_model(cfg.model, task.outputs(source))
-    shapes, stats = abstract_variables(net, source.shape)
-    part = make_partition(cfg, shapes, stats)
+    learner = make_learner(cfg, source)
+    shapes, stats = learner.variables
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0.1, 0.3, x.shape)), shapes)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape), stats)
-    state = init_state(params, zero, 0, TX, part, 0.0)
+    state = init_state((params, zero), 0, Update(TX), learner.part)
 
     def step(parts: int, batch: dict):
-        made = make_train_step(net, task, inputs, TX, part, accumulate=parts)
-        return jax.jit(made)(state, batch)
+        return jax.jit(learner.train_step(Update(TX, accumulate=parts)))(state, batch)
 
     return step
 

@@ -1,5 +1,7 @@
 """What is computed in bfloat16 under that policy, and what stays in float32."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,37 +11,32 @@ from flax import linen as nn
 
 from jaxtrain.config import Config, base
 from jaxtrain.data.features import IMAGE, feature
-from jaxtrain.data.on_device.inputs import make_inputs
 from jaxtrain.errors import UserError
-from jaxtrain.models import make_model
-from jaxtrain.params.partition import flatten, make_partition
-from jaxtrain.step.precision import FLOAT32, make_precision
-from jaxtrain.step.state import abstract_inputs, init_state, init_variables
-from jaxtrain.step.steps import make_eval_step, make_train_step
-from jaxtrain.tasks.tasks import make_task
+from jaxtrain.params.partition import flatten
+from jaxtrain.step.learner import make_learner
+from jaxtrain.step.precision import FLOAT32
+from jaxtrain.step.state import Update, abstract_inputs, init_state, init_variables
 from jaxtrain.weights.bundle import resolve
-from tests.support.inputs import abstract_variables, image_source
+from tests.support.inputs import image_source
 
 SHAPE, CLASSES = (8, 8, 3), ('a', 'b', 'c')
 MODELS = {
     'cnn': {'name': 'cnn', 'widths': (8, 8)},
     'vit': {'name': 'vit', 'patch': (4, 4), 'width': 16, 'depth': 1, 'heads': 2, 'mlp': 32},
 }
-TX = optax.adam(1e-3)
+UPDATE = Update(optax.adam(1e-3), ema=0.9)
 
 
 def parts(model: str, precision: str):
     cfg = Config(base().to_dict() | {'model': MODELS[model]}).replace(precision=precision)
     cfg = resolve(cfg, None)
-    source = image_source(99, SHAPE, CLASSES)
-    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
-    net = make_model(cfg.model, 3)
-    policy = make_precision(cfg, net, abstract_inputs(feature(IMAGE, *SHAPE)))
-    part = make_partition(cfg, *abstract_variables(net, SHAPE))
-    params, stats = init_variables(net, np.uint32(0), abstract_inputs(feature(IMAGE, *SHAPE)))
+    learner = make_learner(cfg, image_source(99, SHAPE, CLASSES))
+    params, stats = init_variables(
+        learner.model, np.uint32(0), abstract_inputs(feature(IMAGE, *SHAPE))
+    )
     if model == 'vit':  # whose head begins with zeros
         params['head']['logits']['kernel'] = jnp.sin(jnp.arange(16.0 * 3)).reshape(16, 3)
-    return net, (task, inputs), policy, part, init_state(params, stats, 0, TX, part, 0.9)
+    return learner, init_state((params, stats), 0, UPDATE, learner.part)
 
 
 def batch() -> dict:
@@ -51,9 +48,8 @@ def batch() -> dict:
 
 
 def step(model: str, precision: str):
-    net, task, policy, part, state = parts(model, precision)
-    train = make_train_step(net, *task, TX, part, 0.9, precision=policy)
-    return jax.jit(train)(state, batch())
+    learner, state = parts(model, precision)
+    return jax.jit(learner.train_step(UPDATE))(state, batch())
 
 
 @pytest.mark.parametrize('model', MODELS)
@@ -66,7 +62,8 @@ def test_state_and_gradients_stay_float32(model):
 
 @pytest.mark.parametrize('model', MODELS)
 def test_layers_compute_in_bfloat16_and_norms_in_float32(model):
-    net, _, policy, _, state = parts(model, 'bfloat16')
+    learner, state = parts(model, 'bfloat16')
+    policy = learner.precision
     seen = {}
 
     def note(call, args, kwargs, context):
@@ -80,7 +77,9 @@ def test_layers_compute_in_bfloat16_and_norms_in_float32(model):
     def forward(params):
         variables = {'params': policy.params(params), **state.model_state}
         with policy.norms_in_float32(), nn.intercept_methods(note):
-            return net.apply(variables, policy.inputs(jnp.zeros((2, *SHAPE))), train=False)
+            return learner.model.apply(
+                variables, policy.inputs(jnp.zeros((2, *SHAPE))), train=False
+            )
 
     assert jax.eval_shape(forward, state.params).dtype == jnp.bfloat16
     norms = {path: found for path, found in seen.items() if 'norm' in path}
@@ -108,21 +107,21 @@ def test_a_step_is_near_that_in_float32(model):
 
 def test_statistics_are_means_of_many_rows_in_float32():
     """In bfloat16 a sum of 16,384 ones would stop at 256."""
-    net, task, policy, part, state = parts('cnn', 'bfloat16')
+    learner, state = parts('cnn', 'bfloat16')
     params = jax.tree.map(jnp.zeros_like, state.params)
     kernel = params['backbone']['conv_0']['kernel']
     params['backbone']['conv_0']['kernel'] = kernel.at[1, 1].set(1.0)
     white = {'image': np.full((256, *SHAPE), 255, np.uint8), 'label': np.zeros(256, np.int32)}
-    train = make_train_step(net, *task, TX, part, 0.9, precision=policy)
-    state, _ = jax.jit(train)(state.replace(params=params), white)
+    state, _ = jax.jit(learner.train_step(UPDATE))(state.replace(params=params), white)
     mean = flatten(state.model_state)['batch_stats/backbone/norm_0/mean']
     np.testing.assert_allclose(mean, 0.1 * 3.0, rtol=1e-5)  # three channels of 1
 
 
 def test_evaluation_uses_the_policy():
-    net, task, policy, part, state = parts('vit', 'bfloat16')
-    half = jax.jit(make_eval_step(net, *task, part, policy))(state, batch())['loss']
-    single = jax.jit(make_eval_step(net, *task, part))(state, batch())['loss']
+    learner, state = parts('vit', 'bfloat16')
+    half = jax.jit(learner.eval_step())(state, batch())['loss']
+    exact = replace(learner, precision=FLOAT32)
+    single = jax.jit(exact.eval_step())(state, batch())['loss']
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, single, rtol=0.1, atol=0.01)
     assert (half != single).any()

@@ -11,15 +11,12 @@ import pytest
 
 from jaxtrain.config import Config, base
 from jaxtrain.config.durations import Run
-from jaxtrain.data.on_device.inputs import make_inputs
-from jaxtrain.models import make_model
 from jaxtrain.optim.optimizers import make_optimizer
-from jaxtrain.params.partition import flatten, make_partition, nbytes
-from jaxtrain.step.state import init_state
-from jaxtrain.step.steps import make_eval_step, make_train_step, several_steps
-from jaxtrain.tasks.tasks import make_task
+from jaxtrain.params.partition import flatten, nbytes
+from jaxtrain.step.learner import make_learner, several_steps
+from jaxtrain.step.state import Update, init_state
 from jaxtrain.weights.bundle import resolve
-from tests.support.inputs import abstract_variables, image_source
+from tests.support.inputs import image_source
 
 HEAD_ONLY = (('backbone/.*', 'frozen'), ('.*', 'head'))
 CLASSES = ('a', 'b', 'c')
@@ -42,25 +39,23 @@ def build(model=None, shape=(6, 6, 1), steps=200, **changes):
     tree['model'] = model or {'name': 'cnn', 'widths': (3, 4)}
     cfg = Config(tree).replace(**{'optim__schedule': ('constant',), **changes})
     cfg = resolve(cfg, None)
-    source = image_source(8, shape, CLASSES)
-    task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
-    net = make_model(cfg.model, task.outputs(source))
-    shapes, norms = abstract_variables(net, shape)
-    part = make_partition(cfg, shapes, norms)
+    learner = make_learner(cfg, image_source(8, shape, CLASSES))
+    (shapes, norms), part = learner.variables, learner.part
     tx = make_optimizer(cfg.optim, list(part.groups), part.trainable, Run(steps, 8, 8)).tx
-    begin = jax.jit(lambda params, stats, seed: init_state(params, stats, seed, tx, part, cfg.ema))
+    update = Update(tx, cfg.ema)
+    begin = jax.jit(lambda variables, seed: init_state(variables, seed, update, part))
 
     def start(seed=0):
         rng = np.random.default_rng(seed)
         params = jax.tree.map(lambda x: rng.normal(0.1, 0.4, x.shape).astype(x.dtype), shapes)
-        return begin(params, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), norms), seed)
+        return begin((params, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), norms)), seed)
 
     return SimpleNamespace(
-        task=task, inputs=inputs, model=net, part=part,
+        learner=learner, task=learner.task, model=learner.model, part=part,
         start=start,
-        pure=make_train_step(net, task, inputs, tx, part, cfg.ema),
-        train=jax.jit(make_train_step(net, task, inputs, tx, part, cfg.ema)),
-        evaluate=jax.jit(make_eval_step(net, task, inputs, part)),
+        pure=learner.train_step(update),
+        train=jax.jit(learner.train_step(update)),
+        evaluate=jax.jit(learner.eval_step()),
     )  # fmt: skip
 
 
@@ -255,15 +250,17 @@ def test_augmentation_and_dropout_have_keys_of_their_own():
 
     def augment(batch, key):
         keys['augmentation'] = key
-        return parts.inputs.evaluate(batch), batch
+        return parts.learner.inputs.evaluate(batch), batch
 
     def apply(*args, rngs, **options):
         keys['dropout'] = rngs['dropout']
         return parts.model.apply(*args, rngs=rngs, **options)
 
-    model, inputs = SimpleNamespace(apply=apply), replace(parts.inputs, train=augment)
-    step = make_train_step(model, parts.task, inputs, optax.sgd(0.1), parts.part)
-    state = parts.start().replace(opt_state=optax.sgd(0.1).init({}))
+    inputs = replace(parts.learner.inputs, train=augment)
+    sgd = optax.sgd(0.1)
+    learner = replace(parts.learner, model=SimpleNamespace(apply=apply), inputs=inputs)
+    step = learner.train_step(Update(sgd))
+    state = parts.start().replace(opt_state=sgd.init({}))
     step(state, batch())
     bits = [tuple(jax.random.key_data(key).tolist()) for key in keys.values()]
     whole = jax.random.fold_in(jax.random.key(state.seed), state.step)

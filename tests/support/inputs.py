@@ -14,12 +14,12 @@ from jaxtrain.weights.origins.names import Match
 
 def input_of(name: str, shape: tuple[int, ...]) -> Feature:
     """What a model of that name is given, at a shape."""
-    return feature(MODELS[name].reads, *shape)
+    return feature(MODELS[name].READS, *shape)
 
 
 def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """`state.abstract_variables` of inputs of a shape."""
-    return state.abstract_variables(model, feature(model.reads, *shape))
+    return state.abstract_variables(model, feature(model.READS, *shape))
 
 
 def match_of(fields: dict, outputs: int, shape: tuple[int, ...], rows: tuple) -> Match:

@@ -62,7 +62,7 @@ def losses(cfg: Config, devices: list, steps: int) -> dict:
     batches = train_batches(job.train, 32, 0, np.arange(steps + 1), Slice(), 1, 1)
     found = []
     for batch in batches:
-        state, metrics = compiled.call(state, put_batch(batch, job.mesh))
+        state, metrics = compiled.call(state, put_batch(batch, job.layout.mesh))
         found.append({name: float(value) for name, value in metrics.items()})
     pairs = zip(*map(jax.tree.leaves, (state, job.abstract)), strict=True)
     moved = [x.shape for x, a in pairs if not x.sharding.is_equivalent_to(a.sharding, x.ndim)]

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.config.files import load
 from jaxtrain.errors import UserError
 from jaxtrain.inference.export_weights import export_weights
@@ -130,7 +130,7 @@ def plan_of(workdir) -> restore.Plan:
     from jaxtrain.weights.stored import of_checkpoint
     from tests.support.inputs import abstract_variables
 
-    stored = of_checkpoint(checkpoint_files.find(workdir, 'last', ''), of_run(workdir))
+    stored = of_checkpoint(checkpoint_list.find(workdir, 'last', ''), of_run(workdir))
     config = Config.from_json(run.read_config(workdir)['config'])
     variables = abstract_variables(make_model(config.model, 4), (32, 32, 3))
     variables = on_mesh(variables, make_mesh())
@@ -169,7 +169,7 @@ def test_a_run_starts_from_the_run_directory_or_straight_from_the_file(imported,
 def test_positions_are_resized_when_a_rule_says_so(imported, config):
     rules = "restore.rules=(('head/.*','init'),('backbone/position','resize'),('.*','load'))"
     job = make_job(config(f'init_from={imported[0]}', 'data.image_size=(48,64)', rules))
-    assert job.plan.paths('resize') == ['backbone/position']
+    assert job.start.plan.paths('resize') == ['backbone/position']
     state = first_state(job, 0)
     assert state.params['backbone']['position'].shape == (3, 4, 192)
     with pytest.raises(UserError) as caught:
@@ -181,7 +181,7 @@ def test_classes_are_taken_by_name(imported, config):
     """The digits are called 0 to 9, the four outputs of the file 0 to 3."""
     rules = "restore.rules=(('head/.*','classes'),('.*','load'))"
     job = make_job(config(f'init_from={imported[0]}', rules))
-    assert '4 classes by name (0, 1, 2 ...)' in job.plan.summary()
+    assert '4 classes by name (0, 1, 2 ...)' in job.start.plan.summary()
     kernel = np.asarray(first_state(job, 0).params['head']['logits']['kernel'])
     theirs = np.asarray(everything(imported[0])['head/logits/kernel'])
     np.testing.assert_array_equal(kernel[:, :4], theirs)

@@ -9,9 +9,10 @@ import sys
 import h5py
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoints import checkpoint, checkpoint_files
+from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.models import make_model
@@ -66,7 +67,7 @@ def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
     model = make_model(Config.from_json(run.read_config(out)['config']).model, outputs)
     params, _ = on_mesh(abstract_variables(model, image), make_mesh())
     plan = restore.make_plan(
-        of_checkpoint(checkpoint_files.find(out, 'best', '')), params, {}, rules
+        of_checkpoint(checkpoint_list.find(out, 'best', '')), params, {}, rules
     )
     return model, restore.read(plan, params, {}), plan
 
@@ -97,7 +98,7 @@ def test_a_backbone_is_handed_on_bit_for_bit_with_a_new_head(notop, tmp_path):
         np.testing.assert_array_equal(leaf, cached_weight(layer, part, leaf.shape), path)
     assert 'data' not in run.read_config(tmp_path / 'out')
     assert run.read_config(tmp_path / 'out')['config']['data']['image_size'] == []
-    assert checkpoint_files.find(tmp_path / 'out', 'last', '').name == '0'
+    assert checkpoint_list.find(tmp_path / 'out', 'last', '').name == '0'
 
 
 def test_config_holds_model_preprocessing_and_origin(imported, top):
@@ -268,7 +269,7 @@ def test_an_import_that_is_cut_off_leaves_nothing(failure, notop, tmp_path, monk
         assert len(list(tmp_path.iterdir())) == 1  # it was on its way
         raise failure
 
-    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', fail)
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
     with pytest.raises(UserError if isinstance(failure, OSError) else KeyboardInterrupt) as caught:
         weights(notop, tmp_path / 'out')
     if isinstance(failure, OSError):

@@ -235,7 +235,7 @@ def test_a_run_on_grey_images_starts_from_weights_for_colours(kind, tmp_path):
         make_job(load(str(tmp_path / 'config.py'), words))
     rules = f"--config.restore.rules=(('head/.*','init'),('{ours}','resize'),('.*','load'))"
     job = make_job(load(str(tmp_path / 'config.py'), [*words, rules]))
-    assert job.plan.paths('resize') == [ours]
+    assert job.start.plan.paths('resize') == [ours]
     kernel = np.asarray(flatten(first_state(job, 0).params)[ours])
     grey = found[theirs].transpose(2, 3, 1, 0).sum(2, keepdims=True)
     np.testing.assert_allclose(kernel, grey, rtol=1e-6, atol=1e-7)

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoints import checkpoint, checkpoint_files
+from jaxtrain.checkpoints import checkpoint, checkpoint_list
 from jaxtrain.config.files import load
 from jaxtrain.errors import UserError
 from jaxtrain.loop.job import first_state, make_job
@@ -59,7 +59,7 @@ def save(workdir: Path, params: dict, model_state: dict, ema: dict | None = None
     )  # fmt: skip
     with checkpoint.open_manager(workdir, 1) as manager:
         checkpoint.write(manager, 1, state, {}, wait=True)
-    return checkpoint_files.find(workdir, 'last', '')
+    return checkpoint_list.find(workdir, 'last', '')
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +85,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
     """What Orbax finds in the last checkpoint of a run, by parameter path."""
-    state = ocp.PyTreeCheckpointer().restore(checkpoint_files.find(workdir, 'last', '') / 'state')
+    state = ocp.PyTreeCheckpointer().restore(checkpoint_list.find(workdir, 'last', '') / 'state')
     return {**flatten(state['params']), **flatten(state['model_state']['batch_stats'])}
 
 
@@ -396,7 +396,7 @@ def test_the_plan_is_written_as_it_was_followed(pretrained, jaxtrain, tmp_path):
     assert written == plan.to_json()
     leaves = tuple(restore.Leaf(**leaf) for leaf in written['leaves'])
     assert (written['checkpoint'], leaves) == (plan.checkpoint, plan.leaves)
-    assert written['checkpoint'] == str(checkpoint_files.find(pretrained, 'best', ''))
+    assert written['checkpoint'] == str(checkpoint_list.find(pretrained, 'best', ''))
     assert plan.summary() in outcome.out
     assert 'load 10 (backbone), init 2 (head)' in plan.summary()
     # And the frozen backbone is bit for bit the checkpoint's, three steps on.

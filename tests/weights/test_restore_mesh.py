@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoints import checkpoint_files
+from jaxtrain.checkpoints import checkpoint_files, checkpoint_list
 from jaxtrain.config.files import load
 from jaxtrain.loop.job import first_state, make_job
 from jaxtrain.params.partition import by_path
@@ -48,7 +48,7 @@ def dump(out: str, config: str, *words: str) -> None:
     """Writes a job's first state, each leaf as it is on every device: [devices, ...]."""
     job = make_job(load(config, list(words)))
     abstract = job.abstract.params, job.abstract.model_state
-    for path, leaf in restore.read(job.plan, *abstract).items():
+    for path, leaf in restore.read(job.start.plan, *abstract).items():
         # Straight onto the devices, and not by way of the first one.
         assert leaf.sharding == by_path(*abstract)[path].sharding, path
     state = first_state(job, seed=3)
@@ -75,7 +75,7 @@ def on_8_devices(out: Path, config: str, *words: str) -> dict[str, np.ndarray]:
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
     """What Orbax finds in the checkpoint that a run starts from, by parameter path."""
-    folder = checkpoint_files.find(workdir, 'best', '')
+    folder = checkpoint_list.find(workdir, 'best', '')
     plain = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoint_files.read_metadata(folder)
     )
@@ -130,8 +130,8 @@ def test_a_file_to_8(tmp_path):
     words = (str(config), f'--config.init_from={file}')
     there = on_8_devices(tmp_path / 'found.npz', *words)
     job = make_job(load(words[0], [words[1]]))
-    assert job.plan.paths('resize') == ['backbone/patch/kernel', 'backbone/position']
-    assert job.plan.paths('classes') == ['head/logits/bias', 'head/logits/kernel']
+    assert job.start.plan.paths('resize') == ['backbone/patch/kernel', 'backbone/position']
+    assert job.start.plan.paths('classes') == ['head/logits/bias', 'head/logits/kernel']
     state = first_state(job, seed=3)
     assert_on_all(there, by_path(state.params, state.model_state))
     up = found['blocks.3.mlp.fc1.weight'].T

@@ -7,11 +7,9 @@ are made of it is two to three times as fast, and silent once their checksums ar
 
 import io
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,7 +165,6 @@ def _opened(data: bytes) -> 'Iterator[Image.Image]':
     """An image by PIL. BadImage for whatever is wrong with it, also while it is read."""
     from PIL import Image, UnidentifiedImageError
 
-    _quieten()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size)
@@ -178,12 +175,6 @@ def _opened(data: bytes) -> 'Iterator[Image.Image]':
         raise BadImage('it is no JPEG, PNG, WebP, BMP or GIF' if data else 'it is empty') from error
     except Exception as error:  # PIL has no one type for what is wrong with a file
         raise BadImage(' '.join(str(error).split()) or type(error).__name__) from error
-
-
-@cache
-def _quieten() -> None:
-    """PIL remarks on odd metadata in the middle of a progress bar; what matters is raised."""
-    warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -13,10 +13,24 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from jaxtrain.models.parts.family import Axes
+
 GELU = {
     'erf': functools.partial(nn.gelu, approximate=False),
     'tanh': functools.partial(nn.gelu, approximate=True),
 }
+
+# The dimension of each parameter that is cut over the mesh axis `tensor`: heads and hidden units in
+# a block, and tokens in their embedding.
+BLOCK_AXES: Axes = (
+    (r'(.*/)?(query|key|value)/kernel', 1),
+    (r'(.*/)?(query|key|value)/bias', 0),
+    (r'(.*/)?out/kernel', 0),
+    (r'(.*/)?up/kernel', 1),
+    (r'(.*/)?up/bias', 0),
+    (r'(.*/)?down/kernel', 0),
+)
+TOKEN_AXES: Axes = ((r'(.*/)?tokens/embedding', 0),)
 
 
 class Attention(nn.Module):

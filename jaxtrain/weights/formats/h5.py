@@ -15,18 +15,22 @@ layer's arrays (HDF5 itself lists keys by alphabet); one too long for HDF5 is sp
 the model, and the attribute `name` of `vars` is the layer's own name, where it was written at all.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from jaxtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
 
 _ARCHIVED = 'model.weights.h5'
 
@@ -72,6 +76,8 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     Raises:
       UserError: no such file, a folder, or not a whole file of that format.
     """
+    import h5py
+
     if not path.is_file():
         what = 'is a folder' if path.is_dir() else 'does not exist'
         raise UserError(f'{path} {what}; give the .h5 or .keras file that Keras has saved')
@@ -97,6 +103,8 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
       UserError: none of the layouts, one whose attributes and arrays disagree, or a dataset that
         holds no numbers.
     """
+    import h5py
+
     found: dict[str, h5py.Dataset] = {}
 
     def note(address: str, item) -> None:

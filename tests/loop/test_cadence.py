@@ -8,20 +8,20 @@ from jax.sharding import AbstractMesh
 
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
-from jaxtrain.loop.schedule import Schedule, make_schedule
+from jaxtrain.loop.cadence import Cadence, make_cadence
 from jaxtrain.parallel.mesh import AXES
 from jaxtrain.tasks.task import LOSS
 from tests.configs.tiny import get_config
 from tests.support.inputs import image_source
 
 
-def schedule(**changes) -> Schedule:
+def cadence(**changes) -> Cadence:
     values = dict(
         seed=0, steps=20, batch_size=4, eval_batch_size=4, unit=4, log_every=5, eval_every=0,
         save_every=0, steps_per_call=1, keep=1, best_metric=None, threads=1, workers=0,
         prefetch=1, profile=None, budgets={}, val=None, test=None,
     )  # fmt: skip
-    return Schedule(**{**values, **changes})
+    return Cadence(**{**values, **changes})
 
 
 def due(which) -> list[int]:
@@ -29,7 +29,7 @@ def due(which) -> list[int]:
 
 
 def test_in_steps():
-    plan = schedule(eval_every=6, save_every=0)
+    plan = cadence(eval_every=6, save_every=0)
     assert due(plan.logs) == [5, 10, 15, 20]
     assert due(plan.evaluates) == [6, 12, 18, 20]
     assert due(plan.saves) == [20]
@@ -39,44 +39,45 @@ def test_in_steps():
 @pytest.mark.parametrize('every', [1, 2])
 def test_in_epochs_the_step_that_completes_one(examples, every):
     """Epochs need not end with a batch: 11 examples in batches of 4 end with steps 3, 6, 9, 11."""
-    plan = schedule(unit=examples, eval_every=every)
+    plan = cadence(unit=examples, eval_every=every)
     ends = [-(-epoch * examples // 4) for epoch in range(every, 100, every)]
     assert due(plan.evaluates) == sorted({*(step for step in ends if step <= 20), 20})
 
 
 def test_one_step_a_call():
-    np.testing.assert_array_equal(schedule().calls(3), np.arange(3, 21))
+    np.testing.assert_array_equal(cadence().calls(3), np.arange(3, 21))
 
 
 def test_calls_stop_where_something_is_due():
-    plan = schedule(steps_per_call=4, eval_every=6, save_every=9)
+    plan = cadence(steps_per_call=4, eval_every=6, save_every=9)
     assert plan.calls(0).tolist() == [0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20]
     # Where nothing but the log is due in between, nothing stops.
-    assert schedule(steps_per_call=5, log_every=1).calls(0).tolist() == [0, 5, 10, 15, 20]
-    assert schedule(steps_per_call=8).calls(0).tolist() == [0, 8, 16, 17, 18, 19, 20]
+    assert cadence(steps_per_call=5, log_every=1).calls(0).tolist() == [0, 5, 10, 15, 20]
+    assert cadence(steps_per_call=8).calls(0).tolist() == [0, 8, 16, 17, 18, 19, 20]
 
 
 @pytest.mark.parametrize('several', [2, 3, 7])
 def test_a_run_that_resumes_makes_the_same_calls(several):
     """From wherever it stopped, which is the end of a call: the same programs, so the same bits."""
-    plan = schedule(steps_per_call=several, eval_every=6, save_every=5)
+    plan = cadence(steps_per_call=several, eval_every=6, save_every=5)
     whole = plan.calls(0).tolist()
     for place, step in enumerate(whole):
         assert plan.calls(step).tolist() == whole[place:]
 
 
-def made(devices: int = 1, **changes) -> tuple[Schedule, list]:
+def made(devices: int = 1, **changes) -> tuple[Cadence, list]:
     """(that of tiny.py with these changes, the splits that were opened with their keys)."""
     cfg = Config(get_config().to_dict()).replace(**changes)
+    mesh = AbstractMesh((devices, 1, 1), AXES)
     train = image_source(50, (8, 8, 1), ('a', 'b'))
-    job = SimpleNamespace(mesh=AbstractMesh((devices, 1, 1), AXES), train=train, steps=20)
+    job = SimpleNamespace(layout=SimpleNamespace(mesh=mesh), train=train, steps=20)
     opened = []
 
     def opens(data, split, key, classes):
         opened.append((split, key, classes))
         return f'source of {split}'
 
-    return make_schedule(cfg, job, opens), opened
+    return make_cadence(cfg, job, opens), opened
 
 
 def test_it_is_what_the_config_says():
@@ -86,7 +87,7 @@ def test_it_is_what_the_config_says():
         budgets__step=1.0, budgets__compile=0.0, budgets__restore=3.0, budgets__eval=4.0,
         budgets__save=5.0,
     )  # fmt: skip
-    assert plan == Schedule(
+    assert plan == Cadence(
         seed=7, steps=20, batch_size=8, eval_batch_size=8, unit=8, log_every=5, eval_every=10,
         save_every=3, steps_per_call=5, profile=(2, 4), keep=2, best_metric=LOSS, threads=3,
         workers=1, prefetch=6, val='source of val', test='source of test',

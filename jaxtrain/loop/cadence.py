@@ -17,7 +17,7 @@ from jaxtrain.tasks.tasks import best_metric
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Cadence:
     """All of it is a function of the step, so a run that resumes does the same as one that did not.
 
     Attributes:
@@ -94,7 +94,7 @@ class Schedule:
         return bool(every) and seen // period > (seen - self.batch_size) // period
 
 
-def make_schedule(cfg: Config, job: Job, opens: Callable[..., Source] = open_source) -> Schedule:
+def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_source) -> Cadence:
     """Reads and checks the loop's keys; `opens` opens the data to evaluate on. UserError for a key
     out of range or a split that is wrong.
     """
@@ -110,14 +110,14 @@ def make_schedule(cfg: Config, job: Job, opens: Callable[..., Source] = open_sou
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
     eval_batch_size = cfg.eval_batch_size or cfg.batch_size
-    check_batch_size('eval_batch_size', eval_batch_size, batch_shares(job.mesh))
+    check_batch_size('eval_batch_size', eval_batch_size, batch_shares(job.layout.mesh))
     units = {'steps': cfg.batch_size, 'epochs': len(job.train)}
     data = cfg.data
     val, test = (
         opens(data, split, f'config.data.{name}', classes=job.train.classes) if split else None
         for name, split in (('val', data.val), ('test', data.test))
     )
-    return Schedule(
+    return Cadence(
         seed=cfg.seed,
         steps=job.steps,
         batch_size=cfg.batch_size,

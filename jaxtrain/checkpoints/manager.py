@@ -1,0 +1,43 @@
+"""Orbax's manager of checkpoints, as a run needs it. Importing it imports Orbax."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+
+@dataclass(frozen=True)
+class KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the `latest` newest checkpoints, and the one that `best` names.
+
+    Orbax asks before it removes anything, which it does once a new checkpoint is whole.
+    """
+
+    latest: int
+    best: Callable[[Sequence[int]], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [c.step for c in checkpoints]
+        kept = kept_steps(steps, self.latest, self.best)
+        return [step in kept for step in steps]
+
+
+def kept_steps(
+    steps: Sequence[int], latest: int, best: Callable[[Sequence[int]], int | None]
+) -> set:
+    """The `latest` newest of some steps, and the best one."""
+    return {*steps[-max(latest, 1) :], best(steps)}
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's, which an error ends as itself, also where a save under way fails then."""
+
+    def __exit__(self, kind, error, trace) -> bool | None:
+        try:
+            return super().__exit__(kind, error, trace)
+        except Exception:
+            if error is None:
+                raise
+            return False
