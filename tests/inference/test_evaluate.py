@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrain.config.files import load
-from jaxtrain.data.sources import open as sources
+from jaxtrain.data.sources import tfds
+from jaxtrain.data.sources.open import open_source
 from jaxtrain.inference.trained import evaluate as evaluate_run
 from jaxtrain.models import make_model
 from jaxtrain.tasks.task import means
@@ -28,7 +29,7 @@ def result(workdir: Path) -> dict:
 def plain(pretrained) -> dict[str, np.ndarray]:
     """Loss and accuracy of each val example: the whole split in one call, the rest in NumPy."""
     cfg = resolve(load(f'{TINY}:full', []), None)
-    source = sources.open_source(cfg.data, 'val', 'data.val')
+    source = open_source(cfg.data, 'val', 'data.val')
     batch = source.fetch(np.arange(len(source)))
     step = str(result(pretrained)['best_step'])
     state = ocp.PyTreeCheckpointer().restore(pretrained / 'checkpoints' / step / 'state')
@@ -62,13 +63,13 @@ def test_the_numbers_of_the_run_exactly(split, examples, pretrained, jaxtrain):
 
 @pytest.mark.parametrize('split', ['val', 'test', 'test[:50]'])
 def test_only_the_split_that_was_asked_for_is_opened(split, pretrained, monkeypatch):
-    opened, whole = [], sources._open
+    opened, whole = [], tfds._open
 
-    def note(name, directory, split, *rest):
-        opened.append(split)
-        return whole(name, directory, split, *rest)
+    def note(wanted, settings):
+        opened.append(wanted.split)
+        return whole(wanted, settings)
 
-    monkeypatch.setattr(sources, '_open', note)
+    monkeypatch.setattr(tfds, '_open', note)
     found = evaluate_run(str(pretrained), split, 'last')
     assert opened == [split] and found['split'] == split
 

@@ -162,7 +162,7 @@ def test_quantities():
 # A program that ends the process that compiles it, or says when it does so and waits.
 CRASHES = """
 import os, signal, sys, types
-from jaxtrain import aot
+from jaxtrain.costs import aot
 def compile():
     if sys.argv[1] == 'crash':
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.config import Config
+from jaxtrain.data.features import classified_image
 from jaxtrain.errors import UserError
 from jaxtrain.loop.job import make_job
 from jaxtrain.models.gpt import GPT
@@ -174,7 +175,7 @@ def test_slices_are_told_apart_by_data_alone():
 @pytest.mark.parametrize('steps', [1, 3])
 def test_examples_are_shared_out_and_steps_are_not(steps):
     """Examples are split over data and fsdp; devices along tensor hold the same examples."""
-    features = {'image': ((6, 6, 1), np.uint8), 'label': ((), np.int32)}
+    features = classified_image(6, 6, 1)
     batch = abstract_batch(features, 16, mesh(4, 2, 2), steps)
     held = {name: x.sharding.shard_shape(x.shape) for name, x in batch.items()}
     front = () if steps == 1 else (steps,)

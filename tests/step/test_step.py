@@ -187,7 +187,7 @@ def test_grad_norm_is_of_the_trainable_before_clipping(quickly):
 
     def loss(head):
         params = {**state.params, 'head': head}
-        inputs = clipped.inputs.evaluate(batch())
+        inputs = clipped.learner.inputs.evaluate(batch())
         logits = clipped.model.apply({'params': params, **state.model_state}, inputs, train=False)
         return clipped.task.values(logits, batch(), 0.0)['loss'].mean()
 
