@@ -13,7 +13,7 @@ from jaxtrain.config import Config, base, changes
 from jaxtrain.config.changes import Changes
 from jaxtrain.config.keys import RESUMABLE
 from jaxtrain.errors import UserError
-from jaxtrain.runs import run
+from jaxtrain.runs.metric import Metric, best_of, ranked
 from jaxtrain.runs.run import NoLog, RunDir, read_config, read_metrics
 from jaxtrain.storage import read_json, write
 
@@ -156,14 +156,14 @@ def test_keys_and_values_of_a_run_have_the_names_of_today(tmp_path, monkeypatch)
         'accuracy',
         False,
     )
-    RunDir(tmp_path).claim(changed(optim__lr=0.5))
+    RunDir(tmp_path).claim(changed(optim__lr=0.5, best_metric='accuracy'))
     assert (tmp_path / 'config.json').read_bytes() == before
     with pytest.raises(UserError, match=r'optim\.lr is 0\.5 there and 0\.001 here'):
-        RunDir(tmp_path).claim(CONFIG)
+        RunDir(tmp_path).claim(changed(best_metric='accuracy'))
 
 
 def test_config_json_is_read_with_the_names_of_today_wherever_it_is_read():
-    package = Path(changes.__file__).parent
+    package = Path(changes.__file__).parents[1]
     lines = [line.strip() for p in package.rglob('*.py') for line in p.read_text().splitlines()]
     assert sorted(line for line in lines if re.search(r"read_json\(.*'config\.json'", line)) == [
         # Where weights come from, in `import`; the other two translate it.
@@ -299,7 +299,7 @@ def test_process_that_does_not_write_writes_nothing(tmp_path):
     folder.write_json('a.json', 1)
     folder.write_table('t.tsv', ('a',), [(1,)])
     folder.write_npz('t.npz', {'a': np.ones(1)})
-    folder.write_curves()
+    folder.write_curves(['loss'])
     opened = folder.open_metrics(0)
     opened.append(1, 'train', {'loss': 1.0})
     opened.close()
@@ -317,7 +317,7 @@ def test_curves_are_drawn(tmp_path):
     log(tmp_path, 0, [(step, split) for step in (1, 2, 3) for split in ('train', 'val')])
 
     def pixels() -> np.ndarray:
-        RunDir(tmp_path).write_curves()
+        RunDir(tmp_path).write_curves(['loss'])
         data = (tmp_path / 'curves.png').read_bytes()
         assert data.startswith(b'\x89PNG\r\n\x1a\n')
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -337,14 +337,14 @@ def test_curves_have_one_panel_per_metric(tmp_path, names):
     for step in (1, 2):
         opened.append(step, 'train', dict.fromkeys(names, 1 / step))
     opened.close()
-    image = cv2.imdecode(
-        np.frombuffer(run._draw_curves(read_metrics(tmp_path)), np.uint8), cv2.IMREAD_COLOR
-    )
+    RunDir(tmp_path).write_curves(('loss', 'accuracy'))
+    image = cv2.imread(str(tmp_path / 'curves.png'))
     assert image.shape[1] == pytest.approx(4.5 * 120 * len(names), abs=2)
 
 
 def test_the_best_comes_first_and_of_equal_ones_the_later():
     val = {5: {'loss': 1.0, 'f1': 0.2}, 10: {'loss': 1.0}, 15: {'loss': 2.0, 'f1': 0.2}, 20: {}}
-    assert run.ranked(val, 'loss', [5, 10, 15, 20, 25]) == [10, 5, 15]
-    assert run.ranked(val, 'f1', [15, 10, 5]) == [15, 5]  # more of it is better
-    assert run.best_of(val, 'loss', [15, 5]) == 5 and run.best_of(val, 'f1', [20]) is None
+    loss, f1 = Metric('loss', higher_is_better=False), Metric('f1', higher_is_better=True)
+    assert ranked(val, loss, [5, 10, 15, 20, 25]) == [10, 5, 15]
+    assert ranked(val, f1, [15, 10, 5]) == [15, 5]
+    assert best_of(val, loss, [15, 5]) == 5 and best_of(val, f1, [20]) is None
