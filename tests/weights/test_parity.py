@@ -78,15 +78,20 @@ def keras_table(fields: dict, name: str) -> tuple[Row, ...]:
     return tuple(found)
 
 
+def model_of(case, fields: dict):
+    c = base()
+    c.model = fields
+    return make_model(Config(c.to_dict()).model, case.outputs or 1)
+
+
 def leaves_of(name: str, dtype: str = 'float64', rows=None, **changes):
     """(our model, its leaves by path, its variables) with the weights of a case, perhaps with other
     fields or another map.
     """
     case = CASES[name]
-    c = base()
-    c.model = {**case.fields, **changes}
-    model = make_model(Config(c.to_dict()).model, case.outputs or 1)
-    params, state = abstract_variables(model, case.shape)
+    right, model = (model_of(case, fields) for fields in (case.fields, case.fields | changes))
+    with jax.enable_x64(False):  # traced once, for the maps and for models that are wrong as well
+        params, state = abstract_variables(right, case.shape)
     shapes = {path: leaf.shape for path, leaf in by_path(params, state).items()}
     leaves = {}
     for found in rows or table(name):
