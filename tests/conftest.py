@@ -4,11 +4,14 @@ Set before JAX and TFDS are imported: everything runs on one CPU device, offline
 several devices or processes start processes of their own.
 """
 
+import gc
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +36,16 @@ if _MAIN:
         'XLA_FLAGS': _XLA_FLAGS,
         'TFDS_DATA_DIR': str(_SHARED / 'data'),
         'MPLBACKEND': 'agg',
+        # A process that others are forked from must have one thread.
+        'OPENBLAS_NUM_THREADS': '1',
     }
 # One for each of pytest's processes: JAX does not write what it keeps there whole.
 _WORKER = os.environ.get('PYTEST_XDIST_WORKER', 'xla')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{os.environ["JAXTRAIN_TESTS"]}/{_WORKER}'
+
+
+# It keeps the environment set above.
+from tests.support import forked  # noqa: E402
 
 
 def on_devices(count: int) -> dict[str, str]:
@@ -56,11 +65,81 @@ class Outcome(NamedTuple):
     err: str
 
 
-def pytest_sessionfinish():
-    import shutil
+# Files that take long, longest first: pytest-xdist hands files out in this order, so that none of
+# these is begun last, while the other processes have nothing left to do. Seconds, waits included.
+LONGEST = {
+    'pod/test_peers.py': 60,
+    'launch/test_tpu.py': 50,
+    'weights/test_parity.py': 44,
+    'loop/test_train.py': 20,
+    'models/parts/test_blocks.py': 18,
+    'models/test_transformers.py': 16,
+    'runs/test_damage.py': 15,
+    'study/test_compare.py': 14,
+    'models/test_models.py': 14,
+    'runs/test_text_runs.py': 14,
+    'weights/test_foreign.py': 14,
+    'benchmarks/test_foundation.py': 11,
+    'runs/test_full_disk.py': 10,
+    'data/datasets/test_builders.py': 10,
+}
 
+
+def pytest_addoption(parser):
+    parser.addini('cpu_budget', 'CPU-seconds that the fast tests may take')
+    parser.addoption('--cpu-budget', action='store_true', help='fail if they take more')
+
+
+def pytest_collection_modifyitems(items):
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: -LONGEST.get(item.path.relative_to(tests).as_posix(), 0))
+
+
+def pytest_collection_finish():
+    """What has been imported stays: it is not looked through at each garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+_WORKERS: list[float] = []  # the CPU-seconds of each of pytest-xdist's processes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _WORKERS.append(getattr(node, 'workeroutput', {}).get('cpu_seconds', 0.0))
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process, its children and those of pytest-xdist."""
+    times = os.times()
+    own, children = times.user + times.system, times.children_user + times.children_system
+    return own + (sum(_WORKERS) if _WORKERS else children)
+
+
+def over_budget(config) -> str:
+    """A line to say so where the session is held to its budget and took more; else ''."""
+    budget, spent = float(config.getini('cpu_budget')), cpu_seconds()
+    if not config.getoption('cpu_budget') or spent <= budget:
+        return ''
+    return (
+        f'FAILED: {spent:.0f} CPU-seconds are more than cpu_budget = {budget:.0f} in pyproject.toml'
+    )
+
+
+def pytest_sessionfinish(session):
+    forked.stop()
+    if hasattr(session.config, 'workeroutput'):
+        session.config.workeroutput['cpu_seconds'] = cpu_seconds()
+    elif session.exitstatus == pytest.ExitCode.OK and over_budget(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if _MAIN:
         shutil.rmtree(_SHARED, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    terminalreporter.write_line(f'{cpu_seconds():.0f} CPU-seconds')
+    if line := over_budget(config):
+        terminalreporter.write_line(line, red=True)
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -84,17 +163,17 @@ def jaxtrain(capsys):
     return run
 
 
-def start(*words: str, devices: int = 1, **options) -> subprocess.Popen:
+def start(*words: str, devices: int = 1) -> forked.Process:
     """Starts a command in a process of its own, on so many simulated devices."""
-    return subprocess.Popen(
-        [sys.executable, '-m', 'jaxtrain', *map(str, words)],
-        env=on_devices(devices),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        **options,
-    )
+    words = ['-m', 'jaxtrain', *map(str, words)]
+    return forked.Process(words, on_devices(devices), stderr=subprocess.STDOUT)
+
+
+def python(*words: str, devices: int = 1, **env: str) -> Outcome:
+    """Runs Python in a process of its own: `python('-m', 'tests.support.layouts', 'cnn')`."""
+    process = forked.Process([*map(str, words)], {**on_devices(devices), **env})
+    out, err = process.communicate(timeout=300)
+    return Outcome(process.returncode, out, err)
 
 
 def run_long(*words: str) -> str:
@@ -118,3 +197,32 @@ def pretrained(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp('pretrained') / 'full'
     assert main(['train', f'--config={TINY}:full', f'--workdir={workdir}']) == 0
     return workdir
+
+
+@pytest.fixture(scope='session')
+def straight(tmp_path_factory) -> Path:
+    """A run of test_resume.py's config, never disturbed."""
+    from jaxtrain.cli import main
+    from tests.runs.test_resume import CONFIG
+
+    workdir = tmp_path_factory.mktemp('straight') / 'run'
+    assert main(['train', *CONFIG, f'--workdir={workdir}']) == 0
+    return workdir
+
+
+@pytest.fixture(scope='session', autouse=True)
+def drawing():
+    """Runs draw no curves, which takes as long as their steps; but `with drawing():` they do."""
+    from jaxtrain.runs import run
+
+    draw = run._draw_curves
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, '_draw_curves', lambda lines, metrics: b'not drawn')
+
+        @contextmanager
+        def drawn():
+            with patch.context() as inner:
+                inner.setattr(run, '_draw_curves', draw)
+                yield
+
+        yield drawn

@@ -54,16 +54,6 @@ sys.exit(code)
 """
 
 
-def probe(*words: str) -> tuple[str, set[str]]:
-    """The output of a command in a process without a terminal, and the packages it imported."""
-    child = subprocess.run(
-        [sys.executable, '-c', PROBE, *words], cwd=ROOT, capture_output=True, timeout=120
-    )
-    assert child.returncode == 0, child.stderr.decode()
-    out, _, modules = child.stdout.decode().rpartition('modules ')
-    return out + child.stderr.decode(), set(modules.split())
-
-
 @pytest.mark.parametrize('words', [(), ('--help',), ('-h',), ('help',)])
 def test_help_lists_every_command(words, jaxtrain):
     outcome = jaxtrain(*words)
@@ -92,31 +82,33 @@ def test_version(jaxtrain):
 
 
 def test_the_module_is_the_command(jaxtrain):
-    child = start('--help')
-    out, _ = child.communicate(timeout=60)
+    words = [sys.executable, '-m', 'jaxtrain', '--help']
+    child = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert child.returncode == 0
-    assert out == jaxtrain('--help').out
+    assert child.stdout == jaxtrain('--help').out
 
 
 def test_nothing_heavy_is_imported_before_a_command_needs_it():
-    _, modules = probe()
-    assert 'jaxtrain' in modules
+    child = subprocess.run([sys.executable, '-c', PROBE], cwd=ROOT, capture_output=True, text=True)
+    modules = set(child.stdout.split())
+    assert child.returncode == 0 and 'jaxtrain' in modules, child.stderr
     assert not modules & {'jax', 'flax', 'tensorflow_datasets', 'matplotlib', 'orbax', 'rich'}
 
 
 def test_a_run_without_a_terminal(tmp_path):
-    out, modules = probe('train', f'--config={TINY}', f'--workdir={tmp_path / "run"}')
-    assert {'jax', 'tensorflow_datasets', 'matplotlib'} <= modules
-    assert not modules & {'tensorflow', 'torch', 'keras'}
+    child = start('train', f'--config={TINY}', f'--workdir={tmp_path / "run"}')
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 0, out
     assert re.findall(r'^ +(\d+) +\d\.\d+ ', out, re.MULTILINE) == ['10', '20']
     control = [c for c in out if c < ' ' and c != '\n' or c == '\x7f']
     assert not control, out
 
 
 def test_a_run_on_a_terminal(tmp_path):
+    """In a process that has imported nothing, unlike those of `start`: it says what it imports."""
     master, slave = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, '-m', 'jaxtrain', 'train', f'--config={TINY}', f'--workdir={tmp_path}'],
+        [sys.executable, '-c', PROBE, 'train', f'--config={TINY}', f'--workdir={tmp_path}'],
         env={**os.environ, 'TERM': 'xterm-256color', 'COLUMNS': '120'},
         cwd=ROOT,
         stdin=slave,
@@ -132,6 +124,9 @@ def test_a_run_on_a_terminal(tmp_path):
     plain = re.sub(r'\x1b\[[?\d;]*[A-Za-z]', '', said)
     rows = [line.split() for line in re.split(r'[\r\n]', plain) if re.match(r' +\d+ +\d', line)]
     assert [row[0] for row in rows] == ['10', '20'], said
+    modules = set(plain.rpartition('modules ')[2].split())
+    assert {'jax', 'tensorflow_datasets', 'matplotlib'} <= modules
+    assert not modules & {'tensorflow', 'torch', 'keras'}
 
 
 def read_all(master: int) -> str:

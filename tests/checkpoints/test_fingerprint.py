@@ -5,8 +5,6 @@ what it found as JSON.
 """
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ import pytest
 
 from jaxtrain.checkpoints import fingerprint
 from jaxtrain.checkpoints.fingerprint import damaged, fingerprints
-from tests.conftest import ROOT, on_devices
+from tests.conftest import python
 
 NARROW = ('bool', 'int8', 'uint8', 'float8_e4m3fn', 'int16', 'bfloat16', 'float16')
 NARROW += ('int32', 'uint32', 'float32', 'complex64')
@@ -222,16 +220,9 @@ def by_layout() -> dict:
 
 @pytest.fixture(scope='module')
 def devices() -> dict:
-    child = subprocess.run(
-        [sys.executable, '-m', 'tests.checkpoints.test_fingerprint'],
-        env=on_devices(8),
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=240,
-    )
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
+    child = python('-m', 'tests.checkpoints.test_fingerprint', devices=8)
+    assert child.code == 0, child.err
+    return json.loads(child.out)
 
 
 @pytest.mark.parametrize('dtype', [*NARROW, *WIDE])

@@ -5,8 +5,6 @@ prints their texts as JSON.
 """
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 
@@ -19,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.costs.hlo import Program
-from tests.conftest import ROOT, needs_libtpu, on_devices
+from tests.conftest import needs_libtpu, python
 
 DEVICES, ROWS, COLUMNS, TRIPS = 8, 128, 1024, 3
 SHARE = ROWS * COLUMNS * 4  # Bytes that each device has of the arrays below.
@@ -76,15 +74,9 @@ def text(program, devices) -> str:
 @pytest.fixture(scope='module')
 def cpu():
     """Program name -> what it sends, on CPU."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.costs.test_hlo'],
-        env=on_devices(DEVICES),
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    return {name: Program(t).traffic() for name, t in json.loads(done.stdout).items()}
+    done = python('-m', 'tests.costs.test_hlo', devices=DEVICES)
+    assert done.code == 0, done.err
+    return {name: Program(t).traffic() for name, t in json.loads(done.out).items()}
 
 
 def test_each_kind_and_its_bytes(cpu):

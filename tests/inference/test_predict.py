@@ -155,7 +155,8 @@ def test_the_devices_may_be_many(photos, pretrained, tmp_path):
         output = tmp_path / f'{devices}.jsonl'
         words = ('predict', f'--workdir={pretrained}', folder, f'--output={output}', '--top=10')
         child = start(*words, devices=devices)
-        assert child.wait(120) == 0, child.stdout.read()
+        out, _ = child.communicate(timeout=120)
+        assert child.returncode == 0, out
         said.append(read(output))
     one, eight = ([line['probabilities'] for line in lines] for lines in said)
     assert len(one) == len(eight) == 40

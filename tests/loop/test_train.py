@@ -56,7 +56,7 @@ def stamps(folder: Path) -> dict[Path, tuple]:
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, drawing) -> Path:
     """A run of tiny.py whose val is best at step 10 of 20, evaluated every 5.
 
     `evaluated` notes the number of examples of each evaluation, and `wall` the time it took.
@@ -70,7 +70,7 @@ def finished(tmp_path_factory) -> Path:
         wrong = len(source) == 300 and int(state.step) != 10
         return {**values, 'accuracy': values['accuracy'] * (0 if wrong else 1)}
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, drawing():
         patch.setattr(evaluate, 'per_example', spoilt)
         before = time.perf_counter()
         words = ['--config.eval_every=5', '--config.optim.weight_decay=0.5']
@@ -254,7 +254,7 @@ def test_the_average_is_what_is_handed_on(averaging):
 
 def test_stopped_by_sigterm_and_started_again(jaxtrain, tmp_path):
     # A line for each step, the one of the stop included, and none of them twice.
-    words = ['--config.steps=500', '--config.eval_every=250', '--config.log_every=1']
+    words = ['--config.steps=150', '--config.eval_every=75', '--config.log_every=1']
     straight, stopped = tmp_path / 'straight', tmp_path / 'stopped'
     command = ['train', f'--config={TINY}', f'--workdir={stopped}', *words]
     child = start(*command)
@@ -266,7 +266,7 @@ def test_stopped_by_sigterm_and_started_again(jaxtrain, tmp_path):
     assert child.returncode == 42, said
     assert 'state saved' in said and said.splitlines()[-1].endswith('command again to go on')
     reached = max(int(p.name) for p in (stopped / 'checkpoints').iterdir())
-    assert 5 <= reached < 500 and f'stopped at step {reached} of 500' in said
+    assert 5 <= reached < 150 and f'stopped at step {reached} of 150' in said
     assert not (stopped / 'result.json').exists()
 
     outcome = jaxtrain(*command)

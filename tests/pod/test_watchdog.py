@@ -17,6 +17,7 @@ from jaxtrain.loop.cadence import _budgets
 from jaxtrain.runs.run import read_metrics
 from tests.conftest import ROOT, TINY, Outcome, start
 from tests.pod.test_meet import GONE, HOST, free_port, until
+from tests.support.forked import Process
 
 # A process with a watchdog: it does what the test says, under budgets that the test says.
 WATCHED = """
@@ -192,9 +193,9 @@ def late(tmp_path_factory) -> Late:
 @pytest.fixture
 def begin():
     """Starts a process that does not outlive the test."""
-    started: list[subprocess.Popen] = []
+    started: list[Process] = []
 
-    def run(*words: str) -> subprocess.Popen:
+    def run(*words: str) -> Process:
         started.append(start(*words))
         return started[-1]
 
@@ -204,7 +205,7 @@ def begin():
         process.communicate(timeout=60)
 
 
-def end(process: subprocess.Popen, seconds: float = 60.0) -> tuple[int, str]:
+def end(process: Process, seconds: float = 60.0) -> tuple[int, str]:
     said, _ = process.communicate(timeout=seconds)
     return process.returncode, said
 

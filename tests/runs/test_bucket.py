@@ -6,16 +6,15 @@ to save time; what is in the bucket then is looked at, and changed, here.
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, Outcome
+from tests.conftest import TINY, Outcome, python
 from tests.runs.test_damage import events_of
 from tests.runs.test_resume import CONFIG, STEPS, assert_same
+from tests.support.forked import Process
 from tests.support.gcs import FakeGcs
 from tests.test_storage import events_in
 
@@ -35,15 +34,9 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def begin(gcs: FakeGcs, *commands: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, '-c', CHILD, json.dumps([[*map(str, words)] for words in commands])],
-        env={**os.environ, **gcs.environment},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def begin(gcs: FakeGcs, *commands: list[str]) -> Process:
+    words = ['-c', CHILD, json.dumps([[*map(str, words)] for words in commands])]
+    return Process(words, {**os.environ, **gcs.environment})
 
 
 def call(gcs: FakeGcs, *commands: list[str], timeout: float = 240) -> list[Outcome]:
@@ -133,16 +126,9 @@ print(json.dumps(found))
 
 def in_process(gcs: FakeGcs, code: str, *words: str) -> str:
     """What a program prints that has the bucket's environment."""
-    child = subprocess.run(
-        [sys.executable, '-c', code, *words],
-        env={**os.environ, **gcs.environment},
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=60,
-    )
-    assert child.returncode == 0, child.stderr
-    return child.stdout
+    done = python('-c', code, *words, **gcs.environment)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_checkpoints_in_a_bucket():

@@ -18,6 +18,7 @@ from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint, checkpoint_files, checkpoint_list, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
+from jaxtrain.runs.run import read_metrics
 from tests.checkpoints.test_checkpoint import HOST, abstract, assert_same_bits, make_state, save
 from tests.conftest import TINY, start
 from tests.runs.test_kill_anywhere import finish, launch
@@ -319,14 +320,11 @@ def test_a_reader_gets_what_was_saved_or_says_so(name, saved, tmp_path, capfd):
 # Whole runs.
 
 
-@pytest.fixture(scope='module')
-def straight(tmp_path_factory) -> Path:
-    """A run that was never disturbed."""
-    from jaxtrain.cli import main
-
-    workdir = tmp_path_factory.mktemp('straight') / 'run'
-    assert main(['train', *CONFIG, f'--workdir={workdir}']) == 0
-    return workdir
+def test_log_has_every_line_once(straight):
+    lines = [(x['split'], x['step']) for x in read_metrics(straight)]
+    expected = [('train', s) for s in range(5, STEPS + 1, 5)] + [('val', s) for s in (20, 40, 60)]
+    best = json.loads((straight / 'result.json').read_text())['best_step']
+    assert sorted(lines) == sorted([*expected, ('test', best)])
 
 
 def stopped(straight: Path, workdir: Path, last: int | None = None) -> Path:

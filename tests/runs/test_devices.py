@@ -1,9 +1,13 @@
 """The same run on 1 device, on 8 simulated devices, and on 2 real processes: the same numbers."""
 
+import subprocess
+import sys
+
 import pytest
 
+from jaxtrain.cli import main
 from jaxtrain.runs.run import read_metrics
-from tests.conftest import TINY, start
+from tests.conftest import ROOT, TINY, start
 from tests.pod.test_meet import free_port
 
 CONFIG = (
@@ -31,7 +35,7 @@ def finish(*processes) -> None:
 @pytest.fixture(scope='module')
 def one_device(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('one') / 'run'
-    finish(start('train', *CONFIG, f'--workdir={workdir}'))
+    assert main(['train', *CONFIG, f'--workdir={workdir}']) == 0
     return losses(workdir)
 
 
@@ -44,9 +48,17 @@ def test_8_devices_equal_1(one_device, tmp_path):
     assert ours == pytest.approx(one_device, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_2_processes_equal_1(one_device, tmp_path):
-    words = [*CONFIG, f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{free_port()}']
-    finish(*(start('train', *words, '--processes=2', f'--process={number}') for number in range(2)))
+    """Fresh ones, each with its own hash seed."""
+    words = [sys.executable, '-m', 'jaxtrain', 'train', *CONFIG, f'--workdir={tmp_path}/run']
+    words += [f'--coordinator=127.0.0.1:{free_port()}', '--processes=2']
+    both = (
+        subprocess.Popen([*words, f'--process={number}'], cwd=ROOT, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for number in range(2)
+    )  # fmt: skip
+    finish(*both)
     assert losses(tmp_path / 'run') == pytest.approx(one_device, rel=1e-5)
 
 

@@ -8,7 +8,6 @@ plays as many runs as it says, and prints which phases were hit.
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtrain.runs.run import read_metrics
 from tests.conftest import TINY, start
 from tests.pod.test_meet import free_port
 from tests.runs.test_resume import assert_same
+from tests.support.forked import Process
 
 STEPS, EVAL_EVERY = 60, 20
 CONFIG = (
@@ -40,7 +40,7 @@ RUNS = int(os.environ.get('JAXTRAIN_KILL_RUNS', '4'))
 KILLS = 2
 
 
-def launch(workdir: Path, processes: int) -> list[subprocess.Popen]:
+def launch(workdir: Path, processes: int) -> list[Process]:
     """As many processes, of two devices together: their sums are taken in the same order."""
     words = ['train', *CONFIG, f'--workdir={workdir}', '--start_timeout=60']
     if processes == 1:
@@ -49,7 +49,7 @@ def launch(workdir: Path, processes: int) -> list[subprocess.Popen]:
     return [start(*words, f'--process={number}') for number in range(2)]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[int]:
+def finish(processes: list[Process]) -> list[int]:
     """Their exit codes. They end within a minute of the first that ends."""
     said = [process.communicate(timeout=240)[0] for process in processes]
     codes = [process.returncode for process in processes]

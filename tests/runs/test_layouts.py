@@ -2,25 +2,20 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 from jaxtrain.runs.run import read_metrics
-from tests.conftest import ROOT, TINY, on_devices, start
+from tests.conftest import TINY, python, start
 
 STEPS = 20
 
 
 def run(*words: str) -> dict:
     """What tests/support/layouts.py prints: what each layout made of the same steps."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.support.layouts', *words],
-        env=on_devices(8),
-        cwd=ROOT, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    done = python('-m', 'tests.support.layouts', *words, devices=8)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
 
 
 @pytest.fixture(scope='module', params=['cnn', 'vit'])

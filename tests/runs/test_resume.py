@@ -54,14 +54,6 @@ def run(workdir, *more: str, **options) -> str:
     return out
 
 
-@pytest.fixture(scope='module')
-def straight(tmp_path_factory):
-    """The same run, never disturbed."""
-    workdir = tmp_path_factory.mktemp('straight') / 'run'
-    run(workdir)
-    return workdir
-
-
 def assert_same(workdir, straight) -> None:
     ours, theirs = state_of(workdir), state_of(straight)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
@@ -72,14 +64,8 @@ def assert_same(workdir, straight) -> None:
     assert results[0]['metrics'] == results[1]['metrics']
 
 
-def test_log_has_every_line_once(straight):
-    lines = [(x['split'], x['step']) for x in read_metrics(straight)]
-    expected = [('train', s) for s in range(5, STEPS + 1, 5)] + [('val', s) for s in (20, 40, 60)]
-    best = json.loads((straight / 'result.json').read_text())['best_step']
-    assert sorted(lines) == sorted([*expected, ('test', best)])
-
-
-@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [0, 1])
 def test_killed_at_a_random_step(seed, straight, tmp_path):
     """SIGKILL once a step drawn at random has been logged, and once more, then to the end."""
     workdir = tmp_path / 'run'

@@ -313,11 +313,12 @@ def test_process_that_does_not_write_still_checks_the_config(tmp_path):
         RunDir(tmp_path, writes=False).claim(changed(seed=1))
 
 
-def test_curves_are_drawn(tmp_path):
+def test_curves_are_drawn(tmp_path, drawing):
     log(tmp_path, 0, [(step, split) for step in (1, 2, 3) for split in ('train', 'val')])
 
     def pixels() -> np.ndarray:
-        RunDir(tmp_path).write_curves(['loss'])
+        with drawing():
+            RunDir(tmp_path).write_curves(['loss'])
         data = (tmp_path / 'curves.png').read_bytes()
         assert data.startswith(b'\x89PNG\r\n\x1a\n')
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -332,12 +333,13 @@ def test_curves_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize('names', [('loss',), ('loss', 'accuracy')])
-def test_curves_have_one_panel_per_metric(tmp_path, names):
+def test_curves_have_one_panel_per_metric(tmp_path, names, drawing):
     opened = RunDir(tmp_path).open_metrics(0)
     for step in (1, 2):
         opened.append(step, 'train', dict.fromkeys(names, 1 / step))
     opened.close()
-    RunDir(tmp_path).write_curves(('loss', 'accuracy'))
+    with drawing():
+        RunDir(tmp_path).write_curves(('loss', 'accuracy'))
     image = cv2.imread(str(tmp_path / 'curves.png'))
     assert image.shape[1] == pytest.approx(4.5 * 120 * len(names), abs=2)
 

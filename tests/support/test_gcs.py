@@ -7,12 +7,10 @@ package is imported. That process has Google credentials in its home, and must n
 import http.client
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import python
 from tests.support.gcs import FakeGcs
 
 ADC = '{"type": "authorized_user", "client_id": "x", "client_secret": "x", "refresh_token": "x"}'
@@ -34,19 +32,11 @@ def client(gcs, tmp_path):
     own |= {'http_proxy': 'http://127.0.0.1:9', 'HTTP_PROXY': 'http://127.0.0.1:9'}
 
     def call(function, *args):
-        code = (
-            f'from tests import test_gcs as t; import json; print(json.dumps(t.{function.__name__}'
-        )
-        child = subprocess.run(
-            [sys.executable, '-c', f'{code}(*{args!r})))'],
-            env={**os.environ, **own, **gcs.environment},
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            timeout=60,
-        )
-        assert child.returncode == 0, child.stderr
-        return json.loads(child.stdout)
+        code = 'from tests.support import test_gcs as t; import json; '
+        code += f'print(json.dumps(t.{function.__name__}(*{args!r})))'
+        done = python('-c', code, **own | gcs.environment)
+        assert done.code == 0, done.err
+        return json.loads(done.out)
 
     return call
 

@@ -1,7 +1,6 @@
 """Weights on other devices than those that they were saved on: 1 to 8, 8 to 1, a file to 8."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from jaxtrain.loop.job import first_state, make_job
 from jaxtrain.params.partition import by_path
 from jaxtrain.weights import restore
 from jaxtrain.weights.origins import timm
-from tests.conftest import ROOT, TINY, on_devices, start
+from tests.conftest import TINY, python, start
 from tests.support.foreign_files import arrays, write
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -62,14 +61,8 @@ def dump(out: str, config: str, *words: str) -> None:
 
 def on_8_devices(out: Path, config: str, *words: str) -> dict[str, np.ndarray]:
     """What `dump` writes in a process that has so many."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.weights.test_restore_mesh', str(out), config, *words],
-        env=on_devices(8),
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = python('-m', 'tests.weights.test_restore_mesh', out, config, *words, devices=8)
+    assert done.code == 0, done.err
     return dict(np.load(out))
 
 
