@@ -1,11 +1,11 @@
-"""The two ways a run ends on purpose before its last step, exit codes, and words for errors."""
+"""The two exceptions that end a run on purpose, exit codes, and text for error messages."""
 
 import difflib
 from typing import Any
 
 
 class UserError(Exception):
-    """Wrong input: one line that says what is wrong, where, and how to mend it; exit code 2.
+    """Wrong input: one line that states the error, where it is and how to fix it; exit code 2.
 
     Args:
       message: the one line.
@@ -26,20 +26,20 @@ class Preempted(Exception):
 
 
 def exit_code(error: BaseException | None) -> int:
-    """What a process exits with: 0 finished, 2, 42, 130 after Ctrl-C, 1 for a crash."""
+    """The exit code of a process: 0 finished, 2, 42, 130 after Ctrl-C, 1 for a crash."""
     if error is None:
         return 0
     return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, 'exit_code', 1)
 
 
 def one_line(error: BaseException | None) -> str:
-    """What an error says, in a line; of a crash also its kind."""
+    """The message of an error as one line; for a crash, with the type of the exception."""
     if error is None:
         return ''
-    said = ' '.join(str(error).split())[:300]
+    text = ' '.join(str(error).split())[:300]
     if exit_code(error) == 1:
-        return f'{type(error).__name__}: {said}'
-    return said or type(error).__name__
+        return f'{type(error).__name__}: {text}'
+    return text or type(error).__name__
 
 
 def nearest(word: Any, known) -> str:

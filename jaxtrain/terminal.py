@@ -1,6 +1,6 @@
-"""What a run says: the same aligned lines everywhere, with colour and a progress bar on a terminal.
+"""What a run prints: aligned lines, with colour and a progress bar on a terminal.
 
-Without a terminal nothing but plain lines is printed: no control characters, no moving bars.
+Without a terminal only plain lines are printed: no control characters, no progress bar.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Lines of a longer table are summed up or left out in print; a file has every one.
+# A longer table is summarized or truncated in print; a file has all of its lines.
 SHORT = 16
 
 
 class Terminal(AbstractContextManager):
-    """Prints for one run; a context, within which the progress bar lives.
+    """Prints for one run; the progress bar is shown while its context is open.
 
     Args:
-      quiet: say nothing but the progress bar.
-      silent: say nothing at all (all processes of a run but the first).
-      title: what the progress bar is called.
+      quiet: whether to print only the progress bar.
+      silent: whether to print nothing at all (all processes of a run but the first).
+      title: the label of the progress bar.
     """
 
     def __init__(self, quiet: bool = False, silent: bool = False, title: str = 'train'):
@@ -62,20 +62,20 @@ class Terminal(AbstractContextManager):
         self._progress.update(self._task, completed=step)
 
     def row(self, values: Mapping[str, str]) -> None:
-        """A line of a table that grows; its head is printed before the first line."""
+        """Prints a row of a growing table, and its header before the first row."""
         if self._quiet:
             return
         widths = [max(len(name), 9) for name in values]
         if not self._columns:
             self._columns = list(values)
-            head = '  '.join(f'{n:>{w}}' for n, w in zip(values, widths, strict=True))
-            self._console.print(head, markup=False, style='bold')
+            header = '  '.join(f'{n:>{w}}' for n, w in zip(values, widths, strict=True))
+            self._console.print(header, markup=False, style='bold')
         cells = zip(values.values(), widths, strict=True)
         self._console.print('  '.join(f'{v:>{w}}' for v, w in cells), markup=False)
 
 
 def table(columns: tuple[str, ...], rows: Sequence[tuple]) -> str:
-    """Aligned text: first column to the left, numbers to the right."""
+    """A table as aligned text: columns of numbers to the right, all others to the left."""
     cells = [[str(c) for c in columns], *[[_cell(c) for c in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     left = [all(not isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
@@ -88,30 +88,31 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple]) -> str:
     )
 
 
-def predictions(found: Mapping[str, Any]) -> str:
-    """What `predict` found, in short: the first lines, and where all of it is."""
-    lines = found['predictions']
-    said = [_predicted(lines[:SHORT], found['columns'])]
+def predictions(result: Mapping[str, Any]) -> str:
+    """A summary of the result of `predict`: its first lines, and the file that has all of them."""
+    lines = result['predictions']
+    text = [_predicted(lines[:SHORT], result['columns'])]
     if len(lines) > SHORT:
-        said.append(f'... and {len(lines) - SHORT:,} more')
-    if found['skipped']:
-        said.append(f'left out, not readable: {", ".join(found["skipped"])}')
-    said.append(
-        f'{len(lines):,} {found["unit"]}, checkpoint {found["step"]}, written to {found["output"]}'
+        text.append(f'... and {len(lines) - SHORT:,} more')
+    if result['skipped']:
+        text.append(f'skipped, not readable: {", ".join(result["skipped"])}')
+    text.append(
+        f'{len(lines):,} {result["unit"]}, checkpoint {result["step"]}, '
+        f'written to {result["output"]}'
     )
-    return '\n'.join(said)
+    return '\n'.join(text)
 
 
 def _predicted(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     places = [f'{x["file"]}:{x["line"]}' if 'line' in x else x['file'] for x in lines]
     if columns:
-        found = [[_shown(x[name]) for name in columns] for x in lines]
-        rows: list[tuple] = [(place, *cells) for place, cells in zip(places, found, strict=True)]
+        cells = [[_shown(x[name]) for name in columns] for x in lines]
+        rows: list[tuple] = [(place, *row) for place, row in zip(places, cells, strict=True)]
         return table(('file', *columns), rows)
     if 'embedding' in lines[0]:
         rows = [(place, len(x['embedding'])) for place, x in zip(places, lines, strict=True)]
         return table(('file', 'numbers'), rows)
-    # A prompt is shown by its end, and what follows it whole.
+    # Only the end of a prompt is shown, but its whole continuation.
     texts = (f'{x["prompt"][-60:]} |{x["text"]}' for x in lines)
     return '\n'.join(f'{p}: {" ".join(t.split())}' for p, t in zip(places, texts, strict=True))
 
@@ -123,7 +124,7 @@ def _shown(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, at most nine characters."""
+    """A number with four significant digits, at most nine characters long."""
     return f'{value:.4g}' if abs(value) < 1e5 else f'{value:.2e}'
 
 

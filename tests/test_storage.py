@@ -1,6 +1,7 @@
-"""Files on a disk that fills, fails or is cut off: whole or not there, tried again, told in a line.
+"""Files on a disk that is full, fails or is disconnected are complete or absent; retries, errors.
 
-A test of each kind of trouble; test_full_disk.py has real full disks, test_bucket.py a bucket.
+There is a test for each kind of failure; test_full_disk.py uses real full disks, test_bucket.py a
+bucket.
 """
 
 import errno
@@ -29,14 +30,14 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch) -> list[float]:
-    """The seconds of each pause between two attempts; none is made."""
+    """The seconds of each pause between two attempts; the pauses themselves are skipped."""
     pauses = []
     monkeypatch.setattr(tenacity.nap, 'time', SimpleNamespace(sleep=pauses.append))
     return pauses
 
 
 def failing(monkeypatch, errors: list, owner=pathlib.Path, name: str = 'write_bytes'):
-    """Has the next calls of a function raise these errors, after half of the data is written."""
+    """Makes the next calls of a function raise these errors, after writing half of the data."""
     whole = getattr(owner, name)
 
     def call(self, *rest):
@@ -82,7 +83,7 @@ def test_a_writer_that_is_killed_leaves_old_or_new_content(tmp_path):
             pass
         start = time.perf_counter()
         while time.perf_counter() - start < delay:
-            content = place.read_bytes()  # and a reader sees no part
+            content = place.read_bytes()  # a reader never sees a part
             assert len(content) == 400_000 and len({*content}) == 1
         child.send_signal(signal.SIGKILL)
         child.wait(10)
@@ -94,7 +95,7 @@ def test_a_writer_that_is_killed_leaves_old_or_new_content(tmp_path):
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize('times', [1, 5])
-def test_what_passes_is_tried_again(number, times, tmp_path, monkeypatch, waits):
+def test_passing_errors_are_retried(number, times, tmp_path, monkeypatch, waits):
     place = tmp_path / 'x'
     write(place, b'old')
     left = failing(monkeypatch, [OSError(number, 'passing')] * times)
@@ -106,37 +107,37 @@ def test_what_passes_is_tried_again(number, times, tmp_path, monkeypatch, waits)
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
-def test_what_does_not_pass_is_told_in_a_line(number, tmp_path, monkeypatch, waits):
+def test_lasting_errors_are_reported_in_one_line(number, tmp_path, monkeypatch, waits):
     place, words = tmp_path / 'x', os.strerror(number)
     write(place, b'old content')
     failing(monkeypatch, [OSError(number, words)] * 99)
     with pytest.raises(UserError) as caught:
         write(place, b'the new content')
-    said = str(caught.value)
-    assert said.startswith(f'{place} ') and words in said and '\n' not in said
-    assert 'make room or mend the disk' in said and 'same command again' in said
+    message = str(caught.value)
+    assert message.startswith(f'{place} ') and words in message and '\n' not in message
+    assert 'make room or mend the disk' in message and 'same command again' in message
     assert place.read_bytes() == b'old content'
-    assert names(tmp_path) == {'x'}  # nor is half of the new one left, where there is no room
+    assert names(tmp_path) == {'x'}  # the half that was written is removed, to free its space
     assert sum(waits) < 60
     assert bool(waits) == (number != errno.EROFS)
 
 
 @pytest.mark.parametrize('error', [FileNotFoundError, PermissionError, IsADirectoryError])
-def test_a_wrong_name_is_not_tried_again(error, tmp_path, monkeypatch, waits):
+def test_a_wrong_name_is_not_retried(error, tmp_path, monkeypatch, waits):
     left = failing(monkeypatch, [error(2, 'x')] * 3)
     with pytest.raises(error):
         write(tmp_path / 'x', b'new')
     assert len(left) == 2 and not waits and not names(tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_not_waited_for(tmp_path, waits):
+def test_a_missing_folder_is_not_retried(tmp_path, waits):
     with pytest.raises(FileNotFoundError):
         write(tmp_path / 'none' / 'x', b'')
     assert read(tmp_path / 'none' / 'x') is None and not waits
 
 
-class Told(Exception):
-    """As gcsfs has them."""
+class Coded(Exception):
+    """An exception with a code, like those of gcsfs."""
 
     code = 503
 
@@ -144,14 +145,14 @@ class Told(Exception):
 @pytest.mark.parametrize(
     ('error', 'passes'),
     [
-        (Told('backend error'), True),
+        (Coded('backend error'), True),
         (type('Denied', (Exception,), {'code': 401})('no'), False),
         (OSError('Forbidden: https://storage/o\nno storage.objects.get access'), False),
         (OSError('connection reset'), True),
         (TimeoutError('after 30 s'), True),
         (ValueError('Bad Request: invalid'), False),
         (KeyError('x'), False),
-        (UserError('told'), False),
+        (UserError('reported'), False),
         (KeyboardInterrupt(), False),
         (OSError(errno.ENAMETOOLONG, 'File name too long'), False),
     ],
@@ -161,7 +162,7 @@ def test_may_pass(error, passes):
 
 
 @pytest.mark.parametrize(
-    ('error', 'said'),
+    ('error', 'text'),
     [
         (FULL, 'No space left on device'),
         (ValueError('RESOURCE_EXHAUSTED: /a/b: No space left on device [x="y"]'), FULL.strerror),
@@ -171,14 +172,14 @@ def test_may_pass(error, passes):
         (ValueError('x y ' * 200), ('x y ' * 50)),
     ],
 )
-def test_reason(error, said):
-    assert reason(error) == said
+def test_reason(error, text):
+    assert reason(error) == text
 
 
 # Appending
 
 
-def test_lines_go_on_behind_the_whole_ones(tmp_path):
+def test_lines_are_appended_to_the_complete_ones(tmp_path):
     place = tmp_path / 'x.jsonl'
     for number in range(3):
         lines = Lines(place, durable=bool(number % 2))
@@ -189,7 +190,7 @@ def test_lines_go_on_behind_the_whole_ones(tmp_path):
 
 
 @pytest.mark.parametrize('torn', [b'{"n": 1', b'{"n": 1}', b'\x00' * 9, b'\xff'])
-def test_a_torn_last_line_is_cut(torn, tmp_path):
+def test_an_incomplete_last_line_is_removed(torn, tmp_path):
     place = tmp_path / 'x.jsonl'
     place.write_bytes(b'{"n": 0}\n' + torn)
     assert read_lines(place) == [{'n': 0}]
@@ -200,7 +201,7 @@ def test_a_torn_last_line_is_cut(torn, tmp_path):
     assert read_lines(place) == [{'n': 0}, {'n': 2}]
 
 
-def test_lines_of_a_file_that_is_not_there(tmp_path):
+def test_lines_of_a_missing_file(tmp_path):
     assert read_lines(tmp_path / 'none') == []
 
 
@@ -219,7 +220,7 @@ def test_durable_lines_are_on_the_disk(tmp_path, monkeypatch):
 
 
 class Disk:
-    """A file on a disk with room for so many bytes more; it writes as much as there is room for."""
+    """A file on a disk with room for `room` more bytes; it writes as much as fits."""
 
     def __init__(self, file, room: int):
         self.file, self.room = file, room
@@ -240,7 +241,7 @@ def limited(lines: Appender, room: int) -> Disk:
     return lines._file
 
 
-def test_a_line_on_a_full_disk_is_whole_or_not_there(tmp_path, waits):
+def test_a_line_on_a_full_disk_is_complete_or_absent(tmp_path, waits):
     place = tmp_path / 'x'
     for room in range(9):
         lines = Lines(place, durable=True)
@@ -267,7 +268,7 @@ def test_a_durable_line_waits_for_room(tmp_path, monkeypatch):
     assert read_lines(tmp_path / 'x') == [{'n': 1}] and len(pauses) == 3
 
 
-def test_other_lines_are_kept_for_later_and_nothing_waits(tmp_path, waits):
+def test_other_lines_are_kept_in_memory_without_waiting(tmp_path, waits):
     lines = Lines(tmp_path / 'x')
     lines.append({'n': 0})
     disk = limited(lines, 5)
@@ -286,42 +287,42 @@ def test_other_lines_are_kept_for_later_and_nothing_waits(tmp_path, waits):
 
 
 def events_in(data: bytes) -> list:
-    """What a TensorBoard file holds, its checksums checked."""
+    """The events of a TensorBoard file, after checking its checksums."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
-    found = []
+    events = []
     while data:
         (size,) = struct.unpack('<Q', data[:8])
         head, body, rest = data[:8], data[12 : 12 + size], data[12 + size :]
         sums = struct.unpack('<II', data[8:12] + rest[:4])
         assert sums == (masked_crc32c(head), masked_crc32c(body))
-        found.append(Event.FromString(body))
+        events.append(Event.FromString(body))
         data = rest[4:]
-    return found
+    return events
 
 
-def test_tensorboard_reads_what_its_own_writer_would_have_written(tmp_path):
+def test_a_board_writes_the_same_events_as_tensorboardx(tmp_path):
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(tmp_path / 'theirs'), purge_step=8) as theirs:
+    with SummaryWriter(str(tmp_path / 'expected'), purge_step=8) as expected:
         for name, value in {'train/loss': 0.1, 'train/accuracy': 0.5}.items():
-            theirs.add_scalar(name, value, 9)
-    ours = Board(tmp_path / 'ours', 7)
-    ours.append(9, {'train/loss': 0.1, 'train/accuracy': 0.5})
-    ours.close()
+            expected.add_scalar(name, value, 9)
+    board = Board(tmp_path / 'board', 7)
+    board.append(9, {'train/loss': 0.1, 'train/accuracy': 0.5})
+    board.close()
 
-    def told(folder) -> list:
+    def contents(folder) -> list:
         (file,) = folder.glob('events.out.tfevents.*')
-        found = []
+        entries = []
         for event in events_in(file.read_bytes()):
             if event.HasField('summary'):
-                found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-            elif not (found and event.file_version):  # which theirs says again
-                found.append((event.step, event.file_version, event.session_log.status))
-        return found
+                entries += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            elif not (entries and event.file_version):  # which tensorboardX repeats
+                entries.append((event.step, event.file_version, event.session_log.status))
+        return entries
 
-    assert told(tmp_path / 'ours') == told(tmp_path / 'theirs')
+    assert contents(tmp_path / 'board') == contents(tmp_path / 'expected')
 
 
 class FullDisk(io.RawIOBase):
@@ -340,7 +341,7 @@ class FullDisk(io.RawIOBase):
         return len(data)
 
 
-def test_a_board_that_cannot_be_written_ends_nothing(tmp_path):
+def test_a_board_that_cannot_be_written_does_not_end_the_run(tmp_path):
     board, disk = Board(tmp_path, 0), FullDisk()
     board._writer._py_recordio_writer._writer = io.BufferedWriter(disk)
     for step in range(100):
@@ -355,14 +356,14 @@ def test_a_board_that_cannot_be_written_ends_nothing(tmp_path):
     for step in range(1000):  # more than any buffer holds
         board.append(step, {'loss': 1.0})
     board.close()
-    disk.room = 1  # for what is flushed when it is collected
+    disk.room = 1  # for the data that is flushed by the garbage collector
 
 
 # Names
 
 
-def test_a_bucket_without_its_client_is_told(tmp_path):
-    """In a process of its own, that cannot import gcsfs."""
+def test_a_bucket_without_its_client_is_reported(tmp_path):
+    """In a separate process, which cannot import gcsfs."""
     code = (
         "import sys; sys.modules['gcsfs'] = None\n"
         'from jaxtrain.cli import main\n'
@@ -382,7 +383,7 @@ def test_a_bucket_without_its_client_is_told(tmp_path):
     assert "pip install 'jaxtrain[gcs]'" in line
 
 
-def test_names_of_buckets_stay_as_they_are():
+def test_names_of_buckets_are_unchanged():
     place = storage.epath.Path('gs://bucket/run')
     assert storage.is_remote(place) and str(storage.absolute(place)) == 'gs://bucket/run'
     local = storage.path('runs/x')
@@ -396,7 +397,7 @@ def test_json_is_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize('command', ['compare', 'import'])
-def test_what_writes_to_disks_alone_says_so(command, jaxtrain):
+def test_commands_that_require_a_disk_report_it(command, jaxtrain):
     words = {
         'compare': ['--config=configs/alphabets.py'],
         'import': ['keras', 'x.h5', '--model=vgg16'],

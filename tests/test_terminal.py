@@ -1,4 +1,4 @@
-"""What a run prints: plain aligned lines, and nothing more where there is no terminal."""
+"""What a run prints: plain aligned lines, and nothing else without a terminal."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_progress_bar_and_style_on_a_terminal(capsys, monkeypatch):
     assert '\x1b[1m' in out and 'training' in out and '5/5' in out
 
 
-def test_quiet_says_nothing(capsys):
+def test_quiet_prints_nothing(capsys):
     use(Terminal(quiet=True))
     assert capsys.readouterr() == ('', '')
 
@@ -58,19 +58,19 @@ def test_silent_prints_nothing_at_all(capsys, monkeypatch, colour):
     assert capsys.readouterr() == ('', '')
 
 
-def test_growing_table_has_one_head_and_aligned_columns(capsys):
+def test_growing_table_has_one_header_and_aligned_columns(capsys):
     terminal = Terminal()
     terminal.row(ROW)
     terminal.row({'step': '1000', 'loss': '0.25', 'val accuracy': '1'})
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split('  ')[-1].strip() == 'val accuracy'
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split('  ')[-1].strip() == 'val accuracy'
     assert len(lines) == 2
-    assert {len(line) for line in (head, *lines)} == {9 + 2 + 9 + 2 + len('val accuracy')}
+    assert {len(line) for line in (header, *lines)} == {9 + 2 + 9 + 2 + len('val accuracy')}
     for line, values in zip(lines, (['10', '0.5', '0.75'], ['1000', '0.25', '1']), strict=True):
         assert [line[0:9].strip(), line[11:20].strip(), line[22:].strip()] == values
 
 
-def test_table_puts_words_left_and_numbers_right():
+def test_table_aligns_text_left_and_numbers_right():
     text = table(('name', 'count', 'share'), [('a', 1234567, 0.5), ('longer', 8, 0.25)])
     assert text.split('\n') == [
         'name        count  share',
@@ -79,7 +79,7 @@ def test_table_puts_words_left_and_numbers_right():
     ]
 
 
-def test_table_widens_to_its_head():
+def test_table_widens_to_its_header():
     assert table(('a long head', 'b'), [('x', 'y')]).split('\n') == [
         'a long head  b',
         'x            y',
@@ -107,8 +107,8 @@ def test_predictions_show_the_columns_that_the_task_declares():
         {'file': 'a.png', 'kinds': ['cat', 'dog'], 'share': 0.98765, 'all': {'cat': 1.0}},
         {'file': 'b.csv', 'line': 2, 'kinds': [], 'share': 0.5, 'all': {}},
     ]
-    found = {'predictions': lines, 'skipped': [], 'unit': 'things', 'step': 3, 'output': 'out'}
-    shown = predictions({**found, 'columns': ('kinds', 'share')}).split('\n')
+    result = {'predictions': lines, 'skipped': [], 'unit': 'things', 'step': 3, 'output': 'out'}
+    shown = predictions({**result, 'columns': ('kinds', 'share')}).split('\n')
     assert [re.split('  +', line) for line in shown[:2]] == [
         ['file', 'kinds', 'share'],
         ['a.png', 'cat, dog', '0.988'],

@@ -1,1 +1,1 @@
-"""What a program costs: operations, memory, messages, by compiler and by count."""
+"""The cost of a program: operations, memory and communication, counted or from the compiler."""

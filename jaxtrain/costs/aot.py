@@ -1,7 +1,7 @@
-"""What the compiler makes of a program, nothing run: memory, messages, cycles; remembered on disk.
+"""Figures of a compiled program that is not run: memory, communication, cycles; cached on disk.
 
 A program for a pod takes minutes to compile, and JAX's own cache does not hold programs for devices
-that are not there. What is wanted of it are a few numbers, and those are kept under a hash of the
+that are not attached. Only a few numbers are needed, and these are stored under a hash of the
 program.
 """
 
@@ -28,26 +28,27 @@ from jaxtrain.costs import hlo
 from jaxtrain.errors import UserError
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-# Changes with the fields below, so that what an older version kept is not read.
+# Changes with the fields below, so that the files of an older version are not read.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the compiler says of one call of a program, on each device.
+    """What the compiler reports about one call of a program, on each device.
 
     Attributes:
-      digest: of the program's StableHLO, the devices and the versions.
-      seconds: that it took to compile.
-      peak_bytes: most memory in use at a time; if it does not fit, what the compiler says is
-        needed.
-      memory: bytes of 'arguments', 'outputs', 'temporaries' and 'aliased' (outputs that take the
-        place of arguments); {} if it does not fit.
-      overflow: the compiler's words if it does not fit into memory, else ''.
-      flops, bytes_accessed: its count of operations and of bytes read and written; the body of a
-        loop counts once.
+      digest: a hash of the program's StableHLO, the devices and the versions.
+      seconds: how long it took to compile.
+      peak_bytes: the peak memory; if the program does not fit, the memory that it needs according
+        to the compiler.
+      memory: bytes of 'arguments', 'outputs', 'temporaries' and 'aliased' (outputs that reuse the
+        memory of arguments); {} if the program does not fit.
+      overflow: the compiler's message if the program does not fit into memory, else ''.
+      flops, bytes_accessed: the compiler's count of operations and of bytes read and written; the
+        body of a loop counts once.
       collectives: kind -> {'count', 'bytes'}, see `hlo.Traffic`.
-      cycles: its estimate for all but messages, loops counted as they run; 0 where it has none.
+      cycles: the compiler's estimate for everything but communication, with loops counted as often
+        as they run; 0 if it has no estimate.
       unknown_loops: loops that counted once because their length is not known.
     """
 
@@ -66,17 +67,17 @@ class Measured:
 def measure(
     lowered: jax.stages.Lowered, devices: str, absent: bool, say: Callable[[str], Any]
 ) -> Measured:
-    """Compiles a program, or remembers what came of it.
+    """Compiles a program, or reads the result from the cache.
 
     Args:
       lowered: the program.
-      devices: what it is for, in words that tell it from any other.
-      absent: whether they are not there.
-      say: told before compiling.
+      devices: a description of its devices, different from that of any others.
+      absent: whether these devices are not attached.
+      say: called with a message before compiling.
 
     Raises:
-      UserError: for absent devices, the compiler took its process down on this program before.
-      jax.errors.JaxRuntimeError: the compiler fails for another reason than memory.
+      UserError: for absent devices, the compiler crashed on this program before.
+      jax.errors.JaxRuntimeError: the compiler fails for a reason other than memory.
     """
     text = '\n'.join([lowered.as_text(), devices, *_versions(), str(FORMAT)])
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -86,37 +87,39 @@ def measure(
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if absent:
-            stack.enter_context(_marked(path.with_suffix('.unfinished')))
-            stack.enter_context(_forgotten())
+            stack.enter_context(_crash_mark(path.with_suffix('.unfinished')))
+            stack.enter_context(_no_cache())
         say('compiling ...')
-        found = _compile(lowered, digest)
-    # Whole, since another process may look for it at the same time.
-    storage.write(path, json.dumps(dataclasses.asdict(found)).encode())
-    return found
+        measured = _compile(lowered, digest)
+    # Replaced as a whole, because another process may read it at the same time.
+    storage.write(path, json.dumps(dataclasses.asdict(measured)).encode())
+    return measured
 
 
 def folder() -> Path:
-    """Where it is kept: beside the compilation cache (`mesh.use_compilation_cache`)."""
+    """The folder of cached results, beside the compilation cache (`mesh.use_compilation_cache`)."""
     default = Path.home() / '.cache' / 'jaxtrain' / 'xla'
     return Path(os.environ.get('JAX_COMPILATION_CACHE_DIR', default)).parent / 'plans'
 
 
 @contextlib.contextmanager
-def _marked(mark: Path) -> Iterator[None]:
-    """Leaves a mark if the process ends meanwhile: the TPU's compiler has taken minutes to crash,
-    and would do so each time.
+def _crash_mark(mark: Path) -> Iterator[None]:
+    """Leaves a mark if the process ends meanwhile.
+
+    The TPU's compiler has been seen to crash after minutes, and would do so each time.
     """
     with mark.open('a+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process compiles the same program, or the disk knows no locks
+        except (
+            OSError
+        ):  # another process compiles the same program, or the disk does not support locks
             yield
             return
         if mark.stat().st_size:
             raise UserError(
-                f'libtpu {_versions()[-1]} ended its process when it compiled this '
-                'program before: it crashed, or was killed. Take another batch, mesh or libtpu; '
-                f'to try the same again, remove {mark}'
+                f'libtpu {_versions()[-1]} crashed, or was killed, when it compiled this program '
+                f'before. Use another batch, mesh or libtpu; to try the same again, remove {mark}'
             )
         file.write('compiling')
         file.flush()
@@ -127,8 +130,8 @@ def _marked(mark: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forgotten() -> Iterator[None]:
-    """Keeps programs out of JAX's own cache, which could not load those for absent devices."""
+def _no_cache() -> Iterator[None]:
+    """Keeps a program out of JAX's own cache, which cannot load programs for absent devices."""
     key = 'jax_persistent_cache_min_compile_time_secs'
     before = getattr(jax.config, key)
     jax.config.update(key, math.inf)
@@ -146,12 +149,12 @@ def _compile(lowered: jax.stages.Lowered, digest: str) -> Measured:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         seconds = time.perf_counter() - start
-        words = str(error).splitlines()[0]
-        return Measured(digest, seconds, needed(words), {}, words, 0.0, 0.0, {}, 0, 0)
+        overflow = str(error).splitlines()[0]
+        return Measured(digest, seconds, needed(overflow), {}, overflow, 0.0, 0.0, {}, 0, 0)
     seconds = time.perf_counter() - start
     stats, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = compiled.as_text()
-    assert stats is not None and text is not None  # CPUs, GPUs and TPUs have both
+    assert stats is not None and text is not None  # CPUs, GPUs and TPUs provide both
     traffic = hlo.Program(text).traffic()
     memory = {
         'arguments': stats.argument_size_in_bytes,
@@ -177,9 +180,9 @@ def _compile(lowered: jax.stages.Lowered, digest: str) -> Measured:
     )
 
 
-def needed(words: str) -> int:
-    """Bytes that the compiler says are needed: the first size in its words, such as '33.54G'."""
-    size = re.search(r'([\d.]+)([KMGT])i?B?\b', words)
+def needed(message: str) -> int:
+    """Bytes that a program needs: the first size in the compiler's message, such as '33.54G'."""
+    size = re.search(r'([\d.]+)([KMGT])i?B?\b', message)
     return int(float(size.group(1)) * UNITS[size.group(2)]) if size else 0
 
 

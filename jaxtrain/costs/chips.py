@@ -1,4 +1,4 @@
-"""Public figures of accelerators: what a program's time and memory are held against."""
+"""Public figures of accelerators, with which a program's time and memory are compared."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ GB, GIB = 1e9, 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Figures of one JAX device, which is a chip, or of a TPU7x half of one.
+    """Figures of one JAX device: a chip, or half a chip for TPU7x.
 
     Attributes:
-      name: what it is called.
-      hbm_bytes: memory.
-      peak_bf16_flops: products of bfloat16 matrices, dense, in operations per second.
+      name: the name of the chip.
+      hbm_bytes: the size of its memory.
+      peak_bf16_flops: operations per second in dense products of bfloat16 matrices.
       hbm_bandwidth: bytes per second, from and to its memory.
       ici_bandwidth: bytes per second that it can send over all its links to other chips together
         (ICI, NVLink); makers often publish the sum of both directions, which is twice this.
-      dcn_bandwidth: bytes per second over the network between slices; 0 where it is not published.
-      clock: cycles per second, which is `peak_bf16_flops` over the operations of its matrix units
-        in a cycle; 0 where the compiler tells no cycles.
-      devices_per_chip: JAX devices that share a chip, whose published figures are so many times
-        these.
-      source: where the figures are from.
+      dcn_bandwidth: bytes per second over the network between slices; 0 if it is not published.
+      clock: cycles per second, which is `peak_bf16_flops` divided by the operations of its matrix
+        units in a cycle; 0 if the compiler does not report cycles.
+      devices_per_chip: JAX devices that share a chip; the published figures of the chip are these
+        times this number.
+      source: where the figures are published.
     """
 
     name: str
@@ -59,11 +59,11 @@ CHIPS = {
 
 
 def chip_of(device) -> Chip | None:
-    """The chip of a JAX device; None for CPUs, and for accelerators that are not listed."""
+    """The chip of a JAX device; None for CPUs and for accelerators that are not listed."""
     return CHIPS.get(KINDS.get(device.device_kind, ''))
 
 
-# `device_kind` as JAX tells it -> chip. PCIe cards are slower than their namesakes and not listed.
+# `device_kind` in JAX -> chip. PCIe cards are slower than cards of the same name, and not listed.
 KINDS = {
     'TPU v4': 'TPU v4',
     'TPU v5 lite': 'TPU v5e',

@@ -1,8 +1,8 @@
 """Floating point operations of a function, counted in its jaxpr.
 
-The compiler's own count sees the body of a loop once, however often it runs; here a scan counts as
-often as it is long, so that a model counts the same whether its layers are scanned or not. And no
-compiling is needed.
+The compiler's own count includes the body of a loop once, however often it runs. Here it is
+multiplied by the length of the scan, so that a model counts the same with scanned layers as without
+a scan. No compilation is needed.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# What only moves, makes, compares or names data. Random bits are integer arithmetic.
+# Primitives that only move, create, compare or name data. Random bits are integer arithmetic.
 FREE = {
     'broadcast', 'broadcast_in_dim', 'reshape', 'transpose', 'squeeze', 'expand_dims', 'slice',
     'dynamic_slice', 'dynamic_update_slice', 'concatenate', 'pad', 'rev', 'gather', 'scatter',
@@ -26,7 +26,7 @@ FREE = {
     'random_unwrap', 'random_fold_in', 'random_split', 'random_clone', 'threefry2x32',
     'shift_left', 'shift_right_logical', 'shift_right_arithmetic',
 }  # fmt: skip
-# One operation for each value that goes in, all others one for each that comes out.
+# These count one operation per input value, all others one per output value.
 PER_INPUT = ('reduce_', 'argmax', 'argmin', 'cum', 'select_and_', 'scatter')
 CALLED = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
 
@@ -36,11 +36,10 @@ class Flops:
     """Operations of one call, over all devices.
 
     Attributes:
-      matmul: of products of matrices and convolutions; a multiply-add counts as 2.
-      other: of everything else that computes with values, each as 1; the compiler fuses much of it
-        and weighs some (an exponential) otherwise, so it is a rough figure.
-      unknown_loops: whether there are loops of a length that only the data tells, which counted
-        once.
+      matmul: operations of matrix products and convolutions; a multiply-add counts as 2.
+      other: all other operations on values, each counted as 1. This is a rough figure: the compiler
+        fuses many of them, and gives some (an exponential) another weight.
+      unknown_loops: whether there are loops whose length depends on the data; these count once.
     """
 
     matmul: float = 0.0
@@ -59,28 +58,28 @@ class Flops:
 
 
 def count(fun: Callable[..., Any], *args: Any) -> Flops:
-    """Counts a function as it is traced, nothing compiled.
+    """Counts the operations of a function by tracing it; nothing is compiled.
 
     Args:
       fun: any function that JAX can trace.
       args: its arguments: arrays, or pytrees of ShapeDtypeStructs.
 
     Returns:
-      The operations of one call. What a program says twice counts twice: layers that are computed
-      anew to save memory (remat) too. What nothing depends on does not count.
+      The operations of one call. Operations that the program repeats count each time, also layers
+      that are recomputed to save memory (remat). Operations whose results are unused do not count.
     """
     return of_jaxpr(jax.make_jaxpr(fun)(*args))
 
 
 def of_jaxpr(jaxpr: Any) -> Flops:
-    """As `count`, of what is traced already."""
+    """Counts a jaxpr, which is traced already; see `count`."""
     return _jaxpr(jaxpr)
 
 
 def _jaxpr(jaxpr: Any, used: Sequence[bool] = ()) -> Flops:
-    """Of a jaxpr, closed or not, of whose results these are used; () for all of them."""
+    """Counts a jaxpr, closed or not; `used` marks the results that are used, () means all."""
     jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-    # Kernels have no results, but write into what they are given.
+    # Kernels have no results, but write into their arguments.
     used = used if len(used) == len(jaxpr.outvars) else [True] * len(jaxpr.outvars)
     results = zip(jaxpr.outvars, used, strict=True)
     live, total = {id(v) for v, is_used in results if is_used}, Flops()
@@ -102,10 +101,10 @@ def _equation(eqn: Any, used: Sequence[bool]) -> Flops:
         once = _jaxpr(params['cond_jaxpr']) + _jaxpr(params['body_jaxpr'])
         return once + Flops(unknown_loops=True)
     if name == 'cond':
-        # The choice between platforms is one too: one branch of it is compiled.
+        # The choice between platforms is a cond as well, and one branch of it is compiled.
         return max(map(_jaxpr, params['branches']), key=lambda f: (f.matmul, f.other))
     if name == 'shard_map':
-        # Shapes inside are those of one device.
+        # Shapes inside are those on one device.
         axes = params['manual_axes'] if 'manual_axes' in params else params['mesh'].axis_names
         return _jaxpr(params['jaxpr']) * math.prod(params['mesh'].shape[axis] for axis in axes)
     if name == 'xla_pmap':
@@ -128,7 +127,7 @@ def _dot_general(eqn: Any) -> float:
 
 
 def _conv_general_dilated(eqn: Any) -> float:
-    """Taps that fall on padding, or between the values of a dilated input, cost nothing."""
+    """Kernel taps on padding, or between the values of a dilated input, do not count."""
     p, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars)
     out, numbers = eqn.outvars[0].aval.shape, p['dimension_numbers']
     taps = math.prod(
@@ -145,20 +144,20 @@ def _conv_general_dilated(eqn: Any) -> float:
         )
     )
     batch = lhs[numbers.lhs_spec[0]] // p['batch_group_count']
-    # The kernel has the channels of one group.
+    # The kernel's input channels are those of one group.
     return 2.0 * taps * batch * rhs[numbers.rhs_spec[0]] * rhs[numbers.rhs_spec[1]]
 
 
 def _taps(
     size: int, window: int, out: int, stride: int, low: int, dilation: int, spread: int
 ) -> int:
-    """Pairs of a position of the output and one of the kernel that meet on a value, along an axis.
+    """The number of (output, kernel) positions that read an input value, along one axis.
 
     Args:
       size, window, out: lengths of the input, the kernel and the output.
-      stride: of the window.
-      low: padding in front.
-      dilation, spread: of the input and of the kernel.
+      stride: the stride of the kernel.
+      low: padding before the input.
+      dilation, spread: dilation of the input and of the kernel.
     """
     places = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
     on_value = (places >= 0) & (places % dilation == 0) & (places // dilation < size)
@@ -166,8 +165,10 @@ def _taps(
 
 
 def _attention(eqn: Any) -> float:
-    """cuDNN's fused attention: scores, and what they say of the values. Query and key are [batch,
-    length, heads, size]. What a causal mask leaves out counts, as it does without fusing.
+    """cuDNN's fused attention: the scores, and their product with the values.
+
+    Query and key are [batch, length, heads, size]. Positions that a causal mask excludes count, as
+    they do without fusion.
     """
     query, key = (v.aval.shape for v in eqn.invars[:2])
     return 4.0 * math.prod(query) * key[1]

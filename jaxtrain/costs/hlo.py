@@ -1,7 +1,7 @@
-"""What a compiled program says of itself in its text (HLO): messages between devices, and cycles.
+"""Reads a compiled program's text (HLO): communication between devices, and cycles.
 
-A program is a list of computations, of which one is the entry; an instruction may call others. The
-walk below follows these calls, and counts what is in a loop as often as the loop runs.
+A program is a list of computations, one of which is the entry; an instruction may call others. The
+code below follows these calls, and counts the body of a loop as often as the loop runs.
 """
 
 import re
@@ -16,13 +16,13 @@ KINDS = (
     'all-to-all',
     'collective-permute',
 )
-# What TPU programs send over the network between slices is a message to the host.
+# TPU programs communicate over the network between slices by sending to the host.
 BETWEEN_SLICES = 'between slices'
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: `%name = type opcode(operands), rest`, operands by name."""
+    """One line: `%name = type opcode(operands), rest`, with the names of the operands."""
 
     name: str
     type: str
@@ -32,24 +32,24 @@ class Instruction:
     is_root: bool
 
     def called(self, *attributes: str) -> list[str]:
-        """Names of the computations that these attributes name."""
-        found = []
+        """The names of the computations in these attributes."""
+        names = []
         for attribute in attributes:
             match = re.search(rf'\b{attribute}=(\{{[^}}]*\}}|%?[\w.-]+)', self.rest)
-            found += re.findall(r'[\w.-]+', match.group(1)) if match else []
-        return found
+            names += re.findall(r'[\w.-]+', match.group(1)) if match else []
+        return names
 
 
 @dataclass
 class Traffic:
-    """What one call of a program does, on each device.
+    """What one call of a program does on each device.
 
     Attributes:
       count: kind of collective -> how many are run.
       bytes: kind of collective -> bytes of the whole array that is gathered, reduced or sent, which
-        is the larger one of what goes in and what comes out.
-      cycles: that the compiler for TPU estimates for all else; 0 where it tells none.
-      unknown_loops: loops of a length that the text does not tell, which counted once.
+        is the larger of input and output.
+      cycles: the TPU compiler's estimate for everything else; 0 if it gives none.
+      unknown_loops: loops whose length the text does not contain; these count once.
     """
 
     count: Counter = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Traffic:
 
 
 class Program:
-    """A parsed text: computation name -> {instruction name: instruction}."""
+    """A parsed program: computation name -> {instruction name: instruction}."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -77,65 +77,65 @@ class Program:
             self.entry = name if is_entry else self.entry
 
     def traffic(self) -> Traffic:
-        """Of one call of the program."""
+        """The traffic of one call of the program."""
         return self._traffic(self.entry)
 
     def _traffic(self, name: str) -> Traffic:
         total = Traffic()
-        for own in self.computations[name].values():
-            total.cycles += _cycles(own)
-            if own.opcode == 'while':
-                times = self._trips(own, name)
+        for op in self.computations[name].values():
+            total.cycles += _cycles(op)
+            if op.opcode == 'while':
+                times = self._trips(op, name)
                 total.unknown_loops += times is None
-                for called in own.called('condition', 'body'):
+                for called in op.called('condition', 'body'):
                     total.add(self._traffic(called), times or 1)
-            elif own.opcode == 'conditional':
-                names = own.called('branch_computations', 'true_computation', 'false_computation')
+            elif op.opcode == 'conditional':
+                names = op.called('branch_computations', 'true_computation', 'false_computation')
                 branches = [self._traffic(called) for called in names]
                 total.add(
                     max(
                         branches, key=lambda t: (t.cycles, sum(t.bytes.values())), default=Traffic()
                     )
                 )
-            elif own.opcode == 'call':
-                for called in own.called('to_apply', 'calls'):
+            elif op.opcode == 'call':
+                for called in op.called('to_apply', 'calls'):
                     total.add(self._traffic(called))
             else:
-                for kind, size in self._messages(name, own):
+                for kind, size in self._messages(name, op):
                     total.count[kind] += 1
                     total.bytes[kind] += size
         return total
 
-    def _messages(self, name: str, own: Instruction) -> Iterator[tuple[str, int]]:
-        """(kind, bytes) of what an instruction sends, itself or inside of a fusion."""
-        kind = own.opcode.removesuffix('-start')
+    def _messages(self, name: str, op: Instruction) -> Iterator[tuple[str, int]]:
+        """(kind, bytes) of what an instruction sends, itself or inside a fusion."""
+        kind = op.opcode.removesuffix('-start')
         if kind in KINDS:
             scatters = name.startswith('all-reduce-scatter') and kind == 'all-reduce'
             kind = 'reduce-scatter' if scatters else kind
-            yield kind, self._nbytes(name, own, kind)
-        elif own.opcode == 'send' and 'megascale' in own.rest:
-            yield BETWEEN_SLICES, self._nbytes(name, own, BETWEEN_SLICES)
-        elif own.opcode in ('fusion', 'async-start'):
-            for called in own.called('calls'):
+            yield kind, self._nbytes(name, op, kind)
+        elif op.opcode == 'send' and 'megascale' in op.rest:
+            yield BETWEEN_SLICES, self._nbytes(name, op, BETWEEN_SLICES)
+        elif op.opcode in ('fusion', 'async-start'):
+            for called in op.called('calls'):
                 inside = self.computations.get(called, {}).values()
-                # On TPU a message may be spread over several fusions, to run beside their products;
-                # it stands in each of them, and the first one starts it.
+                # On TPU a collective may be spread over several fusions, to run at the same time as
+                # their products; it appears in each of them, and the first one starts it.
                 starts = any('AsyncCollectiveStart' in inner.rest for inner in inside)
                 for inner in inside:
                     if starts or 'async_collective_fusion_config' not in inner.rest:
                         yield from self._messages(called, inner)
 
-    def _nbytes(self, name: str, own: Instruction, kind: str) -> int:
-        known = self.computations[name]
-        operands = [known[o] for o in own.operands if o in known]
-        given = sum(_nbytes(o.type) for o in operands if o.opcode != 'after-all')
+    def _nbytes(self, name: str, op: Instruction, kind: str) -> int:
+        computation = self.computations[name]
+        operands = [computation[o] for o in op.operands if o in computation]
+        operand_bytes = sum(_nbytes(o.type) for o in operands if o.opcode != 'after-all')
         if kind != 'all-gather':
-            return given
-        # What the start of one returns has its operands in front.
-        return _nbytes(own.type) - (given if own.opcode.endswith('-start') else 0)
+            return operand_bytes
+        # The start of an all-gather returns its operands before its results.
+        return _nbytes(op.type) - (operand_bytes if op.opcode.endswith('-start') else 0)
 
     def _trips(self, loop: Instruction, name: str) -> int | None:
-        """How often a loop runs: as the text says, else as its condition `i < n` does."""
+        """How often a loop runs, as given in the text, else from its condition `i < n`."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
             return int(known.group(1))
@@ -185,7 +185,7 @@ def _instruction(line: str) -> Instruction | None:
         name=match.group(2),
         type=line[match.end() : end],
         opcode=call.group(1),
-        # A constant has its value in that place.
+        # A constant has its value in the place of operands.
         operands=tuple(operands) if operands else (line[call.end() : close],),
         rest=line[close + 1 :],
         is_root=bool(match.group(1)),
@@ -193,7 +193,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _type_end(line: str, start: int) -> int:
-    """A tuple's type has spaces inside of its brackets, an array's has none."""
+    """The end of a type; a tuple's type has spaces inside its brackets, an array's does not."""
     return _closing(line, start) + 1 if line[start] == '(' else line.index(' ', start)
 
 
@@ -222,15 +222,15 @@ def _nbytes(type_: str) -> int:
     return total
 
 
-def _cycles(own: Instruction) -> int:
-    found = re.search(r'"estimated_cycles":"(\d+)"', own.rest)
-    return int(found.group(1)) if found else 0
+def _cycles(op: Instruction) -> int:
+    match = re.search(r'"estimated_cycles":"(\d+)"', op.rest)
+    return int(match.group(1)) if match else 0
 
 
 def _constant(known: dict[str, Instruction], name: str) -> int | None:
-    """The value of a whole number, looked for behind copies of it."""
-    while (own := known.get(name)) and own.opcode in ('copy', 'bitcast'):
-        name = own.operands[0]
-    if own is None or own.opcode != 'constant' or not own.operands[0].isdigit():
+    """The value of an integer constant, also if `name` is a copy of it."""
+    while (op := known.get(name)) and op.opcode in ('copy', 'bitcast'):
+        name = op.operands[0]
+    if op is None or op.opcode != 'constant' or not op.operands[0].isdigit():
         return None
-    return int(own.operands[0])
+    return int(op.operands[0])

@@ -1,4 +1,4 @@
-"""The devices of a TPU slice that is not there, for its compiler, which needs no TPU."""
+"""The devices of a TPU slice that is not attached, for its compiler, which needs no TPU."""
 
 import importlib.util
 import os
@@ -9,15 +9,15 @@ from jax.experimental import topologies
 
 from jaxtrain.errors import UserError
 
-# Dimensions of the torus of a generation, and what its compiler must be told besides.
+# The dimensions of the torus of each generation, and further options for its compiler.
 GENERATIONS = {
     'v4': (3, {'chip_config_name': 'megacore'}),
     'v5e': (2, {}),
     'v5p': (3, {}),
     'v6e': (2, {}),
 }
-# libtpu looks for the TPU that it runs on: first asking a metadata server, then in the environment.
-# Told about one host, it does neither, and is silent.
+# libtpu searches for the TPU that it runs on: first on a metadata server, then in the environment.
+# With the values of one host set, it does neither, and prints nothing.
 SILENT = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
@@ -29,17 +29,17 @@ SILENT = {
 
 
 def devices(topology: str, slices: int = 1) -> list[jax.Device]:
-    """The devices of so many slices of a topology; programs can be compiled for them, not run.
+    """The devices of one or more slices; programs can be compiled for them, but not run.
 
-    From the first call on, the process computes on CPU: no TPU or GPU of this machine is touched,
-    unless it has been in use before.
+    From the first call on, the process computes on CPU: no TPU or GPU of this machine is used,
+    unless it was in use before.
 
     Args:
       topology: GENERATION:SHAPE, such as 'v5e:4x4', the shape in chips.
-      slices: how many of them, joined by a slower network.
+      slices: the number of slices, which a slower network connects.
 
     Raises:
-      UserError: a topology that is not known, less than 1 slice, or no libtpu.
+      UserError: the topology is unknown, `slices` is less than 1, or libtpu is not installed.
     """
     options = _options(topology)
     if slices < 1:
@@ -53,11 +53,11 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     if slices > 1:
         options['num_slices'] = slices
     try:
-        found = topologies.get_topology_desc(topology, platform='tpu', **options)
+        description = topologies.get_topology_desc(topology, platform='tpu', **options)
     except jax.errors.JaxRuntimeError as e:
         reason = str(e).splitlines()[0]
-        raise UserError(f'--topology={topology} is none that can be compiled for: {reason}') from e
-    return list(found.devices)
+        raise UserError(f'--topology={topology} cannot be compiled for: {reason}') from e
+    return list(description.devices)
 
 
 def _options(topology: str) -> dict:

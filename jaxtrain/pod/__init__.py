@@ -1,1 +1,1 @@
-"""Several processes as one: who they are, how they meet, stop together, and notice who is gone."""
+"""The processes of a run: how they find each other, connect, stop together and detect failures."""

@@ -1,4 +1,4 @@
-"""Joins this process to the others of a run, before any device is touched."""
+"""Connects this process to the others of a run, before any device is used."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ class Pod:
     """What a process shares with the others of its run.
 
     Attributes:
-      stop: whether all are to stop here.
-      peers: who else there is.
+      stop: the request to stop, which all processes answer at the same step.
+      peers: the other processes.
     """
 
     stop: StopRequest
@@ -28,20 +28,20 @@ class Pod:
 
 @contextmanager
 def join(place: Place, facts: Mapping[str, Any], timeout: float) -> Iterator[Pod]:
-    """Waits for all processes, has JAX join them, and watches over them while it is open.
+    """Waits for all processes, initializes JAX on them, and watches them while it is open.
 
     Args:
-      place: of this process.
-      facts: what must be the same on all of them, JSON values by name.
-      timeout: seconds to wait for all to be there.
+      place: the place of this process.
+      facts: what must be the same on all processes, JSON values by name.
+      timeout: seconds to wait for all processes to connect.
 
     Raises:
-      UserError, Preempted: as `meet`.
+      UserError, Preempted: see `meet`.
     """
     with StopRequest() as stop, meet(place, facts, timeout, stop.asked_here) as peers:
         if place.processes > 1:
-            # JAX's own detection would take one GPU for each process under Slurm, also where a
-            # process has several: those that it can see are its own.
+            # Under Slurm, JAX's own detection would assign one GPU to each process, even if a
+            # process has several; here a process uses all GPUs that are visible to it.
             jax.distributed.initialize(
                 place.coordinator, place.processes, place.process,
                 cluster_detection_method='deactivate',
@@ -51,5 +51,5 @@ def join(place: Place, facts: Mapping[str, Any], timeout: float) -> Iterator[Pod
 
 
 def alone() -> Any:
-    """A context with the pod of a run of one process."""
+    """A context with the pod of a run that has one process."""
     return join(Place(), {}, 0.0)

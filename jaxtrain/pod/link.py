@@ -1,4 +1,4 @@
-"""A TCP connection between two processes of a run, over which JSON lines go."""
+"""A TCP connection between two processes of a run, which carries JSON lines."""
 
 import contextlib
 import fcntl
@@ -10,19 +10,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-# Seconds to send a line in, to one that may not read any more.
+# Seconds that sending a line may take: the other end may have stopped reading.
 SENDING = 10.0
 
 
 @dataclass
 class Link:
-    """A connection, and what is known of the process at its other end.
+    """A connection, and what is known about the process at its other end.
 
     Attributes:
-      at: (phase, step, seconds in that phase), as it last said.
-      heard: when it last said anything, by time.monotonic.
-      left: the exit code that it took its leave with.
-      early: lines that came with the first, and that nobody has looked at yet.
+      at: (phase, step, seconds in that phase), as it last reported.
+      heard: when it last sent anything, by time.monotonic.
+      left: the exit code that it announced before it ended.
+      early: lines that arrived together with the first one, not yet handled.
     """
 
     socket: socket.socket
@@ -35,31 +35,31 @@ class Link:
     _rest: bytes = b''
 
     def send(self, **message: Any) -> None:
-        """Sends a line; that the other end is gone is for `receive` to tell."""
+        """Sends a line; if the other end is gone, `receive` reports it."""
         with contextlib.suppress(OSError):
             self.socket.sendall(json.dumps(message).encode() + b'\n')
 
     def flush(self, seconds: float) -> None:
-        """Waits no longer than that till what was sent has arrived.
+        """Waits until what was sent has arrived, but at most `seconds`.
 
-        Where a process ends before it has read all that came, its connection is reset, and what
-        has not arrived by then is lost.
+        If a process ends before it has read all that it received, its connection is reset, and
+        lines that have not arrived by then are lost.
         """
         deadline = time.monotonic() + seconds
-        while self._on_its_way() and time.monotonic() < deadline:
+        while self._unacknowledged() and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _on_its_way(self) -> int:
-        """Bytes that the machine of the other end has not acknowledged."""
+    def _unacknowledged(self) -> int:
+        """The number of bytes that the other machine has not acknowledged."""
         try:
-            self.socket.getpeername()  # what one that is gone never acknowledges stays counted
+            self.socket.getpeername()  # fails if the peer is gone: its bytes would stay counted
             count = fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
         except OSError:
             return 0
         return int.from_bytes(count, sys.byteorder)
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The lines that came; None at the end. ValueError for what is no line of ours."""
+        """The lines that arrived; None at the end, ValueError for a line of another protocol."""
         try:
             data = self.socket.recv(1 << 16)
         except TimeoutError:
@@ -82,10 +82,10 @@ class Link:
         return f'process {self.process} ({self.host})'
 
 
-def settled(link: Link) -> Link:
-    """The connection as it is used once its other end is known."""
+def configured(link: Link) -> Link:
+    """Sets the options of a connection, and returns it."""
     link.socket.settimeout(SENDING)
     link.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # A line does not wait for the one before it to be acknowledged: it may be the last.
+    # A line is sent before the one before it is acknowledged, because it may be the last.
     link.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return link

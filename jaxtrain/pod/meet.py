@@ -1,7 +1,8 @@
-"""The processes of a run meet before JAX starts, and agree on what they run.
+"""Connects the processes of a run before JAX starts, and checks that they run the same.
 
-Each connects to process 0 and greets it with what it is about to run. The port is that of JAX's own
-coordinator, which takes it over once all are there; the connections stay, for peers.py to watch.
+Each process connects to process 0 and sends what it is about to run. The port is that of JAX's own
+coordinator, which takes it over once all processes have connected; the connections stay open, and
+peers.py watches them.
 """
 
 import contextlib
@@ -13,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxtrain.errors import Preempted, UserError
-from jaxtrain.pod.link import SENDING, Link, settled
+from jaxtrain.pod.link import SENDING, Link, configured
 from jaxtrain.pod.peers import Peers
 from jaxtrain.pod.place import Place
 
 VERSION = 'jaxtrain-1'
-# Seconds for those that come a little later, to be told why all end.
+# Seconds to wait, after an error, for processes that connect later, so that they get its message.
 LATE = 5.0
 
 
@@ -28,47 +29,47 @@ def meet(
     timeout: float,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Peers:
-    """Waits for all processes of a run, and checks that they are about to do the same.
+    """Waits for all processes of a run, and checks that they run the same.
 
     Args:
-      place: of this process.
-      facts: what must be the same everywhere, JSON values by name.
-      timeout: seconds to wait for all to be there.
-      stopped: whether to give up.
+      place: the place of this process.
+      facts: what must be the same on all processes, JSON values by name.
+      timeout: seconds to wait for all processes to connect.
+      stopped: () -> whether to stop waiting.
 
     Raises:
-      UserError: processes that differ, two with one number, or a port that something else uses.
-      Preempted: not all were there in time, or this one was asked to stop.
+      UserError: processes differ, two have the same number, or another program uses the port.
+      Preempted: not all connected in time, or this process was asked to stop.
     """
     if place.processes == 1:
         return Peers(place, [])
     facts = json.loads(json.dumps(facts))
     deadline = time.monotonic() + timeout
-    give_up = _giver_up(stopped)
-    links = (_join if place.process else _gather)(place, facts, deadline, timeout, give_up)
+    check_stopped = _stop_check(stopped)
+    links = (_join if place.process else _gather)(place, facts, deadline, timeout, check_stopped)
     return Peers(place, links)
 
 
 def _gather(
-    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, give_up: Callable
+    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, check_stopped: Callable
 ) -> list[Link]:
-    """On process 0: the links to all others."""
+    """The links from process 0 to all others."""
     links: dict[int, Link] = {}
     refused: list[Link] = []
     expected, problem, code = place.processes, '', UserError.exit_code
-    with _listen(place) as door, selectors.DefaultSelector() as ready:
-        ready.register(door, selectors.EVENT_READ)
+    with _listen(place) as server, selectors.DefaultSelector() as ready:
+        ready.register(server, selectors.EVENT_READ)
         while len(links) + len(refused) < expected - 1 and time.monotonic() < deadline:
-            give_up()
-            for link, greeting in _comers(door, ready):
+            check_stopped()
+            for link, greeting in _greetings(server, ready):
                 if greeting is None:
-                    if links.get(link.process) is link:  # it may come again
+                    if links.get(link.process) is link:  # it may connect again
                         del links[link.process]
                 elif objection := _objection(place, facts, links, link, greeting):
                     refused.append(link)
                     problem = problem or objection
                     expected = max(expected, greeting['processes'])
-                    # Those that come a little later shall know it as well.
+                    # Processes that connect a little later get the message too.
                     deadline = min(deadline, time.monotonic() + LATE)
                 else:
                     links[link.process] = link
@@ -76,8 +77,8 @@ def _gather(
     if missing and not problem:
         code = Preempted.exit_code
         problem = (
-            f'of {place.processes} processes {_some(missing)} did not come within {timeout:.0f} s '
-            f'to {place.coordinator}'
+            f'{"processes" if len(missing) > 1 else "process"} {_some(missing)} of '
+            f'{place.processes} did not connect to {place.coordinator} within {timeout:.0f} s'
         )
     if problem:
         for link in (*links.values(), *refused):
@@ -89,19 +90,20 @@ def _gather(
     return [links[n] for n in sorted(links)]
 
 
-def _comers(
-    door: socket.socket, ready: selectors.BaseSelector
+def _greetings(
+    server: socket.socket, ready: selectors.BaseSelector
 ) -> Iterator[tuple[Link, dict[str, Any] | None]]:
-    """The processes that greet within a moment, with their greeting; None for one that is gone.
+    """Yields the processes that send a greeting now, with it; with None, one that is gone.
 
-    What else connects is left where it is until it speaks, and holds nobody up.
+    Any other program may connect as well. Its connection stays open until it sends something, and
+    delays nothing.
     """
     for key, _ in ready.select(0.2):
         link: Link = key.data
         if not link:
-            with contextlib.suppress(OSError):  # it is gone again
-                link = Link(door.accept()[0], -1)
-                ready.register(settled(link).socket, selectors.EVENT_READ, link)
+            with contextlib.suppress(OSError):  # the connection is closed already
+                link = Link(server.accept()[0], -1)
+                ready.register(configured(link).socket, selectors.EVENT_READ, link)
             continue
         try:
             messages = link.receive()
@@ -120,43 +122,43 @@ def _comers(
 def _objection(
     place: Place, facts: Mapping[str, Any], links: Mapping[int, Link], link: Link, greeting: dict
 ) -> str:
-    """What speaks against a process that has come; '' if nothing does."""
+    """Why a process that has connected is refused; '' if it is not."""
     if greeting['processes'] != place.processes or not 0 < link.process < place.processes:
         return (
-            f'{link} says that it is one of {greeting["processes"]} processes, and process 0 that '
-            f'there are {place.processes}; start all with the same --processes'
+            f'{link} expects {greeting["processes"]} processes, but process 0 expects '
+            f'{place.processes}; start all with the same --processes'
         )
     if link.process in links:
         return (
-            f'there are two of process {link.process}, on {links[link.process].host} and '
-            f'{link.host}; start each with its own --process'
+            f'process {link.process} was started twice, on {links[link.process].host} and '
+            f'{link.host}; start each process with a different --process'
         )
-    theirs = greeting['facts']
-    differing = [key for key in {**facts, **theirs} if facts.get(key) != theirs.get(key)]
+    others = greeting['facts']
+    differing = [key for key in {**facts, **others} if facts.get(key) != others.get(key)]
     if not differing:
         return ''
-    said = '; '.join(
-        f'{key} is {theirs.get(key)!r} there and {facts.get(key)!r} on process 0'
+    differences = '; '.join(
+        f'{key} is {others.get(key)!r} there and {facts.get(key)!r} on process 0'
         for key in differing[:3]
     )
     more = f' and {len(differing) - 3} more' if len(differing) > 3 else ''
-    return f'{link} differs: {said}{more}; start all with the same code and config'
+    return f'{link} differs: {differences}{more}; start all with the same code and config'
 
 
 def _join(
-    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, give_up: Callable
+    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, check_stopped: Callable
 ) -> list[Link]:
-    """On the other processes: the link to process 0."""
+    """The link from another process to process 0."""
     connection = None
     while connection is None:
-        give_up()
+        check_stopped()
         try:
             connection = socket.create_connection(place.address, timeout=5)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise Preempted(
                     f'process {place.process} could not reach process 0 at {place.coordinator} '
-                    f'within {timeout:.0f} s ({error}); is it running, and the port open?'
+                    f'within {timeout:.0f} s ({error}); check that it runs and the port is open'
                 ) from error
             time.sleep(0.2)
     link = Link(connection, 0, place.address[0])
@@ -165,16 +167,16 @@ def _join(
         host=socket.gethostname(), facts=facts,
     )  # fmt: skip
     connection.settimeout(0.2)
-    stranger = UserError(f'something else than jaxtrain answers at {place.coordinator}')
+    foreign = UserError(f'a program other than jaxtrain answers at {place.coordinator}')
     while True:
-        give_up()
+        check_stopped()
         try:
             answers = link.receive()
         except ValueError:
-            raise stranger from None
+            raise foreign from None
         if answers is None:
-            raise Preempted(f'process 0 at {place.coordinator} went away before all were there')
-        # Process 0 says who is missing; it may have started later than this one.
+            raise Preempted(f'process 0 at {place.coordinator} ended before all had connected')
+        # Process 0 reports which processes are missing; it may have started later than this one.
         if not answers and time.monotonic() > deadline + timeout + SENDING:
             raise Preempted(f'process 0 at {place.coordinator} does not answer')
         if answers:
@@ -183,9 +185,9 @@ def _join(
     if 'error' in answer:
         raise _error(answer['error'], answer['code'])
     if answer.get('welcome') != VERSION:
-        raise stranger
+        raise foreign
     link.host = answer['host']
-    return [settled(link)]
+    return [configured(link)]
 
 
 def _listen(place: Place) -> socket.socket:
@@ -197,16 +199,16 @@ def _listen(place: Place) -> socket.socket:
     except OSError as error:
         raise UserError(
             f'port {port} of {host} cannot be used ({error.strerror}); '
-            'choose another, the same for all processes'
+            'choose another port, the same for all processes'
         ) from error
 
 
-def _giver_up(stopped: Callable[[], bool]) -> Callable[[], None]:
-    def give_up() -> None:
+def _stop_check(stopped: Callable[[], bool]) -> Callable[[], None]:
+    def check_stopped() -> None:
         if stopped():
             raise Preempted('stopped while waiting for the other processes')
 
-    return give_up
+    return check_stopped
 
 
 def _error(problem: str, code: int) -> Exception:

@@ -1,9 +1,9 @@
-"""The processes of a run, once they have met (meet.py), notice who is gone or does not get on.
+"""Watches the connected processes of a run (meet.py), and ends all when one is gone or hangs.
 
-Each process sends process 0 a line every few seconds with what it is doing, and process 0 answers
-in kind. When a process ends without a word its connection closes, which process 0 knows at once and
-tells the others. JAX by itself would leave them in a collective that cannot end, and abort them
-after 100 seconds.
+Every few seconds, each process sends process 0 a line with what it is doing, and process 0 sends
+such a line to each of them. When a process ends without a message its connection closes; process 0
+detects this at once and tells the others. JAX by itself would leave them in a collective that
+cannot end, and abort them after 100 seconds.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from jaxtrain.errors import Preempted, exit_code, one_line
 from jaxtrain.pod.link import Link
 from jaxtrain.pod.place import Place
 
-# Seconds between the lines of a process, and of silence after which it counts as lost. A process
-# that is killed is noticed at once; silence is for machines that vanish.
+# Seconds between the lines of a process, and seconds of silence after which it counts as lost. A
+# process that is killed is detected at once; the limit on silence is for machines that vanish.
 BEAT, SILENCE = 5.0, 60.0
-# Seconds for a process to end by itself, once another has said why it ends; and for what is done
+# Seconds for a process to end by itself after another has announced its end, and for the actions
 # before an end, which may hang as well.
 GRACE = 5.0
-# Seconds for the last line of a process to reach the others' machines.
+# Seconds for the last line of a process to reach the other machines.
 LAST = 1.0
 
 
 class Peers(contextlib.AbstractContextManager):
     """The other processes of a run, watched by a thread while the context is open.
 
-    Leaving the context tells them how this process ended: those that go on without it end as well.
+    Leaving the context tells them how this process ended; after an error, they end as well.
 
     Args:
-      place: of this process.
-      links: to the others, on process 0; to process 0, on the others.
+      place: the place of this process.
+      links: on process 0, the links to all others; on the others, the link to process 0.
     """
 
     def __init__(self, place: Place, links: list[Link]):
         self.place, self._links = place, links
-        # What this process is doing; what to do before it ends for another's sake, and when one
-        # hangs.
+        # What this process is doing, what it does before it ends because of another process, and
+        # what it does when a process hangs.
         self.position: Callable[[], tuple[str, int, float]] = lambda: ('init', 0, 0.0)
         self.on_end: Callable[[str, int], None] = lambda why, code: None
         self.dump: Callable[[], None] = lambda: None
@@ -65,26 +65,26 @@ class Peers(contextlib.AbstractContextManager):
         self.judge(error)
         sys.stdout.flush()
         self._left = code = exit_code(error)
-        self._tell_last(bye=code, why=one_line(error))
+        self._send_last(bye=code, why=one_line(error))
 
     def judge(self, error: BaseException | None) -> None:
-        """Waits where an error may be that a peer is gone: then `_watch` ends the process now."""
+        """Waits if an error may mean that a peer is gone: `_watch` then ends this process."""
         if self._links and exit_code(error) == 1 and not self._judged:
             self._judged = True
             time.sleep(GRACE)
 
     def hang(self, why: str) -> None:
-        """Ends the run on all processes, with exit code 42, because this one does not get on."""
+        """Ends the run on all processes, with exit code 42, because this one hangs."""
         if self.place.process:
-            self._tell(hang=why, at=self.position())
-            time.sleep(GRACE)  # process 0 knows who lags, and says it to all
+            self._send(hang=why, at=self.position())
+            time.sleep(GRACE)  # process 0 knows which process is behind, and tells all
             why = f'{why}; {self._links[0]} does not answer'
         elif self._links:
             why = self._verdict(why)
         self._end_all(why, hung=True)
 
     def _verdict(self, why: str) -> str:
-        """Why, and who is behind: silent, else in steps, else by doing something else than most."""
+        """Appends which processes are behind: the silent ones, else by step, else by phase."""
         now, doing = time.monotonic(), [(str(self.place.process), *self.position())]
         silent = {str(link.process) for link in self._links if now - link.heard > 2 * BEAT}
         for link in self._links:
@@ -95,19 +95,19 @@ class Peers(contextlib.AbstractContextManager):
         if len(behind) == len(doing):
             common = max(set(phases), key=phases.count)
             behind = [d for d in doing if d[1] != common]
-        said = ', '.join(
+        positions = ', '.join(
             f'process {number} in {phase} at step {step} for {seconds:.0f} s'
             for number, phase, step, seconds in behind
         )
-        return f'{why}; {f"behind: {said}" if behind else "no process is behind the others"}'
+        return f'{why}; {f"behind: {positions}" if behind else "no process is behind the others"}'
 
-    def _tell(self, **message: Any) -> None:
+    def _send(self, **message: Any) -> None:
         for link in self._links:
             link.send(**message)
 
-    def _tell_last(self, **message: Any) -> None:
-        """As the process is about to end."""
-        self._tell(**message)
+    def _send_last(self, **message: Any) -> None:
+        """Sends a line just before the process ends, and waits until it has arrived."""
+        self._send(**message)
         deadline = time.monotonic() + LAST
         for link in self._links:
             link.flush(deadline - time.monotonic())
@@ -117,8 +117,8 @@ class Peers(contextlib.AbstractContextManager):
             for link in self._links:
                 ready.register(link.socket, selectors.EVENT_READ, link)
                 for message in link.early:
-                    self._hear(link, message)
-            said = 0.0
+                    self._handle(link, message)
+            last_beat = 0.0
             while ready.get_map():
                 for key, _ in ready.select(min(1.0, BEAT)):
                     link = key.data
@@ -127,23 +127,23 @@ class Peers(contextlib.AbstractContextManager):
                         ready.unregister(link.socket)
                         self._closed(link)
                     for message in messages or []:
-                        self._hear(link, message)
+                        self._handle(link, message)
                 now = time.monotonic()
-                if now - said > BEAT:
-                    said = now
-                    self._tell(at=self.position())
+                if now - last_beat > BEAT:
+                    last_beat = now
+                    self._send(at=self.position())
                 for link in self._links:
                     if link.left is None and now - link.heard > SILENCE:
-                        self._end_all(f'{link} has said nothing for {SILENCE:.0f} s')
+                        self._end_all(f'{link} has sent nothing for {SILENCE:.0f} s')
 
     def _closed(self, link: Link) -> None:
         if (code := self._left) is not None:
-            # This process is on its way out, and JAX would wait long for one that is gone.
+            # This process is exiting, and JAX would wait long for a process that is gone.
             _later(GRACE, lambda: os._exit(code))
         elif link.left is None:
             self._end_all(f'{link} is gone')
 
-    def _hear(self, link: Link, message: dict[str, Any]) -> None:
+    def _handle(self, link: Link, message: dict[str, Any]) -> None:
         if 'at' in message:
             link.at = tuple(message['at'])
         if 'hang' in message:
@@ -157,21 +157,21 @@ class Peers(contextlib.AbstractContextManager):
                 _later(GRACE, lambda: self._end_all(why, message['bye']))
 
     def _abort(self) -> None:
-        """What comes before an abort of this process, on the thread that aborts."""
+        """Runs before an abort of this process, on the thread that aborts."""
         if self._left is not None:
             os._exit(self._left)
-        time.sleep(GRACE)  # if it is because a peer is gone, `_watch` ends the process now
+        time.sleep(GRACE)  # if the cause is that a peer is gone, `_watch` ends the process now
 
     def _end_all(self, why: str, code: int = Preempted.exit_code, hung: bool = False) -> None:
         with self._ending:
-            self._tell_last(end=why, code=code, hung=hung)
+            self._send_last(end=why, code=code, hung=hung)
             self._end(why, code, hung)
 
     def _end(self, why: str, code: int, hung: bool = False) -> None:
-        """Ends this process for another's sake, whatever its main thread waits for."""
+        """Ends this process because of another one, whatever its main thread waits for."""
         if self._left is not None:
             os._exit(self._left)
-        with self._ending:  # never released: one reason is enough
+        with self._ending:  # never released: only the first reason is reported
             if hung:
                 within(GRACE, self.dump)
             again = '; start the same command again to go on' if code == 42 else ''
@@ -181,7 +181,7 @@ class Peers(contextlib.AbstractContextManager):
 
 
 def within(seconds: float, act: Callable[[], None]) -> None:
-    """Waits no longer than that for what may hang, or fail, and must not keep the caller."""
+    """Calls `act`, which may hang or fail, and waits for it for at most `seconds`."""
 
     def run() -> None:
         with contextlib.suppress(Exception):
@@ -201,9 +201,9 @@ def _later(seconds: float, act: Callable[[], None]) -> None:
 def _on_abort(wait: Callable[[], None]) -> None:
     """Calls `wait` when the process is about to abort, on any thread.
 
-    JAX's client aborts the process the moment the coordinator's process is gone, a little before
-    `_watch` can know of it and end the process with the right exit code. Python's own signal
-    handlers run on the main thread, which waits in a collective then; hence a handler in C.
+    JAX's client aborts the process as soon as the coordinator's process is gone, a little before
+    `_watch` can detect this and end the process with the right exit code. Python's own signal
+    handlers run on the main thread, which then waits in a collective, so this handler is in C.
     """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: wait())
     _handlers.append(handler)
@@ -212,4 +212,4 @@ def _on_abort(wait: Callable[[], None]) -> None:
     libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 
-_handlers: list[Any] = []  # they must live as long as the process
+_handlers: list[Any] = []  # kept until the process ends

@@ -1,10 +1,10 @@
-"""Which process of a run this is, and where all meet: told by flags, SLURM or a TPU's metadata.
+"""Which process of a run this is, and where all connect: from flags, SLURM or a TPU's metadata.
 
-| told by        | in                                                                             |
+| source         | read from                                                                      |
 |----------------|--------------------------------------------------------------------------------|
 | flags          | --coordinator=HOST:PORT --processes=N --process=I                              |
 | SLURM          | SLURM_STEP_NUM_TASKS, SLURM_PROCID, SLURM_STEP_NODELIST, which srun sets       |
-| TPU on GKE     | TPU_WORKER_HOSTNAMES, TPU_WORKER_ID, of several slices also MEGASCALE_...      |
+| TPU on GKE     | TPU_WORKER_HOSTNAMES, TPU_WORKER_ID, and MEGASCALE_... for several slices      |
 | TPU VM         | worker-network-endpoints, agent-worker-number, tpu-env of the metadata server  |
 
 The names are those that JAX's own cluster detection reads (jax/_src/clusters).
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from jaxtrain.errors import UserError
 
 PORT = 8476
-# Ports that the system does not hand out by itself (Linux's default range ends below).
+# Ports that the system does not assign by itself (Linux's default range ends below).
 _SLURM_PORTS = range(61440, 65536)
-# Seconds before the second attempt to read metadata; then twice as many each time.
+# Seconds before the second attempt to read metadata; doubled for each further attempt.
 BACKOFF = 0.5
 _METADATA = 'http://{host}/computeMetadata/v1/instance/attributes/{key}'
 
@@ -30,10 +30,10 @@ class Place:
     """A process among those of a run.
 
     Attributes:
-      processes: how many there are.
-      process: number of this one, from 0.
-      coordinator: 'host:port' at which process 0 is met; '' for a run of one process.
-      source: what told so, for messages.
+      processes: the number of processes.
+      process: the number of this one, from 0.
+      coordinator: 'host:port' where process 0 listens; '' for a run with one process.
+      source: where these values come from.
     """
 
     processes: int = 1
@@ -55,38 +55,38 @@ def find_place(
     environ: Mapping[str, str],
     metadata: Callable[[str], str] | None = None,
 ) -> Place:
-    """Where flags put this process, else the environment.
+    """The place of this process, from flags if any is given, else from the environment.
 
     Args:
       coordinator: '' or 'host:port'.
-      processes: 0 for as many as the environment tells, 1 for this one alone.
-      process: number of this one; needs a coordinator.
-      port: to meet at, where the environment tells the host; 0 for a default.
+      processes: 0 for as many as the environment gives, 1 for this one alone.
+      process: the number of this one; requires a coordinator.
+      port: where process 0 listens, if the environment gives the host; 0 for a default.
       environ: environment variables.
-      metadata: what reads a key of a TPU VM's metadata ('' if there is none); None where this is
-        no TPU VM.
+      metadata: reads a key of a TPU VM's metadata ('' for a missing one); None if this machine is
+        not a TPU VM.
 
     Raises:
-      UserError: flags that do not fit together, or an environment that says half of it.
+      UserError: flags contradict each other, or the environment is incomplete.
     """
     if not 0 <= port < 65536:
-        raise UserError(f'--port={port} is no port; give one from 1024 to 65535')
+        raise UserError(f'--port={port} is not a valid port; give one from 1024 to 65535')
     if coordinator or processes or process:
-        return _of_flags(coordinator, processes, process, port)
-    place = _of_slurm(environ, port) or _of_tpu(environ, metadata, port)
+        return _from_flags(coordinator, processes, process, port)
+    place = _from_slurm(environ, port) or _from_tpu(environ, metadata, port)
     return place if place and place.processes > 1 else Place(source='nothing else')
 
 
-def _of_flags(coordinator: str, processes: int, process: int, port: int) -> Place:
+def _from_flags(coordinator: str, processes: int, process: int, port: int) -> Place:
     if processes < 0 or (coordinator and not processes):
         raise UserError(
-            f'--coordinator={coordinator} --processes={processes}: say by --processes=N how many '
-            'processes there are'
+            f'--coordinator={coordinator} --processes={processes}: give the number of '
+            'processes with --processes=N'
         )
     if not coordinator:
         if processes > 1 or process:
             raise UserError(
-                f'--processes={processes} --process={process}: several processes need '
+                f'--processes={processes} --process={process}: several processes require '
                 '--coordinator=HOST:PORT of process 0'
             )
         return Place()
@@ -94,14 +94,14 @@ def _of_flags(coordinator: str, processes: int, process: int, port: int) -> Plac
     if not match or not 0 < int(match[1]) < 65536:
         raise UserError(f'--coordinator={coordinator} must be HOST:PORT of process 0')
     if port:
-        raise UserError(f'--port={port} is for SLURM and TPUs; --coordinator has its own port')
+        raise UserError(f'--port={port} is for SLURM and TPUs; --coordinator contains its port')
     if not 0 <= process < processes:
-        raise UserError(f'--process={process} must lie below --processes={processes}, from 0')
+        raise UserError(f'--process={process} must be at least 0 and below --processes={processes}')
     return Place(processes, process, coordinator if processes > 1 else '')
 
 
-def _of_slurm(environ: Mapping[str, str], port: int) -> Place | None:
-    # The batch script itself has no SLURM_STEP_...: only what srun starts does.
+def _from_slurm(environ: Mapping[str, str], port: int) -> Place | None:
+    # The batch script itself has no SLURM_STEP_... variables, only what srun starts has them.
     if 'SLURM_STEP_NUM_TASKS' not in environ:
         return None
     try:
@@ -109,23 +109,23 @@ def _of_slurm(environ: Mapping[str, str], port: int) -> Place | None:
         nodes, job = environ['SLURM_STEP_NODELIST'], int(environ['SLURM_JOB_ID'])
     except (KeyError, ValueError) as error:
         raise UserError(
-            f'SLURM_STEP_NUM_TASKS is set, but what goes with it is not understood ({error}); '
-            'start with srun, or give --coordinator, --processes and --process'
+            'SLURM_STEP_NUM_TASKS is set, but a variable of the step is missing or malformed '
+            f'({error}); start with srun, or give --coordinator, --processes and --process'
         ) from error
-    # A name by the job, so that two jobs on a node do not meet.
+    # The port depends on the job, so that two jobs on a node do not connect to each other.
     port = port or _SLURM_PORTS[job % len(_SLURM_PORTS)]
     return Place(tasks, task, f'{_first_node(nodes)}:{port}', 'SLURM')
 
 
 def _first_node(nodes: str) -> str:
-    """'node[07-09,12],other' -> 'node07'; the coordinator is where task 0 is, on the first node."""
+    """'node[07-09,12],other' -> 'node07'; the coordinator is task 0, on the first node."""
     match = re.match(r'([^,\[\]]|\[\d[^\]]*\])+', nodes)
     if not match:
-        raise UserError(f'SLURM_STEP_NODELIST={nodes!r} names no node; give --coordinator')
+        raise UserError(f'SLURM_STEP_NODELIST={nodes!r} does not name a node; give --coordinator')
     return re.sub(r'\[(\d+)[^\]]*\]', r'\1', match[0])
 
 
-def _of_tpu(
+def _from_tpu(
     environ: Mapping[str, str], metadata: Callable[[str], str] | None, port: int
 ) -> Place | None:
     workers = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES')
@@ -138,8 +138,8 @@ def _of_tpu(
         number = metadata('agent-worker-number')
         # 'name:id:ip', or a plain host name.
         workers = ','.join(e.split(':')[-1] for e in endpoints.split(',') if e)
-        told = dict(re.findall(r"^(\w+): *'?([^'\n]*)'?", metadata('tpu-env'), re.MULTILINE))
-        slices = {name: value or told.get(f'MEGASCALE_{name}') for name, value in slices.items()}
+        tpu_env = dict(re.findall(r"^(\w+): *'?([^'\n]*)'?", metadata('tpu-env'), re.MULTILINE))
+        slices = {name: value or tpu_env.get(f'MEGASCALE_{name}') for name, value in slices.items()}
     if not workers:
         return None
     hosts = [worker.strip().split(':')[0] for worker in workers.split(',')]
@@ -154,7 +154,7 @@ def _of_tpu(
         before = int(slices['SLICE_ID'] or 0) * len(hosts)
     except ValueError as error:
         raise UserError(
-            f'the TPU names its workers {workers}, but not which of them this is ({error}); '
+            f'the TPU has the workers {workers}, but does not name this one ({error}); '
             'set TPU_WORKER_ID, or give --coordinator, --processes and --process'
         ) from error
     host = (slices['COORDINATOR_ADDRESS'] or hosts[0]).split(':')[0]
@@ -165,7 +165,7 @@ _SLICES = ('COORDINATOR_ADDRESS', 'NUM_SLICES', 'SLICE_ID')
 
 
 def tpu_metadata(environ: Mapping[str, str]) -> Callable[[str], str] | None:
-    """What reads this TPU VM's metadata; None where this is none or asking it is forbidden."""
+    """A function that reads this TPU VM's metadata; None if it is not one, or must not be asked."""
     chips = glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*')
     platforms = environ.get('JAX_PLATFORMS') or 'tpu'
     if not chips or 'tpu' not in platforms or environ.get('TPU_SKIP_MDS_QUERY'):
@@ -176,18 +176,18 @@ def tpu_metadata(environ: Mapping[str, str]) -> Callable[[str], str] | None:
 
 
 def read_metadata(host: str, key: str) -> str:
-    """An attribute of the instance, '' if it has none or there is no such server.
+    """An attribute of the instance, '' if it is missing or no metadata server exists.
 
     Source: cloud.google.com/compute/docs/metadata/querying-metadata.
 
     Raises:
-      UserError: there is such a server, which never answers.
+      UserError: the server exists but does not answer.
     """
     import requests
     from requests.adapters import HTTPAdapter, Retry
 
     with requests.Session() as session:
-        session.trust_env = False  # no proxy: the server is the machine's own
+        session.trust_env = False  # no proxy: the server belongs to this machine
         codes = (429, 500, 502, 503)
         retry = Retry(total=5, backoff_factor=BACKOFF, status_forcelist=codes)
         session.mount('http://', HTTPAdapter(max_retries=retry))
@@ -195,9 +195,9 @@ def read_metadata(host: str, key: str) -> str:
             url = _METADATA.format(host=host, key=key)
             answer = session.get(url, headers={'Metadata-Flavor': 'Google'}, timeout=10)
         except requests.exceptions.RetryError as error:
-            # Alone would be wrong: each host of a slice would take itself for the first.
+            # Not '', as each host of a slice would then train alone, as process 0.
             raise UserError(
-                f'the metadata server {host} does not tell {key} ({error}); try again, or give '
+                f'the metadata server {host} does not return {key} ({error}); try again, or give '
                 '--coordinator, --processes and --process'
             ) from error
         except requests.RequestException:

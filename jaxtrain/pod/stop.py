@@ -1,4 +1,4 @@
-"""A request to stop (SIGTERM), answered between two calls of the step, by all processes at once."""
+"""A request to stop (SIGTERM), answered by all processes between the same calls of the step."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest(AbstractContextManager):
-    """While open, SIGTERM asks for a stop instead of ending the process, however often it comes."""
+    """While open, SIGTERM, however often sent, requests a stop and does not end the process."""
 
     def __enter__(self) -> 'StopRequest':
         self._asked, self._times, self._several = False, 0, False
@@ -23,25 +23,25 @@ class StopRequest(AbstractContextManager):
             signal.signal(signal.SIGTERM, self._before)
 
     def spread(self) -> None:
-        """From now on the processes that JAX has joined stop together.
+        """Makes the processes that JAX has connected stop together from now on.
 
-        JAX's own notifier takes the signal since then, and tells all of them.
+        Since then, JAX's own notifier receives the signal and informs all of them.
         """
         self._several = True
         if self._asked:
-            self._asked = False  # for the notifier to say, at the same time as to the others
+            self._asked = False  # the notifier reports it to all processes at once
             os.kill(os.getpid(), signal.SIGTERM)
 
     def asked_here(self) -> bool:
-        """Whether this process was asked, before it was joined to others."""
+        """Whether this process was asked to stop before it was connected to others."""
         return self._asked
 
     def asked(self) -> bool:
-        """Whether to stop here; every process asks equally often and gets the same answer."""
+        """Whether to stop here; all processes call it equally often and get the same answer."""
         self._times += 1
         if self._several:
-            # JAX agrees on a number at which all stop, and it must be one that each asks about: so
-            # not the step, of which a call may take several. Later numbers are answered by no.
+            # JAX agrees on a number at which all stop, and every process must ask about it. So it
+            # cannot be the step, as one call may run several. For later numbers the answer is no.
             self._asked = self._asked or multihost_utils.reached_preemption_sync_point(self._times)
         return self._asked
 

@@ -1,7 +1,8 @@
-"""Notices that a run hangs: a phase that does not end in the time that its config allows.
+"""Detects that a run hangs: a phase takes longer than its config allows.
 
-Then every process writes where each of its threads is, the process that lags is named, and all exit
-with code 42. The stacks go to stderr, and to `RUN/stacks/PROCESS.txt` if that can be written.
+Then every process writes the stack of each of its threads, the process that is behind is named, and
+all exit with code 42. The stacks go to stderr, and to `RUN/stacks/PROCESS.txt` if that can be
+written.
 """
 
 import faulthandler
@@ -16,7 +17,7 @@ from jaxtrain import storage
 from jaxtrain.pod.peers import Peers, within
 from jaxtrain.runs.events import Timeline
 
-# Seconds to write an event in: what hangs may be the disk.
+# Seconds that writing an event may take: it may be the disk that hangs.
 WRITING = 5.0
 
 
@@ -24,11 +25,11 @@ class Watchdog(AbstractContextManager):
     """Watches while its context is open.
 
     Args:
-      budgets: seconds by phase, as `Schedule.budgets`.
-      position: () -> (phase, step, seconds that it has been so), as `Clock.position`.
-      peers: how to end the run.
+      budgets: seconds by phase, see `Cadence.budgets`.
+      position: () -> (phase, step, seconds since it began), see `Clock.position`.
+      peers: the other processes; ends the run on all of them.
       workdir: the run directory.
-      timeline: told that the run is alive, and why it ends.
+      timeline: records that the run is alive, and why it ends.
     """
 
     def __init__(
@@ -58,24 +59,24 @@ class Watchdog(AbstractContextManager):
         while not self._done.wait(every):
             phase, step, seconds = self._position()
             if seconds > self._budgets.get(phase, float('inf')):
-                named = 'step' if phase in ('train', 'data_wait') else phase
+                key = 'step' if phase in ('train', 'data_wait') else phase
                 why = (
-                    f'{phase} has not got on for {seconds:.0f} s at step {step} '
-                    f'(config.budgets.{named})'
+                    f'{phase} made no progress for {seconds:.0f} s at step {step} '
+                    f'(config.budgets.{key})'
                 )
                 within(WRITING, functools.partial(self._timeline.hang, why))
                 self._peers.hang(why)
                 return
 
     def _live(self) -> None:
-        """Apart from `_watch`, which must not wait for a disk."""
+        """Runs in a thread of its own, because `_watch` must not wait for a disk."""
         while not self._done.wait(1.0):
-            with suppress(OSError, ValueError):  # a full disk, or a file that is closed by now
+            with suppress(OSError, ValueError):  # a full disk, or a file that is closed already
                 self._timeline.alive()
 
 
 def dump_stacks(workdir: storage.Path, process: int) -> None:
-    """Writes what each thread of this process is doing."""
+    """Writes the stack of each thread of this process."""
     with tempfile.TemporaryFile('w+') as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""The table of chips against itself: what is published twice has to agree."""
+"""The table of chips is consistent: figures that depend on each other agree."""
 
 from types import SimpleNamespace
 
@@ -17,16 +17,16 @@ from jaxtrain.costs.chips import CHIPS, KINDS, chip_of
         ('NVIDIA H100 80GB HBM3', 'NVIDIA H100'),
     ],
 )
-def test_kinds_that_jax_tells(kind, name):
+def test_device_kinds_of_jax(kind, name):
     assert chip_of(SimpleNamespace(device_kind=kind)) == CHIPS[name]
 
 
-def test_cpu_and_unlisted_cards_have_none():
+def test_cpu_and_unlisted_cards_are_not_in_the_table():
     assert chip_of(jax.devices()[0]) is None
     assert chip_of(SimpleNamespace(device_kind='NVIDIA H100 PCIe')) is None
 
 
-def test_every_kind_is_of_a_chip_and_every_chip_has_a_kind():
+def test_every_kind_has_a_chip_and_every_chip_a_kind():
     assert set(KINDS.values()) == set(CHIPS)
 
 
@@ -36,5 +36,5 @@ def test_every_kind_is_of_a_chip_and_every_chip_has_a_kind():
 )
 def test_clock_times_matrix_units_is_the_peak(name, units, side):
     chip = CHIPS[name]
-    a_cycle = 2 * units * side * side
-    assert chip.clock * a_cycle == pytest.approx(chip.peak_bf16_flops, rel=0.01)
+    flops_per_cycle = 2 * units * side * side
+    assert chip.clock * flops_per_cycle == pytest.approx(chip.peak_bf16_flops, rel=0.01)

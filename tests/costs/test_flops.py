@@ -1,4 +1,4 @@
-"""Counts against formulas, against a plain enumeration, and against the compiler."""
+"""Counts of operations agree with formulas, with an enumeration, and with the compiler."""
 
 from pathlib import Path
 
@@ -27,18 +27,18 @@ def fourth(x: jax.Array) -> jax.Array:
 
 
 def test_products_of_matrices():
-    found = count(
+    flops = count(
         lambda a, b: jnp.einsum('bmk,bkn->bnm', a, b), abstract(3, 5, 7), abstract(3, 7, 2)
     )
-    assert found.matmul == 2 * 3 * 5 * 7 * 2
+    assert flops.matmul == 2 * 3 * 5 * 7 * 2
 
 
 def test_other_operations():
     def f(x):
         return jnp.exp(x).sum(1) * 2  # 12 exponentials, 12 summands, 3 products
 
-    found = count(f, abstract(3, 4))
-    assert (found.matmul, found.other) == (0, 12 + 12 + 3)
+    flops = count(f, abstract(3, 4))
+    assert (flops.matmul, flops.other) == (0, 12 + 12 + 3)
 
 
 CONVOLUTIONS = {
@@ -52,8 +52,8 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize('options', CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
-def test_convolutions_count_the_multiply_adds_that_are_done(options):
-    """Of ones with ones, each output is the number of its multiply-adds."""
+def test_convolutions_count_their_multiply_adds(options):
+    """With ones as input and kernel, each output is the number of its multiply-adds."""
     options = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), **options}
     strides, padding = options.pop('strides'), options.pop('padding')
     inputs = 4 // options.get('feature_group_count', 1)
@@ -65,8 +65,8 @@ def test_convolutions_count_the_multiply_adds_that_are_done(options):
     assert count(f, x, kernel).matmul == 2 * float(f(x, kernel).sum())
 
 
-def test_gradients_of_a_convolution_cost_what_it_does():
-    """Each multiply-add of it has its counterpart in both of its gradients."""
+def test_each_gradient_of_a_convolution_costs_as_much():
+    """Each of its multiply-adds has a counterpart in both of its gradients."""
 
     def f(x, kernel):
         return lax.conv_general_dilated(
@@ -105,15 +105,15 @@ custom.defvjp(lambda x: (square(x), x), lambda x, g: (g @ x.T + x.T @ g,))
     ],
 )
 def test_calls_and_control_flow(f, products):
-    found = count(f, abstract(4, 4))
-    assert found.matmul == products * ONE
-    assert not found.unknown_loops
+    flops = count(f, abstract(4, 4))
+    assert flops.matmul == products * ONE
+    assert not flops.unknown_loops
 
 
-def test_a_loop_of_unknown_length_is_told():
-    found = count(lambda x: lax.while_loop(lambda c: c.sum() < 9, square, x), abstract(4, 4))
-    assert found.matmul == ONE
-    assert found.unknown_loops
+def test_a_loop_of_unknown_length_is_reported():
+    flops = count(lambda x: lax.while_loop(lambda c: c.sum() < 9, square, x), abstract(4, 4))
+    assert flops.matmul == ONE
+    assert flops.unknown_loops
 
 
 def test_shapes_in_shard_map_are_those_of_one_device():
@@ -139,7 +139,7 @@ FIELDS = {
 
 
 def job(model: str, corpus: Path, **fields):
-    """A job that is wide enough that most of its work is in products of matrices."""
+    """A job wide enough that most of its operations are in matrix products."""
     c = base()
     c.model.name = model
     for name, value in {**FIELDS[model], **fields}.items():
@@ -164,16 +164,16 @@ def corpus(tmp_path_factory):
 
 
 @pytest.mark.parametrize('model', FIELDS)
-def test_a_whole_step_is_what_the_compiler_counts(model, corpus):
+def test_a_whole_step_agrees_with_the_compiler(model, corpus):
     traced = trace_step(*job(model, corpus).program())
-    found = of_jaxpr(traced.jaxpr)
+    flops = of_jaxpr(traced.jaxpr)
     compiled = traced.lower().compile({'xla_backend_optimization_level': 0})
-    assert found.matmul + found.other == pytest.approx(compiled.cost_analysis()['flops'], rel=0.03)
-    assert found.other < 0.1 * found.matmul
+    assert flops.matmul + flops.other == pytest.approx(compiled.cost_analysis()['flops'], rel=0.03)
+    assert flops.other < 0.1 * flops.matmul
 
 
 @pytest.mark.parametrize('model', ['vit', 'gpt'])
-def test_layers_in_a_scan_count_as_layers_one_by_one(model, corpus):
+def test_scanned_layers_count_as_much_as_unrolled_ones(model, corpus):
     def matmul(**fields):
         narrow = {'width': 32, 'depth': 3, 'heads': 2, 'mlp': 64}
         return of_jaxpr(trace_step(*job(model, corpus, **narrow, **fields).program()).jaxpr).matmul
@@ -182,18 +182,18 @@ def test_layers_in_a_scan_count_as_layers_one_by_one(model, corpus):
 
 
 def test_fused_attention_counts_as_much_as_its_products(monkeypatch):
-    """cuDNN's kernels are single operations. Nothing is run: a GPU that takes them is pretended."""
+    """cuDNN's kernels are single operations. Nothing is run: the checks for a GPU are replaced."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, 'check_cudnn_version', lambda: 91000)
     monkeypatch.setattr(cudnn, 'check_compute_capability', lambda *_: True)
     qkv = [jax.ShapeDtypeStruct((2, n, 4, 64), jnp.bfloat16) for n in (64, 128, 128)]
 
-    def found(implementation: str) -> float:
+    def matmul(implementation: str) -> float:
         def loss(*qkv):
             return jax.nn.dot_product_attention(*qkv, implementation=implementation).sum()
 
         return count(jax.grad(loss, (0, 1, 2)), *qkv).matmul
 
-    # Unfused, the product with the values is not needed for the gradient, and is not made.
-    assert found('cudnn') == found('xla') + 2 * 2 * 4 * 64 * 128 * 64
+    # Unfused, the product with the values is not needed for the gradient, and not computed.
+    assert matmul('cudnn') == matmul('xla') + 2 * 2 * 4 * 64 * 128 * 64

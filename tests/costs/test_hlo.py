@@ -1,7 +1,7 @@
-"""What is read off a compiled program's text, for programs whose messages are known.
+"""Figures read from a compiled program's text, for programs whose communication is known.
 
-Run as a module it compiles them for 8 simulated devices, which takes a process of its own, and
-prints their texts as JSON.
+Run as a module, this file compiles them for 8 simulated devices, which requires a separate process,
+and prints their texts as JSON.
 """
 
 import json
@@ -20,11 +20,11 @@ from jaxtrain.costs.hlo import Program
 from tests.conftest import needs_libtpu, python
 
 DEVICES, ROWS, COLUMNS, TRIPS = 8, 128, 1024, 3
-SHARE = ROWS * COLUMNS * 4  # Bytes that each device has of the arrays below.
+SHARE = ROWS * COLUMNS * 4  # Bytes of the arrays below on each device.
 
 
 def one_of_each(x: jax.Array) -> jax.Array:
-    """Each kind of message once."""
+    """Each kind of collective once."""
     x = lax.psum(x, 'd') + 1
     whole = jnp.sin(lax.all_gather(x, 'd', tiled=True))
     x = lax.psum_scatter(whole, 'd', tiled=True) * x
@@ -46,7 +46,7 @@ def in_a_loop(x: jax.Array) -> jax.Array:
 
 
 def pair(x: jax.Array) -> jax.Array:
-    """Two sums at once, of which the second has half of the bytes."""
+    """Two sums in one collective; the second has half the bytes of the first."""
     both = lax.psum((x, jnp.sin(x[: ROWS // 2])), 'd')
     return both[0].at[: ROWS // 2].add(both[1])
 
@@ -73,26 +73,26 @@ def text(program, devices) -> str:
 
 @pytest.fixture(scope='module')
 def cpu():
-    """Program name -> what it sends, on CPU."""
+    """Program name -> its traffic, on CPU."""
     done = python('-m', 'tests.costs.test_hlo', devices=DEVICES)
     assert done.code == 0, done.err
     return {name: Program(t).traffic() for name, t in json.loads(done.out).items()}
 
 
 def test_each_kind_and_its_bytes(cpu):
-    found = cpu['one_of_each']
-    assert found.count == Counter(dict.fromkeys(EACH, 1))
-    assert found.bytes == Counter(EACH)
+    traffic = cpu['one_of_each']
+    assert traffic.count == Counter(dict.fromkeys(EACH, 1))
+    assert traffic.bytes == Counter(EACH)
 
 
 def test_a_loop_sends_as_often_as_it_runs(cpu):
-    found = cpu['in_a_loop']
-    assert found.count == Counter(dict.fromkeys(EACH, TRIPS))
-    assert found.bytes == Counter({kind: TRIPS * size for kind, size in EACH.items()})
-    assert not found.unknown_loops
+    traffic = cpu['in_a_loop']
+    assert traffic.count == Counter(dict.fromkeys(EACH, TRIPS))
+    assert traffic.bytes == Counter({kind: TRIPS * size for kind, size in EACH.items()})
+    assert not traffic.unknown_loops
 
 
-def test_several_arrays_in_a_message(cpu):
+def test_several_arrays_in_a_collective(cpu):
     assert cpu['pair'].bytes == {'all-reduce': SHARE * 3 // 2}
 
 
@@ -101,13 +101,13 @@ def test_one_after_the_other(cpu):
     assert cpu['twice'].bytes == {'all-reduce': 2 * SHARE}
 
 
-def test_a_loop_of_unknown_length_is_told_and_counts_once(cpu):
-    found = cpu['until_small']
-    assert found.unknown_loops == 1
-    assert found.bytes['all-reduce'] == SHARE
+def test_a_loop_of_unknown_length_is_reported_and_counts_once(cpu):
+    traffic = cpu['until_small']
+    assert traffic.unknown_loops == 1
+    assert traffic.bytes['all-reduce'] == SHARE
 
 
-# As XLA writes asynchronous ones for GPUs: what starts returns its operand, and its result.
+# Asynchronous collectives as XLA writes them for GPUs: the start returns its operand and result.
 ASYNC = """
 ENTRY %main.1 (p: f32[8,128]) -> f32[64,128] {
   %p = f32[8,128]{1,0} parameter(0)
@@ -119,10 +119,10 @@ ENTRY %main.1 (p: f32[8,128]) -> f32[64,128] {
 """
 
 
-def test_start_and_done_are_one():
-    found = Program(ASYNC).traffic()
-    assert found.count == {'all-gather': 1, 'all-reduce': 1}
-    assert found.bytes == {'all-gather': 64 * 128 * 4, 'all-reduce': 64 * 128 * 4}
+def test_start_and_done_count_once():
+    traffic = Program(ASYNC).traffic()
+    assert traffic.count == {'all-gather': 1, 'all-reduce': 1}
+    assert traffic.bytes == {'all-gather': 64 * 128 * 4, 'all-reduce': 64 * 128 * 4}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_bytes_of_an_array(array, size):
     assert Program(line).traffic().bytes['all-reduce'] == size
 
 
-# As TPU's compiler spreads one message over several fusions, to run beside a product.
+# The TPU compiler spreads one collective over several fusions, to overlap it with a product.
 SPREAD = """
 %begin (a: bf16[4,8]) -> bf16[4,64] {
   %a = bf16[4,8]{1,0} parameter(0)
@@ -179,35 +179,35 @@ ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
 """  # noqa: E501
 
 
-def test_one_message_in_several_fusions_and_a_loop_without_a_count():
-    found = Program(SPREAD).traffic()
-    assert found.count == {'all-gather': 5}
-    assert found.bytes == {'all-gather': 5 * 4 * 64 * 2}
-    assert found.cycles == 5 * 70
+def test_one_collective_in_several_fusions_and_a_loop_without_a_count():
+    traffic = Program(SPREAD).traffic()
+    assert traffic.count == {'all-gather': 5}
+    assert traffic.bytes == {'all-gather': 5 * 4 * 64 * 2}
+    assert traffic.cycles == 5 * 70
 
 
 @needs_libtpu
-def test_tpu_programs_say_the_same(cpu):
+def test_tpu_programs_give_the_same(cpu):
     from jaxtrain.costs.topology import devices
 
     for program in (in_a_loop, twice):
-        found = Program(text(program, devices('v5e:2x4'))).traffic()
-        assert (found.count, found.bytes) == (
+        traffic = Program(text(program, devices('v5e:2x4'))).traffic()
+        assert (traffic.count, traffic.bytes) == (
             cpu[program.__name__].count,
             cpu[program.__name__].bytes,
         )
 
 
 @needs_libtpu
-def test_a_sum_of_which_each_device_keeps_its_part_is_a_reduce_scatter():
-    """TPU's compiler writes it as an all-reduce inside of a fusion."""
+def test_a_sum_whose_parts_stay_on_the_devices_is_a_reduce_scatter():
+    """The TPU compiler writes it as an all-reduce inside a fusion."""
     from jaxtrain.costs.topology import devices
 
     mesh, size = Mesh(np.array(devices('v5e:2x4')), ('d',)), 1024
     x = jax.ShapeDtypeStruct((size, size), jnp.float32, sharding=NamedSharding(mesh, P('d')))
     product = jax.jit(lambda x: x.T @ jnp.sin(x), out_shardings=NamedSharding(mesh, P('d')))
-    found = Program(product.lower(x).compile().as_text()).traffic()
-    assert found.bytes == {'reduce-scatter': size * size * 4}
+    traffic = Program(product.lower(x).compile().as_text()).traffic()
+    assert traffic.bytes == {'reduce-scatter': size * size * 4}
 
 
 @needs_libtpu

@@ -1,4 +1,4 @@
-"""The devices of slices that are not there."""
+"""The devices of slices that are not attached."""
 
 import os
 import subprocess
@@ -15,22 +15,22 @@ from tests.conftest import ROOT, needs_libtpu
 @pytest.mark.parametrize(
     'topology, slices, count, kind',
     [
-        ('v4:2x2x2', 1, 8, 'TPU v4'),  # A device a chip, not one a core.
+        ('v4:2x2x2', 1, 8, 'TPU v4'),  # One device per chip, not per core.
         ('v5e:4x4', 2, 32, 'TPU v5 lite'),
         ('v5p:2x2x1', 1, 4, 'TPU v5'),
         ('v6e:2x4', 1, 8, 'TPU v6 lite'),
     ],
 )
 def test_known_topologies(topology, slices, count, kind):
-    found = devices(topology, slices)
-    assert len(found) == count
-    assert {d.device_kind for d in found} == {kind}
-    assert len({getattr(d, 'slice_index', 0) for d in found}) == slices
+    slice_devices = devices(topology, slices)
+    assert len(slice_devices) == count
+    assert {d.device_kind for d in slice_devices} == {kind}
+    assert len({getattr(d, 'slice_index', 0) for d in slice_devices}) == slices
 
 
 @needs_libtpu
-def test_a_machine_without_tpu_and_with_nothing_set_is_left_alone():
-    """No word of libtpu, no look for a TPU or GPU, and what is computed is computed on CPU."""
+def test_a_machine_without_tpu_and_settings_is_not_affected():
+    """libtpu prints nothing, no TPU or GPU is searched for, and computation runs on CPU."""
     code = (
         'import jax; from jaxtrain.costs.topology import devices; '
         'print(len(devices("v5e:2x2")), jax.config.jax_platforms, jax.numpy.ones(3).sum())'
@@ -59,7 +59,7 @@ def test_wrong_input(topology, slices, words):
         devices(topology, slices)
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+def test_without_the_compiler_the_error_gives_the_package(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'jaxtrain\[tpu\]'"):
         devices('v5e:4x4')

@@ -1,4 +1,4 @@
-"""The last line of a process arrives, whatever it has not read by its end."""
+"""The last line of a process arrives, even if the process has not read all its own lines."""
 
 import socket
 import threading
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxtrain.pod.link import Link, settled
+from jaxtrain.pod.link import Link, configured
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Link, Link]]:
     """Both ends of a connection."""
-    with socket.create_server(('127.0.0.1', 0)) as door:
-        here = socket.create_connection(door.getsockname())
-        there, _ = door.accept()
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        here = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
     with here, there:
-        yield settled(Link(here, 1)), settled(Link(there, 0))
+        yield configured(Link(here, 1)), configured(Link(there, 0))
 
 
 def test_the_last_line_does_not_wait_for_the_one_before(ends):
-    """Else it is lost where the process ends with lines that it has not read."""
+    """Otherwise it is lost if the process ends with unread lines."""
     here, there = ends
     for _ in range(20):  # a new connection acknowledges at once
         for one, other in ((there, here), (here, there)):
@@ -41,7 +41,7 @@ def _all(link: Link) -> Iterator[dict]:
 
 
 def full(link: Link) -> None:
-    """Sends till no more goes into the buffers of both ends."""
+    """Sends until the buffers of both ends are full."""
     link.socket.setblocking(False)
     with pytest.raises(BlockingIOError):
         while True:
@@ -49,7 +49,7 @@ def full(link: Link) -> None:
     link.socket.setblocking(True)
 
 
-def test_flush_waits_till_all_is_there(ends):
+def test_flush_waits_until_all_has_arrived(ends):
     here, there = ends
     full(here)
     reading = threading.Timer(0.3, lambda: [here.socket.shutdown(socket.SHUT_WR), *_raw(there)])
@@ -65,7 +65,7 @@ def _raw(link: Link) -> Iterator[bytes]:
         yield data
 
 
-def test_flush_waits_no_longer_than_it_may(ends):
+def test_flush_waits_no_longer_than_its_limit(ends):
     here, _ = ends
     full(here)
     began = time.monotonic()
@@ -74,7 +74,7 @@ def test_flush_waits_no_longer_than_it_may(ends):
 
 
 @pytest.mark.parametrize('known', [False, True])
-def test_flush_does_not_wait_for_one_that_is_gone(ends, known):
+def test_flush_does_not_wait_for_a_peer_that_is_gone(ends, known):
     here, there = ends
     there.socket.close()
     if known:

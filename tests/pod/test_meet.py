@@ -1,4 +1,4 @@
-"""Processes that meet, or do not."""
+"""Processes connect before a run, or report why they cannot."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ from jaxtrain.pod.place import Place
 from tests.conftest import ROOT
 
 HOST = socket.gethostname()
-GONE = 'is gone'  # how the others report a process that ended without a word
+GONE = 'is gone'  # how the others report a process that ended without a message
 
 
 def free_port() -> int:
@@ -27,20 +27,20 @@ def free_port() -> int:
 
 
 def until(true, seconds: float = 60.0):
-    """What `true` returns, once it is anything."""
+    """Waits until `true` returns something true, and returns it."""
     deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, 'this did not come to pass in time'
+    while not (result := true()):
+        assert time.monotonic() < deadline, 'the condition did not become true in time'
         time.sleep(0.01)
-    return found
+    return result
 
 
 class Meeting:
-    """Processes that meet, each in a thread: how each fared, by number in the order of `come`.
+    """Processes that connect, each in a thread; the keys number them in the order of `come`.
 
     Attributes:
-      results: Peers, or what was raised.
-      seconds: that each took.
+      results: Peers, or the exception, of each.
+      seconds: how long each took.
     """
 
     def __init__(self, processes: int):
@@ -50,7 +50,7 @@ class Meeting:
         self._threads: list[threading.Thread] = []
 
     def come(self, process: int, facts=None, timeout=30.0, processes=0, stopped=lambda: False):
-        """Has a process come; returns its number among those that came."""
+        """Starts a process; returns its key."""
         key = len(self._threads)
         place = Place(processes or self.processes, process, f'127.0.0.1:{self.port}')
 
@@ -59,7 +59,7 @@ class Meeting:
             try:
                 self.results[key] = meet(place, facts or {}, timeout, stopped)
             except Exception as error:
-                # Without its frames: their connections would stay open, as no process ends here.
+                # Without its frames, which would keep the connections open: no process ends here.
                 self.results[key] = error.with_traceback(None)
             self.seconds[key] = time.monotonic() - began
 
@@ -90,19 +90,19 @@ def met(results: list) -> bool:
 
 
 def test_light():
-    """Processes meet before JAX starts, and this module must not start it."""
+    """Processes connect before JAX starts, and this module must not import it."""
     script = (
         'import sys, jaxtrain.pod.meet; print([m for m in ("jax", "numpy") if m in sys.modules])'
     )
     assert subprocess.check_output([sys.executable, '-c', script], cwd=ROOT, text=True) == '[]\n'
 
 
-# They meet.
+# All processes connect.
 
 
 @pytest.mark.parametrize('order', ['0123', '3210', '2031'])
 def test_all_meet(order):
-    """Whatever the order, process 0 last too; none goes on before all are there."""
+    """In any order, process 0 last too; nobody continues before all have connected."""
     meeting = Meeting(4)
     for number in order[:-1]:
         meeting.come(int(number), {'steps': 3})
@@ -122,7 +122,7 @@ def test_alone():
 
 
 def test_jax_takes_the_port_over():
-    """Its coordinator listens where they met, while their connections stay."""
+    """Its coordinator listens on the same port, while the connections stay open."""
     meeting = Meeting(2)
     meeting.come(0)
     meeting.come(1)
@@ -133,14 +133,14 @@ def test_jax_takes_the_port_over():
         assert results[1]._links[0].receive() == [{'at': ['train', 1, 0.0]}]
 
 
-def test_facts_are_what_json_makes_of_them():
+def test_facts_are_compared_as_json():
     meeting = Meeting(2)
     meeting.come(0, {'size': (1, 2), 'lr': 0.1})
     meeting.come(1, {'size': [1, 2], 'lr': 0.1})
     assert met(meeting.end())
 
 
-# They do not.
+# They do not connect, or differ.
 
 
 def test_missing_ones_are_named():
@@ -150,26 +150,29 @@ def test_missing_ones_are_named():
     results = meeting.end()
     for result in results:
         assert isinstance(result, Preempted)
-        assert 'of 5 processes 1, 3 did not come within 1 s' in str(result)
-    # A busy machine has no effect on when they give up, only on when they are heard.
+        where = f'127.0.0.1:{meeting.port}'
+        assert f'processes 1, 3 of 5 did not connect to {where} within 1 s' in str(result)
+    # A busy machine delays how soon the others learn of it, not when process 0 gives up.
     assert 1.0 <= meeting.seconds[0] < 4.0
     assert max(meeting.seconds.values()) < 6.0
 
 
-def test_one_that_came_later_waits_for_process_0():
-    """It is process 0 that knows who is missing, and it may have more time left."""
+def test_a_later_process_waits_for_process_0():
+    """Process 0 knows which processes are missing, and it may have more time left."""
     meeting = Meeting(3)
     meeting.come(0, timeout=2.0)
     meeting.waits()
     meeting.come(1, timeout=0.2)
     for result in meeting.end():
-        assert 'of 3 processes 2 did not come within 2 s' in str(result)
+        assert f'process 2 of 3 did not connect to 127.0.0.1:{meeting.port} within 2 s' in str(
+            result
+        )
 
 
 def test_many_missing_ones():
     meeting = Meeting(20)
     meeting.come(0, timeout=0.5)
-    assert '1, 2, 3, 4, 5, 6, 7, 8 and 11 more did not come' in str(meeting.end()[0])
+    assert 'processes 1, 2, 3, 4, 5, 6, 7, 8 and 11 more of 20 did' in str(meeting.end()[0])
 
 
 def test_process_0_is_missing():
@@ -177,13 +180,13 @@ def test_process_0_is_missing():
     meeting.come(1, timeout=1.0)
     (result,) = meeting.end()
     assert isinstance(result, Preempted)
-    said = f'process 1 could not reach process 0 at 127.0.0.1:{meeting.port} within 1 s'
-    assert said in str(result)
+    message = f'process 1 could not reach process 0 at 127.0.0.1:{meeting.port} within 1 s'
+    assert message in str(result)
     assert meeting.seconds[0] < 7.0
 
 
 def test_processes_that_differ():
-    """All know who, where and in what; not only the one that differs."""
+    """All report which process differs, its host and the keys; not only the one that differs."""
     meeting = Meeting(4)
     facts = {'config.seed': 1, 'config.steps': 100, 'git': 'abc'}
     meeting.come(0, facts)
@@ -199,8 +202,8 @@ def test_processes_that_differ():
         assert 'steps' not in str(result) and 'start all with the same' in str(result)
 
 
-def test_processes_that_come_a_little_later_know_it_as_well():
-    """They would wait for a process 0 that is gone, and say nothing of why."""
+def test_processes_that_connect_later_get_the_error_too():
+    """They would otherwise wait for a process 0 that is gone, and never report the reason."""
     meeting = Meeting(3)
     meeting.come(0, {'seed': 1})
     meeting.come(1, {'seed': 2}, timeout=20.0)
@@ -217,7 +220,7 @@ def test_many_differences():
     for result in meeting.end():
         assert 'k2 is 1 there' in str(result) and ' and 3 more;' in str(result)
         assert 'k3' not in str(result)
-    assert meeting.seconds[0] < LATE, 'all are there: nobody else is waited for'
+    assert meeting.seconds[0] < LATE, 'all have connected: there is nobody to wait for'
 
 
 def test_two_with_the_same_number():
@@ -227,12 +230,12 @@ def test_two_with_the_same_number():
     meeting.come(1)
     for result in meeting.end():
         assert isinstance(result, UserError)
-        assert f'there are two of process 1, on {HOST} and {HOST}' in str(result)
+        assert f'process 1 was started twice, on {HOST} and {HOST}' in str(result)
         assert '--process' in str(result)
 
 
-def test_one_that_is_started_again_while_they_wait():
-    """It is not two, however often: a job's manager starts again what it has stopped."""
+def test_a_process_that_is_restarted_while_they_wait():
+    """It does not count twice, however often: a job manager restarts what it has stopped."""
     meeting = Meeting(3)
     meeting.come(0)
     stop = threading.Event()
@@ -256,8 +259,7 @@ def test_another_number_of_processes(here, there):
         meeting.come(number, processes=there)
     for result in meeting.end():
         assert isinstance(result, UserError)
-        assert f'says that it is one of {there} processes' in str(result)
-        assert f'process 0 that there are {here};' in str(result)
+        assert f'expects {there} processes, but process 0 expects {here};' in str(result)
         assert '--processes' in str(result)
 
 
@@ -270,10 +272,10 @@ def test_port_in_use():
     assert 'choose another' in str(raised.value)
 
 
-# Strangers.
+# Other programs connect.
 
 
-STRANGERS = {
+PROGRAMS = {
     'HTTP': b'GET / HTTP/1.1\r\nHost: x\r\n\r\n',
     'binary': bytes(range(256)) * 10,
     'JSON': b'1\n[]\n"hello"\nnull\n',
@@ -284,26 +286,26 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize('kind', STRANGERS)
-def test_a_stranger_on_the_port_does_not_stop_them(kind):
-    """Nor hold them up, be it as silent as it may."""
+@pytest.mark.parametrize('kind', PROGRAMS)
+def test_another_program_on_the_port_does_not_stop_them(kind):
+    """It does not delay them either, even if it sends nothing."""
     meeting = Meeting(3)
     meeting.come(0)
     meeting.waits()
-    with contextlib.ExitStack() as strangers:
+    with contextlib.ExitStack() as programs:
         for _ in range(3):
-            stranger = socket.create_connection(('127.0.0.1', meeting.port), timeout=10)
-            strangers.enter_context(stranger).sendall(STRANGERS[kind])
+            program = socket.create_connection(('127.0.0.1', meeting.port), timeout=10)
+            programs.enter_context(program).sendall(PROGRAMS[kind])
         meeting.come(1)
         time.sleep(0.1)
-        strangers.enter_context(socket.create_connection(('127.0.0.1', meeting.port)))
+        programs.enter_context(socket.create_connection(('127.0.0.1', meeting.port)))
         meeting.come(2)
         assert met(meeting.end())
     assert max(meeting.seconds.values()) < 8.0
 
 
-def test_a_stranger_that_comes_and_goes():
-    """As what looks whether a port is open."""
+def test_another_program_that_connects_and_leaves():
+    """Such as one that checks whether a port is open."""
     meeting = Meeting(2)
     meeting.come(0)
     meeting.waits()
@@ -313,7 +315,7 @@ def test_a_stranger_that_comes_and_goes():
     assert met(meeting.end())
 
 
-def test_missing_ones_are_named_in_time_in_spite_of_strangers():
+def test_missing_ones_are_named_in_time_despite_other_programs():
     meeting = Meeting(2)
     meeting.come(0, timeout=1.0)
     meeting.waits()
@@ -330,32 +332,32 @@ def test_a_web_server_where_process_0_should_be():
     with HTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         address = f'127.0.0.1:{server.server_port}'
-        with pytest.raises(UserError, match=f'something else than jaxtrain answers at {address}'):
+        with pytest.raises(UserError, match=f'a program other than jaxtrain answers at {address}'):
             meet(Place(2, 1, address), {}, 10.0)
         server.shutdown()
 
 
 @pytest.mark.parametrize('answer', [b'220 mail ESMTP\n', b'1\n', b'{"a": 1}\n'])
 def test_another_server_where_process_0_should_be(answer):
-    with socket.create_server(('127.0.0.1', 0)) as door:
-        address = f'127.0.0.1:{door.getsockname()[1]}'
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        address = f'127.0.0.1:{server.getsockname()[1]}'
 
         def serve() -> None:
-            with door.accept()[0] as connection:
+            with server.accept()[0] as connection:
                 connection.sendall(answer)
                 connection.recv(1 << 16)
 
         threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(UserError, match=f'something else than jaxtrain answers at {address}'):
+        with pytest.raises(UserError, match=f'a program other than jaxtrain answers at {address}'):
             meet(Place(2, 1, address), {}, 10.0)
 
 
-# A stop while they wait.
+# A request to stop while they wait.
 
 
 @pytest.mark.parametrize('number', [0, 1])
 def test_a_stop_while_waiting(number):
-    """The one that is stopped says so at once; the others wait on, or know that 0 is gone."""
+    """The one that is stopped ends at once; the others keep waiting, or report that 0 is gone."""
     meeting, stop = Meeting(3), threading.Event()
     keys = [
         meeting.come(n, timeout=3.0 + n, stopped=stop.is_set if n == number else lambda: False)
@@ -366,11 +368,11 @@ def test_a_stop_while_waiting(number):
     stop.set()
     began = time.monotonic()
     until(lambda: keys[number] in meeting.results)
-    assert time.monotonic() - began < 2.0, 'before it would give up'
+    assert time.monotonic() - began < 2.0, 'it ended only when its time was up'
     results = meeting.end()
     assert 'stopped while waiting' in str(results[number])
-    other = 'went away before all were there' if number == 0 else '1, 2 did not come within 3 s'
-    assert other in str(results[1 - number])
+    ended, missing = 'ended before all had connected', 'processes 1, 2 of 3 did not connect'
+    assert (missing if number else ended) in str(results[1 - number])
     assert all(isinstance(result, Preempted) for result in results)
 
 

@@ -1,7 +1,7 @@
-"""Processes that have met notice who is gone, or hangs.
+"""Connected processes detect which of them is gone, or hangs.
 
-The processes here are real ones, but have nothing of JAX: each sits in its main thread, as in a
-collective that does not end, until a test tells it by a line of Python what to do next.
+The processes here are real, but do not use JAX: the main thread of each waits, as in a collective
+that does not end, until a test sends it a line of Python to run.
 """
 
 import json
@@ -19,7 +19,7 @@ from jaxtrain.pod.meet import VERSION
 from tests.conftest import ROOT, Outcome
 from tests.pod.test_meet import GONE, HOST, free_port, until
 
-# A process of a run, under the real command line: it ends as `jaxtrain train` does.
+# A process of a run, started by the real command line, so that it ends as `jaxtrain train` does.
 MEMBER = """
 import json, os, signal, sys, threading, time, types
 from jaxtrain import cli
@@ -38,7 +38,7 @@ def member(_):
         p.position = lambda: tuple(at)
         p.dump = lambda: print('DUMPED', file=sys.stderr, flush=True)
         print('met', flush=True)
-        # One namespace for all lines: what one defines, the next may use.
+        # One namespace for all lines, so that a line can use what an earlier one defines.
         names = {**globals(), 'p': p, 'at': at}
         for line in sys.stdin:
             exec(line, names)
@@ -46,7 +46,7 @@ def member(_):
 cli.COMMANDS['member'] = types.SimpleNamespace(FLAGS=(), WORDS='', run=member)
 sys.exit(cli.main(['member']))
 """
-# Short ones, for tests that do not measure how long things take.
+# Shorter times, for tests that do not measure them.
 SHORT = {'GRACE': 1.0}
 
 
@@ -67,25 +67,25 @@ class Member:
         self.process.stdin.flush()
 
     def freeze(self) -> None:
-        """Stops all of its threads, and returns once they stand still."""
+        """Stops all of its threads, and returns once they are stopped."""
         self.process.send_signal(signal.SIGSTOP)
         os.waitpid(self.process.pid, os.WUNTRACED)
 
-    def said(self) -> list[str]:
+    def output(self) -> list[str]:
         return [file.read_text() for file in self._files]
 
     def wait_for(self, text: str) -> None:
-        until(lambda: text in self.said()[0] or self.process.poll() is not None)
-        assert text in self.said()[0], self.said()
+        until(lambda: text in self.output()[0] or self.process.poll() is not None)
+        assert text in self.output()[0], self.output()
 
     def end(self, seconds: float = 60.0) -> Outcome:
         self.process.wait(seconds)
-        return Outcome(self.process.returncode, *self.said())
+        return Outcome(self.process.returncode, *self.output())
 
 
 @pytest.fixture
 def run_of(tmp_path):
-    """Starts a run of so many processes, and waits till they have met: `run_of(3, GRACE=0.5)`."""
+    """Starts connected processes, with constants of peers.py replaced: `run_of(3, GRACE=0.5)`."""
     started: list[Member] = []
 
     def start(processes: int, **constants: float) -> list[Member]:
@@ -103,11 +103,11 @@ def run_of(tmp_path):
         member.process.wait(60)
 
 
-# After they have met: one is gone.
+# One is gone after they have connected.
 
 
 def test_one_is_killed(run_of):
-    """Known at once, by all, by name."""
+    """All the others report it at once, by name."""
     members = run_of(3)
     began = time.monotonic()
     members[1].process.kill()
@@ -130,20 +130,20 @@ def test_process_0_is_killed(run_of):
 
 @pytest.mark.parametrize('silent', [0, 1])
 def test_one_is_silent(run_of, silent):
-    """As where a machine vanishes: nothing closes the connection."""
+    """As when a machine vanishes: nothing closes the connection."""
     members = run_of(3, SILENCE=2.0, BEAT=0.1)
     began = time.monotonic()
     members[silent].freeze()
     for number in {0, 1, 2} - {silent}:
         code, _, err = members[number].end(20)
-        assert code == 42 and f'process {silent} ({HOST}) has said nothing for 2 s' in err
+        assert code == 42 and f'process {silent} ({HOST}) has sent nothing for 2 s' in err
     assert 1.8 < time.monotonic() - began < 8.0
     members[silent].process.send_signal(signal.SIGCONT)
-    assert members[silent].end(20).code == 42  # it finds that the others are gone
+    assert members[silent].end(20).code == 42  # it detects that the others are gone
 
 
-def test_long_quiet_is_no_silence(run_of):
-    """Whatever the main thread does, the lines go on."""
+def test_a_busy_main_thread_is_not_silence(run_of):
+    """Whatever the main thread does, the lines continue."""
     members = run_of(2, SILENCE=2.0, BEAT=0.1)
     time.sleep(3.5)
     assert [member.process.poll() for member in members] == [None, None]
@@ -182,22 +182,22 @@ def test_one_crashes(run_of, wrong):
             assert f'process {wrong} ({HOST}) ended with an error: ZeroDivisionError: of a' in err
 
 
-def test_process_0_ends_as_soon_as_they_have_met(tmp_path):
-    """What it says may come in one with its welcome."""
-    with socket.create_server(('127.0.0.1', 0)) as door:
-        member = Member(tmp_path, 1, 2, door.getsockname()[1], SHORT)
-        with door.accept()[0] as connection:
+def test_process_0_ends_as_soon_as_they_are_connected(tmp_path):
+    """Its last line may arrive together with its welcome."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        member = Member(tmp_path, 1, 2, server.getsockname()[1], SHORT)
+        with server.accept()[0] as connection:
             connection.recv(1 << 16)
             welcome = {'welcome': VERSION, 'host': HOST}
-            said = [welcome, {'bye': 2, 'why': 'no such folder'}]
-            connection.sendall(b''.join(json.dumps(line).encode() + b'\n' for line in said))
+            lines = [welcome, {'bye': 2, 'why': 'no such folder'}]
+            connection.sendall(b''.join(json.dumps(line).encode() + b'\n' for line in lines))
             connection.shutdown(socket.SHUT_WR)
             why = f'process 0 ({HOST}) ended with an error: no such folder'
             assert member.end(20) == (2, 'met\n', f'jaxtrain: {why}\n')
 
 
 def test_an_error_on_all(run_of):
-    """As a loss that is not finite is: each says it itself, none ends for another's sake."""
+    """Such as a loss that is not finite: each reports it itself, and ends by itself."""
     members = run_of(3, GRACE=3.0)
     for member in members:
         member.do('raise UserError("the loss is nan")')
@@ -214,7 +214,7 @@ def test_all_finish(run_of):
 
 @pytest.mark.parametrize('first', [0, 2])
 def test_one_is_done_first(run_of, first):
-    """It does not disturb the others, also where they take longer than is waited for others."""
+    """It does not disturb the others, even if they take longer than GRACE."""
     members = run_of(3, GRACE=0.2)
     members[first].process.stdin.close()
     assert members[first].end(20) == (0, 'met\n', '')
@@ -228,8 +228,8 @@ def test_one_is_done_first(run_of, first):
     assert [member.end(20) for member in rest] == [(0, 'met\non\n', '')] * 2
 
 
-def test_one_that_is_done_does_not_wait_for_one_that_is_gone(run_of):
-    """JAX would, for minutes, where its processes leave together."""
+def test_a_finished_process_does_not_wait_for_one_that_is_gone(run_of):
+    """JAX would wait for minutes, because its processes disconnect together."""
     members = run_of(2, **SHORT)
     members[0].do('import atexit; atexit.register(time.sleep, 100)')
     members[0].do('atexit.register(lambda: print("left", flush=True))')
@@ -240,9 +240,9 @@ def test_one_that_is_done_does_not_wait_for_one_that_is_gone(run_of):
 
 
 def test_an_error_because_a_peer_is_gone(run_of):
-    """What is wrong is that the peer is gone, and to start again is the right thing to do.
+    """The cause is that the peer is gone, so starting again (42) is right.
 
-    What is said at the end may fail by then: the error has closed the file.
+    Recording the end may fail by then, because the error has closed the file.
     """
     members = run_of(2, GRACE=3.0)
     members[1].do('def failing(why, code): raise ValueError("I/O operation on closed file")')
@@ -255,7 +255,7 @@ def test_an_error_because_a_peer_is_gone(run_of):
     assert code == 42 and 'process 0' in err
 
 
-# What is done before a process ends for another's sake.
+# What a process does before it ends because of another one.
 
 
 def test_on_end_is_told(run_of):
@@ -269,7 +269,7 @@ def test_on_end_is_told(run_of):
 
 @pytest.mark.parametrize('act', ['time.sleep(1000)', '1 / 0', 'threading.Lock().acquire() + [0]'])
 def test_an_end_that_fails_or_hangs_does_not_keep_the_process(run_of, act):
-    """What is written then goes to a disk that may be what is gone."""
+    """It writes to a disk, which may be what is gone."""
     members = run_of(2, **SHORT)
     members[1].do(f'p.on_end = lambda why, code: {act}')
     members[1].do('print("ready", flush=True)')
@@ -284,14 +284,14 @@ def test_an_end_that_fails_or_hangs_does_not_keep_the_process(run_of, act):
 
 
 def hang(members: list[Member], positions: list[tuple], noticed: int) -> list[Outcome]:
-    """Has one notice a hang, once the others have said what they are doing."""
+    """Makes one detect a hang, once the others have sent what they are doing."""
     put(members, positions)
-    members[noticed].do('p.hang("train has not got on for 9 s")')
+    members[noticed].do('p.hang("train made no progress for 9 s")')
     return [member.end(20) for member in members]
 
 
 def put(members: list[Member], positions: list[tuple]) -> None:
-    """Sets what each is doing, and waits till process 0 knows of it."""
+    """Sets what each is doing, and waits until process 0 has received it."""
     for member, position in zip(members, positions, strict=True):
         member.do(f'at[:] = {position!r}; print("doing", flush=True)')
         member.wait_for('doing')
@@ -299,17 +299,17 @@ def put(members: list[Member], positions: list[tuple]) -> None:
 
 
 def _known(zero: Member, positions: list[tuple]) -> bool:
-    """Whether process 0 has heard what the others are doing."""
+    """Whether process 0 has received what the others are doing."""
     zero.do('print("knows", [list(link.at[:2]) for link in p._links], flush=True)')
     time.sleep(0.05)
-    return f'knows {[list(p[:2]) for p in positions[1:]]}' in zero.said()[0]
+    return f'knows {[list(p[:2]) for p in positions[1:]]}' in zero.output()[0]
 
 
 @pytest.mark.parametrize('noticed', [0, 1, 2])
 def test_a_hang_names_who_is_behind_by_step(run_of, noticed):
     members = run_of(3, BEAT=1.0)
     positions = [('train', 8, 9.0), ('train', 8, 9.0), ('data_wait', 7, 9.0)]
-    why = 'train has not got on for 9 s; behind: process 2 in data_wait at step 7 for '
+    why = 'train made no progress for 9 s; behind: process 2 in data_wait at step 7 for '
     why = why if noticed == 0 else f'process {noticed} ({HOST}): {why}'
     for code, _, err in hang(members, positions, noticed):
         assert code == 42 and err.count('DUMPED') == 1
@@ -335,8 +335,8 @@ def test_a_hang_of_all(run_of):
         assert code == 42 and 'no process is behind the others' in err
 
 
-def test_a_hang_says_where_the_one_that_noticed_is(run_of):
-    """Process 0 does not wait for its next line: it may have said that it was elsewhere."""
+def test_a_hang_reports_the_position_of_the_one_that_noticed(run_of):
+    """Process 0 does not wait for its next line, as its last one may be out of date."""
     members = run_of(2, BEAT=1000.0)
     members[0].do('at[:] = ("data_wait", 7, 9.0)')
     members[0].do('print("there", flush=True)')
@@ -348,7 +348,7 @@ def test_a_hang_says_where_the_one_that_noticed_is(run_of):
 
 @pytest.mark.parametrize('noticed', [0, 2])
 def test_a_hang_names_who_is_silent(run_of, noticed):
-    """The last that was heard of it is that it was where the others are."""
+    """By its last line, it was where the others are."""
     members = run_of(3, BEAT=1.0)
     put(members, [('train', 8, 9.0)] * 3)
     members[1].freeze()
@@ -362,8 +362,8 @@ def test_a_hang_names_who_is_silent(run_of, noticed):
     assert members[1].end(20).code == 42
 
 
-def test_a_hang_of_which_process_0_says_nothing(run_of):
-    members = run_of(3, GRACE=1.5)  # in which the stacks are written as well
+def test_a_hang_that_process_0_does_not_answer(run_of):
+    members = run_of(3, GRACE=1.5)  # which includes writing the stacks
     members[0].freeze()
     for member in members[1:]:
         member.do('p.hang("it hangs")')
@@ -399,7 +399,7 @@ def test_stacks_that_cannot_be_written_do_not_keep_the_processes(run_of, act):
 
 
 def test_an_abort_is_an_abort(run_of):
-    """Of one that has all its peers; the others start again."""
+    """If all peers are there, the abort stands; the others can be started again."""
     members = run_of(2, **SHORT)
     members[1].do('os.abort()')
     assert members[1].end(20).code == -signal.SIGABRT
@@ -409,7 +409,7 @@ def test_an_abort_is_an_abort(run_of):
 
 @pytest.mark.parametrize('where', ['os.abort()', 'threading.Thread(target=os.abort).start()'])
 def test_an_abort_because_a_peer_is_gone(run_of, where):
-    """JAX's own answer comes first, and is not the last word."""
+    """JAX aborts first, but does not decide the exit code."""
     members = run_of(2, GRACE=5.0)
     members[0].freeze()  # so that the abort comes first
     members[1].do(f'print("aborts", flush=True); {where}')
@@ -421,8 +421,8 @@ def test_an_abort_because_a_peer_is_gone(run_of, where):
     assert code == 42 and f'process 0 ({HOST}) {GONE}' in err
 
 
-def test_an_abort_of_one_that_is_done(run_of):
-    """JAX aborts as well where the processes leave together, and one of them is gone."""
+def test_an_abort_of_a_finished_process(run_of):
+    """JAX also aborts when the processes disconnect together and one of them is gone."""
     members = run_of(2, **SHORT)
     members[1].do('import atexit; atexit.register(os.abort)')
     members[1].process.stdin.close()
@@ -436,7 +436,7 @@ from jaxtrain.pod.join import join
 from jaxtrain.pod.peers import Peers
 from jaxtrain.pod.place import Place
 
-# The thread that watches is as late as on a busy machine: JAX's client comes first.
+# The watching thread is as late as on a busy machine, so JAX's client acts first.
 closed = Peers._closed
 Peers._closed = lambda self, link: (time.sleep(1.0), closed(self, link))
 
@@ -447,7 +447,7 @@ def member(_):
 
         print('met', flush=True)
         if sys.argv[1] == '1':
-            # As a collective does on a TPU: it waits for the other one for ever, in C++.
+            # As a collective on a TPU does: it waits for the other process forever, in C++.
             multihost_utils.sync_global_devices('there')
         time.sleep(1000)
 
@@ -457,8 +457,8 @@ sys.exit(cli.main(['member']))
 
 
 @pytest.mark.slow
-def test_jax_does_not_abort_where_its_coordinator_is_killed(tmp_path):
-    """Its client would, with 134, perhaps a moment before anybody else knows."""
+def test_jax_does_not_abort_when_its_coordinator_is_killed(tmp_path):
+    """Its client would, with 134, perhaps just before `_watch` detects it."""
     port, members = free_port(), []
     logs = [tmp_path / str(number) for number in range(2)]
     try:

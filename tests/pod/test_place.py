@@ -1,4 +1,4 @@
-"""Which process of a run this is, as flags, SLURM and TPUs say it."""
+"""Which process of a run this is, from flags, SLURM and TPUs."""
 
 import contextlib
 import threading
@@ -22,7 +22,7 @@ SLICES = {
     'MEGASCALE_SLICE_ID': '1',
     'MEGASCALE_COORDINATOR_ADDRESS': 'slice0-0.svc:8080',
 }
-# As a TPU VM of a v4-16 says it, in the old and in the new format.
+# The metadata of a TPU VM of a v4-16, in the old and in the new format.
 OLD = '1234:8470:10.0.0.2,1235:8470:10.0.0.3'
 NEW = 't1v-n-5ea-w-0,t1v-n-5ea-w-1'
 TPU_ENV = """ACCELERATOR_TYPE: 'v4-16'
@@ -38,7 +38,7 @@ def find(environ=(), metadata=None, coordinator='', processes=0, process=0, port
 
 
 def reads(**values: str):
-    """Stands for a TPU VM's metadata."""
+    """Replaces a TPU VM's metadata."""
     return lambda key: values.get(key.replace('-', '_'), '')
 
 
@@ -62,20 +62,20 @@ def test_address(coordinator, address):
 
 
 @pytest.mark.parametrize('coordinator', ['', 'host:1'])
-def test_a_single_process_is_alone_whatever_the_environment_says(coordinator):
-    found = find(SLURM | GKE, reads(), coordinator=coordinator, processes=1)
-    assert (found.processes, found.process, found.coordinator) == (1, 0, '')
+def test_a_single_process_is_alone_in_any_environment(coordinator):
+    result = find(SLURM | GKE, reads(), coordinator=coordinator, processes=1)
+    assert (result.processes, result.process, result.coordinator) == (1, 0, '')
 
 
 @pytest.mark.parametrize(
-    'flags, named, mend',
+    'flags, named, fix',
     [
         ({'processes': 4}, '--processes=4', '--coordinator=HOST:PORT'),
         ({'process': 1}, '--process=1', '--coordinator=HOST:PORT'),
         ({'processes': 4, 'process': 1}, '--processes=4', '--coordinator=HOST:PORT'),
-        ({'processes': -1}, '--processes=-1', 'how many'),
+        ({'processes': -1}, '--processes=-1', 'the number of'),
         ({'coordinator': 'host:1'}, '--coordinator', '--processes'),
-        ({'coordinator': 'host:1', 'processes': -2}, '--processes=-2', 'how many'),
+        ({'coordinator': 'host:1', 'processes': -2}, '--processes=-2', 'the number of'),
         ({'coordinator': 'host:1', 'process': 1}, '--coordinator', '--processes'),
         (
             {'coordinator': 'host:1', 'processes': 4, 'process': 4},
@@ -100,18 +100,18 @@ def test_a_single_process_is_alone_whatever_the_environment_says(coordinator):
         ({'port': -1}, '--port=-1', 'from 1024 to 65535'),
     ],
 )
-def test_flags_that_do_not_fit(flags, named, mend):
+def test_flags_that_do_not_fit(flags, named, fix):
     with pytest.raises(UserError) as raised:
         find(**flags)
-    assert named in str(raised.value) and mend in str(raised.value)
+    assert named in str(raised.value) and fix in str(raised.value)
 
 
 def test_flags_come_before_the_environment():
-    found = find(SLURM | GKE, coordinator='host:1234', processes=2, process=1)
-    assert found == Place(2, 1, 'host:1234', 'flags')
+    result = find(SLURM | GKE, coordinator='host:1234', processes=2, process=1)
+    assert result == Place(2, 1, 'host:1234', 'flags')
 
 
-def test_nothing_says_anything():
+def test_no_flags_and_no_environment():
     assert find() == Place(source='nothing else')
 
 
@@ -119,9 +119,9 @@ def test_nothing_says_anything():
 
 
 def test_slurm():
-    found = find(SLURM)
-    assert (found.processes, found.process, found.source) == (8, 5, 'SLURM')
-    assert found.address[0] == 'node001'
+    result = find(SLURM)
+    assert (result.processes, result.process, result.source) == (8, 5, 'SLURM')
+    assert result.address[0] == 'node001'
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_first_node(nodes, first):
 
 
 @pytest.mark.parametrize('name', ['SLURM_PROCID', 'SLURM_STEP_NODELIST', 'SLURM_JOB_ID'])
-def test_half_of_slurm(name):
+def test_slurm_with_a_missing_variable(name):
     with pytest.raises(UserError, match=f'{name}.*srun.*--coordinator'):
         find({key: value for key, value in SLURM.items() if key != name})
 
@@ -151,13 +151,13 @@ def test_half_of_slurm(name):
     'name, value',
     [('SLURM_STEP_NUM_TASKS', '8(x2)'), ('SLURM_PROCID', ''), ('SLURM_STEP_NODELIST', '[')],
 )
-def test_slurm_that_is_not_understood(name, value):
+def test_slurm_with_a_malformed_variable(name, value):
     with pytest.raises(UserError, match='SLURM_.*--coordinator'):
         find(SLURM | {name: value})
 
 
 def test_the_batch_script_itself_is_alone():
-    """It has variables of the job, none of a step."""
+    """It has the variables of the job, but not those of a step."""
     job = {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '8', 'SLURM_PROCID': '0', 'SLURM_NODEID': '0'}
     assert find(job).processes == 1
 
@@ -167,7 +167,7 @@ def test_one_task_is_alone():
 
 
 def test_slurm_ports():
-    """From the job, the same for each of its tasks, and not one that the system hands out."""
+    """They depend on the job, not on the task, and the system does not assign them by itself."""
     ports = {job: find(SLURM | {'SLURM_JOB_ID': str(job)}).address[1] for job in (1, 2, 4097, 9999)}
     assert ports[1] != ports[2] and all(61440 <= port < 65536 for port in ports.values())
     assert find(SLURM).address == find(SLURM | {'SLURM_PROCID': '0'}).address
@@ -178,27 +178,27 @@ def test_slurm_ports():
 
 
 def test_gke():
-    found = find(GKE)
-    assert found == Place(4, 3, f'job-0.svc:{PORT}', 'the TPU')
+    result = find(GKE)
+    assert result == Place(4, 3, f'job-0.svc:{PORT}', 'the TPU')
     assert find(GKE, port=7777).address[1] == 7777
 
 
 def test_gke_with_addresses_of_processes():
-    """TPU_PROCESS_ADDRESSES comes first, and may have ports."""
-    found = find(GKE | {'TPU_PROCESS_ADDRESSES': 'a:8471,b:8471', 'TPU_WORKER_ID': '1'})
-    assert found == Place(2, 1, f'a:{PORT}', 'the TPU')
+    """TPU_PROCESS_ADDRESSES has precedence, and may contain ports."""
+    result = find(GKE | {'TPU_PROCESS_ADDRESSES': 'a:8471,b:8471', 'TPU_WORKER_ID': '1'})
+    assert result == Place(2, 1, f'a:{PORT}', 'the TPU')
 
 
 def test_gke_slices():
-    """Numbers count through the slices; all meet at the first of all."""
+    """Processes are numbered through all slices, and connect to the first host of the first."""
     assert find(GKE | SLICES) == Place(8, 7, f'slice0-0.svc:{PORT}', 'the TPU')
     first = find(GKE | SLICES | {'MEGASCALE_SLICE_ID': '0', 'TPU_WORKER_ID': '0'})
     assert first == Place(8, 0, f'slice0-0.svc:{PORT}', 'the TPU')
 
 
 @pytest.mark.parametrize('name', ['MEGASCALE_SLICE_ID', 'MEGASCALE_COORDINATOR_ADDRESS'])
-def test_half_of_the_slices(name):
-    """Each slice would take itself for the first, or meet by itself."""
+def test_slices_with_a_missing_variable(name):
+    """Each slice would otherwise take itself for the first, or connect only to itself."""
     environ = {key: value for key, value in (GKE | SLICES).items() if key != name}
     with pytest.raises(UserError, match=f'{name}.*--coordinator'):
         find(environ)
@@ -220,15 +220,15 @@ def test_a_tpu_of_one_host_is_alone(number):
 
 @pytest.mark.parametrize('endpoints, first', [(OLD, '10.0.0.2'), (NEW, 't1v-n-5ea-w-0')])
 def test_tpu_vm(endpoints, first):
-    found = find({}, reads(worker_network_endpoints=endpoints, agent_worker_number='1'))
-    assert found == Place(2, 1, f'{first}:{PORT}', 'the TPU')
+    result = find({}, reads(worker_network_endpoints=endpoints, agent_worker_number='1'))
+    assert result == Place(2, 1, f'{first}:{PORT}', 'the TPU')
 
 
 def test_tpu_vm_slices():
-    told = reads(worker_network_endpoints=OLD, agent_worker_number='1', tpu_env=TPU_ENV)
-    assert find({}, told) == Place(4, 3, f'10.9.9.9:{PORT}', 'the TPU')
-    # What the environment says comes first.
-    assert find({'MEGASCALE_SLICE_ID': '0'}, told).process == 1
+    metadata = reads(worker_network_endpoints=OLD, agent_worker_number='1', tpu_env=TPU_ENV)
+    assert find({}, metadata) == Place(4, 3, f'10.9.9.9:{PORT}', 'the TPU')
+    # The environment has precedence.
+    assert find({'MEGASCALE_SLICE_ID': '0'}, metadata).process == 1
 
 
 def test_tpu_vm_without_a_number():
@@ -252,7 +252,7 @@ def test_slurm_comes_before_the_tpu():
 
 @contextlib.contextmanager
 def metadata_server(values: dict[str, str], refuse: int = 0):
-    """Serves on 127.0.0.1, once it has refused with 503 so often; yields (host, what is asked)."""
+    """Serves on 127.0.0.1 after `refuse` answers with 503; yields (host, the paths requested)."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -277,15 +277,17 @@ def metadata_server(values: dict[str, str], refuse: int = 0):
 
 @pytest.fixture
 def chips(monkeypatch):
-    """Makes this machine look as if it had TPU chips, or none: `chips('/dev/accel0')`."""
-    found: list[str] = []
-    monkeypatch.setattr(place.glob, 'glob', lambda pattern: [p for p in found if p[:6] in pattern])
-    return found.append
+    """Makes this machine appear to have no TPU chips but those added: `chips('/dev/accel0')`."""
+    devices: list[str] = []
+    monkeypatch.setattr(
+        place.glob, 'glob', lambda pattern: [p for p in devices if p[:6] in pattern]
+    )
+    return devices.append
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No waiting between two attempts."""
+    """Removes the pause between two attempts."""
     monkeypatch.setattr(place, 'BACKOFF', 0.01)
 
 
@@ -308,7 +310,7 @@ def test_metadata_server_that_is_busy(quick):
 
 
 def test_metadata_server_that_stays_busy(quick):
-    """Alone would be wrong: each host of a pod would take itself for process 0."""
+    """An error, as each host of a pod would otherwise train alone, as process 0."""
     with metadata_server({}, refuse=99) as (host, _), pytest.raises(UserError) as raised:
         read_metadata(host, 'agent-worker-number')
     assert host in str(raised.value) and '--coordinator' in str(raised.value)
@@ -321,7 +323,7 @@ def test_metadata_without_a_key():
 
 
 def test_a_proxy_is_not_asked(monkeypatch):
-    """The metadata server is this machine's own."""
+    """The metadata server belongs to this machine."""
     monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:9')
     monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
     monkeypatch.delenv('NO_PROXY', raising=False)
@@ -333,15 +335,15 @@ def test_a_proxy_is_not_asked(monkeypatch):
 def test_no_metadata_server(chips, quick):
     chips('/dev/vfio/0')
     with metadata_server({}) as (host, _):
-        pass  # nothing listens there any more
+        pass  # nothing listens there now
     assert find({}, asks(host)) == Place(source='nothing else')
 
 
-def test_no_metadata_where_there_is_no_tpu(chips):
+def test_no_metadata_without_a_tpu(chips):
     assert tpu_metadata({}) is None
 
 
 @pytest.mark.parametrize('environ', [{'JAX_PLATFORMS': 'cpu'}, {'TPU_SKIP_MDS_QUERY': '1'}])
-def test_no_metadata_where_it_is_not_wanted(chips, environ):
+def test_no_metadata_where_it_must_not_be_read(chips, environ):
     chips('/dev/accel0')
     assert tpu_metadata({}) and tpu_metadata(environ) is None

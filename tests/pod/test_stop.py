@@ -1,4 +1,4 @@
-"""SIGTERM asks for a stop, and all processes of a run stop at the same place."""
+"""SIGTERM requests a stop, and all processes of a run stop at the same step."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def ask(times: int = 1) -> None:
 
 @pytest.fixture
 def handled():
-    """How often SIGTERM came to whoever takes it outside of a StopRequest."""
+    """The signals that arrive at the handler outside of a StopRequest."""
     numbers: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: numbers.append(number))
     yield numbers
@@ -31,15 +31,15 @@ def handled():
 
 @pytest.fixture
 def agreed(monkeypatch):
-    """Stands for the agreement of JAX's processes: at which number all stop, and what was asked."""
-    found = {'stop': None, 'asked': []}
+    """Replaces the agreement of JAX's processes: the number where all stop, and those asked."""
+    agreement = {'stop': None, 'asked': []}
 
     def reached(number: int) -> bool:
-        found['asked'].append(number)
-        return number == found['stop']
+        agreement['asked'].append(number)
+        return number == agreement['stop']
 
     monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', reached)
-    return found
+    return agreement
 
 
 @pytest.mark.parametrize('times', [1, 2, 20])
@@ -51,14 +51,14 @@ def test_asked(handled, times):
     assert not handled
 
 
-def test_the_handler_is_put_back(handled):
+def test_the_handler_is_restored(handled):
     with StopRequest():
         ask()
     ask()
     assert handled == [signal.SIGTERM]
 
 
-def test_the_handler_is_put_back_after_an_error(handled):
+def test_the_handler_is_restored_after_an_error(handled):
     with contextlib.suppress(KeyError), StopRequest():
         raise KeyError
     ask()
@@ -66,7 +66,7 @@ def test_the_handler_is_put_back_after_an_error(handled):
 
 
 def test_one_after_the_other(handled):
-    """As the arms of a comparison: what one was asked does not stop the next."""
+    """As in a comparison: a stop of one arm does not stop the next."""
     with StopRequest():
         ask()
     with StopRequest() as stop:
@@ -74,51 +74,51 @@ def test_one_after_the_other(handled):
 
 
 def test_not_in_the_main_thread(handled):
-    """Where Python takes no handler: nobody is asked, and the one that is there stays."""
-    found = []
+    """Python accepts no handler there: the old one stays, and no request arrives."""
+    answers = []
 
     def run() -> None:
         with StopRequest() as stop:
-            found.append(stop.asked())
+            answers.append(stop.asked())
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join(30)
     ask()
-    assert found == [False] and handled == [signal.SIGTERM]
+    assert answers == [False] and handled == [signal.SIGTERM]
 
 
 def test_several_are_asked_by_number(agreed):
-    """Every process asks equally often, whatever a step is for it."""
+    """Every process asks equally often, however many steps a call runs."""
     with StopRequest() as stop:
         stop.spread()
         agreed['stop'] = 3
         assert [stop.asked() for _ in range(5)] == [False, False, True, True, True]
-    assert agreed['asked'] == [1, 2, 3]  # once all know, nobody asks any more
+    assert agreed['asked'] == [1, 2, 3]  # once all know, no process asks again
 
 
 def test_asked_before_they_are_joined(handled, agreed):
-    """JAX's notifier is told of it, and alone says when: the others do not know yet."""
+    """JAX's notifier gets the signal, and decides when to stop: the others do not know yet."""
     with StopRequest() as stop:
         ask(2)
         assert stop.asked_here()
-        told = []
-        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))  # as JAX's is, in C
+        signals = []
+        signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))  # as JAX's is, in C
         stop.spread()
-        assert told == [signal.SIGTERM]
+        assert signals == [signal.SIGTERM]
         agreed['stop'] = 2
         assert [stop.asked() for _ in range(3)] == [False, True, True]
 
 
 def test_not_asked_before_they_are_joined(handled, agreed):
     with StopRequest() as stop:
-        told = []
-        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        signals = []
+        signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
         stop.spread()
-        assert not told and not stop.asked()
+        assert not signals and not stop.asked()
 
 
-# A process that asks until it is to stop; the second one may be asked before JAX has joined them.
+# A process that runs until it must stop; the second may get SIGTERM before JAX has connected them.
 MEMBER = """
 import os, signal, sys, time
 import jax
@@ -146,7 +146,7 @@ print('stopped at', times, flush=True)
 @pytest.mark.slow
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_two_stop_together(tmp_path, when):
-    """Real ones, by JAX's own agreement; only one of them is asked."""
+    """Real processes with JAX's own agreement; only one of them gets SIGTERM."""
     port, members = free_port(), []
     logs = [tmp_path / str(number) for number in range(2)]
     try:
@@ -159,10 +159,10 @@ def test_two_stop_together(tmp_path, when):
             for _ in range(3):
                 members[1].send_signal(signal.SIGTERM)
         codes = [member.wait(60) for member in members]
-        said = [log.read_text() for log in logs]
-        assert codes == [0, 0], said
-        stopped = [text.partition('stopped at')[2].split()[0] for text in said]
-        assert stopped[0] == stopped[1], said
+        output = [log.read_text() for log in logs]
+        assert codes == [0, 0], output
+        stopped = [text.partition('stopped at')[2].split()[0] for text in output]
+        assert stopped[0] == stopped[1], output
     finally:
         for member in members:
             member.kill()

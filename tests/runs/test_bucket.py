@@ -297,7 +297,7 @@ def test_putting_aside_is_cut_off(gcs, local, tmp_path):
     gcs.fail('POST .*damaged/60/_CHECKPOINT', times=99, status=403)
     refused, outcome = call(gcs, TRAIN), None
     assert 'gs://bucket/run/damaged/60/_CHECKPOINT_METADATA' in complaint(refused[0])
-    assert 'check who may do so' in refused[0].err
+    assert 'check its permissions' in refused[0].err
     assert steps(gcs) == [49, 56] and steps(gcs, committed=False) == [49, 56, 60]
     gcs._failures.clear()
     (outcome,) = call(gcs, TRAIN)
