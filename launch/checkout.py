@@ -1,6 +1,6 @@
 """Packs this checkout, with its local changes, into one archive.
 
-Part of tpu.py; the standard library alone.
+Part of tpu.py; uses only the standard library.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from gcloud import WRONG, Failure, say
 
 
 def archive(folder: Path) -> tuple[Path, str]:
-    """Packs this checkout: what git tracks as it is now, and new files that it doesn't ignore.
+    """Packs this checkout: tracked files in their present state, and new files not ignored by git.
 
     Returns:
-      The tar archive, which is the same for the same content, and its sha256.
+      The tar archive, which is identical for identical content, and its sha256.
     Raises:
       Failure: this script is not in a git checkout.
     """
@@ -30,20 +30,20 @@ def archive(folder: Path) -> tuple[Path, str]:
     root = Path(__file__).resolve().parent
     root = Path(git('rev-parse', '--show-toplevel').rstrip('\n'))
     revision = git('rev-parse', 'HEAD').strip()
-    listed = git('ls-files', '-coz', '--exclude-standard').split('\0')
-    names = sorted(set(listed) - {'', 'REVISION'})
+    paths = git('ls-files', '-coz', '--exclude-standard').split('\0')
+    names = sorted(set(paths) - {'', 'REVISION'})
     path = folder / 'jaxtrain.tar'
 
     def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = 0
         info.uname = info.gname = ''
-        info.mtime = 946684800  # 2000: zip files, which pip makes, know no time before 1980
+        info.mtime = 946684800  # 2000: zip files, which pip writes, cannot hold times before 1980
         info.mode = 0o755 if info.mode & 0o100 else 0o644
         return info
 
     with tarfile.open(path, 'w') as tar:
         for name in names:
-            # git also lists files that were deleted and, as folders, checkouts inside this one.
+            # git also lists deleted files and, as folders, checkouts inside this one.
             if (root / name).is_symlink() or (root / name).is_file():
                 tar.add(root / name, name, filter=plain)
     if git('status', '--porcelain'):

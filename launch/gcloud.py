@@ -1,6 +1,6 @@
-"""Calls of gcloud: again where what went wrong passes, and out of reach of Ctrl-C.
+"""Calls of gcloud, which are retried after temporary errors and not interrupted by Ctrl-C.
 
-Part of tpu.py; the standard library alone.
+Part of tpu.py; uses only the standard library.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 FAILED, WRONG, AGAIN = 1, 2, 42
-# A rate limit passes by itself, a quota does not, and both call themselves a quota.
+# Exceeding a rate limit is temporary, exceeding a quota is not; gcloud calls both a quota.
 RATE = re.compile(r'rate.?limit|per minute|per 100 seconds', re.I)
 FATAL = re.compile(r'PERMISSION_DENIED|quota|INVALID_ARGUMENT|SSH Key is not present', re.I)
 PASSING = re.compile(
@@ -33,24 +33,24 @@ class Failure(Exception):
 
 
 class Lost(Failure):
-    """The slice is gone or out of reach: the same command on a new one goes on."""
+    """The slice is gone or unreachable: the same command on a new slice resumes the run."""
 
     def __init__(self, message: str):
         super().__init__(AGAIN, message)
 
 
 class Stopped(Exception):
-    """A signal came."""
+    """A signal was received."""
 
 
 def say(text: str) -> None:
-    # Straight to the descriptor: also called from a signal handler, also after a hang-up.
+    # Written to the descriptor, so that it works in a signal handler and after a hang-up.
     with contextlib.suppress(OSError):
         os.write(2, f'tpu.py: {text}\n'.encode())
 
 
 class Stop:
-    """The first signal, noted; it takes effect only where this program waits, unless shielded."""
+    """The first signal; it takes effect only where this program waits, and not while shielded."""
 
     def __init__(self):
         self.number, self.shield = 0, ''
@@ -85,7 +85,7 @@ class Reply(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The line of gcloud that tells most: the last error, else simply the last."""
+        """The most useful line of gcloud: the last error, else the last line."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith('ERROR')]
         return (errors or lines or [f'gcloud ended with exit code {self.code}'])[-1]
@@ -93,10 +93,14 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Cloud:
-    """Calls gcloud; or, in a dry run, prints the calls and assumes that all went well.
+    """Calls gcloud; a dry run prints the calls instead and assumes that they succeed.
 
-    where: the flags that every call gets. reach: those of ssh and scp too. poll: seconds between
-    two looks.
+    Attributes:
+      where: flags for every call.
+      reach: further flags for ssh and scp.
+      poll: seconds between two queries.
+      dry: whether this is a dry run.
+      stop: the signal received, if any.
     """
 
     where: tuple[str, ...]
@@ -112,22 +116,22 @@ class Cloud:
             time.sleep(min(left, 0.2))
 
     def together(
-        self, calls, happy: str | None = 'ok', timeout=300.0, grace=0.0, capture=True
+        self, calls, assumed: str | None = 'ok', timeout=300.0, grace=0.0, capture=True
     ) -> list[Reply]:
-        """Makes the calls at the same time, in sessions of their own, out of reach of Ctrl-C.
+        """Makes the calls at the same time, in sessions of their own, which Ctrl-C does not reach.
 
         Args:
-          calls: the words of each call, after `gcloud compute tpus`.
-          happy: what a dry run takes for the output; None: nothing of that name is there.
-          timeout: seconds for all.
-          grace: seconds a call may go on when a signal comes, before it is ended.
-          capture: whether the output is wanted here.
+          calls: the arguments of each call, after `gcloud compute tpus`.
+          assumed: the output that a dry run assumes; None: the resource does not exist.
+          timeout: seconds for all calls together.
+          grace: seconds that a call may continue after a signal, before it is ended.
+          capture: whether to capture the output instead of printing it.
         """
         argvs = [['gcloud', 'compute', 'tpus', *words, *self.where] for words in calls]
         if self.dry:
             for argv in argvs:
                 print(json.dumps(argv), flush=True)
-            return [Reply(0, happy, '') if happy else Reply(1, '', 'NOT_FOUND')] * len(argvs)
+            return [Reply(0, assumed, '') if assumed else Reply(1, '', 'NOT_FOUND')] * len(argvs)
         pipe = subprocess.PIPE if capture else None
         options = dict(stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True)
         end = time.monotonic() + timeout
@@ -152,12 +156,12 @@ class Cloud:
                     return Reply(124, '', f'{shlex.join(process.args[:6])} timed out')
 
     def call(self, *words: str, **options) -> Reply:
-        """One call, again a few times if what went wrong passes. Options: as of `together`."""
+        """Makes one call, and retries it after temporary errors. Options: see `together`."""
         for attempt in range(5):
             reply = self.together([words], **options)[0]
             if reply.code == 0 or not reply.passing:
                 return reply
-            say(f'trying again: {reply.reason}')
+            say(f'retrying: {reply.reason}')
             self.backoff(attempt)
         raise Failure(FAILED, f'gcloud keeps failing: {reply.reason}')
 
@@ -166,7 +170,7 @@ class Cloud:
 
 
 def _end(process: subprocess.Popen, grace: float) -> None:
-    # SIGTERM lets gcloud end its ssh; what is deaf to it must not keep the slice from its deletion.
+    # SIGTERM lets gcloud end its ssh; a call that ignores it must not delay deleting the slice.
     for number, seconds in ((0, grace), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):

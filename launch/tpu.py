@@ -1,13 +1,13 @@
-"""Cloud TPU slices: create one, put this checkout on it, train there, delete it.
+"""Creates a Cloud TPU slice, copies this checkout to it, trains there, and deletes the slice.
 
     python launch/tpu.py babysit NAME --zone=ZONE --type=v5litepod-16 --spot -- \\
         --config=configs/CONFIG.py --workdir=gs://BUCKET/RUN
 
-Needs gcloud and Python's standard library here, and nothing prepared there (gcloud.py makes the
-calls, workers.py has the scripts that run there, checkout.py packs the code). Every command may be
-given again after it was interrupted: it goes on from what is there. Exit codes are jaxtrain's: 0
-finished; 42 stopped early, the same command again goes on; 2 wrong input, one line says what;
-anything else is a failure that trying again will not mend.
+Requires gcloud and Python's standard library on this machine, and no preparation of the slice
+(gcloud.py makes the calls, workers.py has the scripts that run there, checkout.py packs the code).
+Every command may be repeated after an interruption: it continues from the present state. The exit
+codes are those of jaxtrain: 0 finished; 42 stopped early, run the same command again to resume; 2
+wrong input, one line states the error; anything else is a failure that a retry does not fix.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from workers import (
     ssh,
 )
 
-RUNTIMES = {  # Google's table of software versions for JAX, by the start of the accelerator type
+RUNTIMES = {  # Google's table of software versions for JAX, by the prefix of the accelerator type
     'v6e-': 'v2-alpha-tpuv6e',
     'v5litepod-': 'v2-alpha-tpuv5-lite',
     'v5p-': 'v2-alpha-tpuv5',
@@ -49,35 +49,35 @@ NETWORKING = ('--network', '--subnetwork', '--service-account')
 
 
 def create(cloud: Cloud, args: argparse.Namespace) -> None:
-    """Asks for the slice unless it is there or coming, and waits until it can be used.
+    """Requests the slice unless it exists or is being created, and waits until it is active.
 
     Raises:
-      Lost: the slice that was asked for here failed, or was taken away at once.
-      Failure: gcloud refused, or `args.wait` seconds have passed.
+      Lost: the slice that was requested here failed, or was preempted at once.
+      Failure: gcloud rejected the request, or `args.wait` seconds have passed.
     """
     end = time.monotonic() + args.wait
-    asked, seen = False, None
+    requested, seen = False, None
     while True:
-        found = describe(cloud, args.name, args.slices if asked else None)
-        state = found.state if found else None
+        queued = describe(cloud, args.name, args.slices if requested else None)
+        state = queued.state if queued else None
         if state != seen:
-            say(f'{args.name} is {state}' if state else f'{args.name}: nothing of that name')
+            say(f'{args.name} is {state}' if state else f'{args.name} does not exist')
         seen = state
         if state == 'ACTIVE':
             return
-        if state in ENDED and asked:
-            raise Lost(f'{args.name} is {state} {found.why}'.strip())
+        if state in ENDED and requested:
+            raise Lost(f'{args.name} is {state} {queued.why}'.strip())
         if time.monotonic() > end:
             raise Failure(AGAIN, f'{args.name} is {state} after {args.wait:.0f} s of waiting')
         if state in ENDED:
             if not delete(cloud, args.name):
-                raise Failure(FAILED, f'{args.name} is {state} and in the way')
-        elif state is None and not asked:
-            # The grace lets a call that was just made arrive, so that what it makes is deleted.
+                raise Failure(FAILED, f'{args.name} is {state} and cannot be deleted')
+        elif state is None and not requested:
+            # The grace lets a call complete that was just made, so that its slice is deleted.
             reply = cloud.call(*create_words(args), timeout=900, grace=60)
             if reply.code and 'ALREADY_EXISTS' not in reply.err:
                 raise Failure(WRONG, reply.reason)
-            asked = True
+            requested = True
         else:
             cloud.pause(cloud.poll)
 
@@ -87,7 +87,7 @@ def create_words(args: argparse.Namespace) -> list[str]:
         (version for start, version in RUNTIMES.items() if args.type.startswith(start)), None
     )
     if runtime is None:
-        raise Failure(WRONG, f'no runtime version is known for {args.type}: give --version')
+        raise Failure(WRONG, f'the runtime version for {args.type} is not known: give --version')
     many = [f'--node-count={args.slices}', f'--node-prefix={args.name}']
     words = many if args.slices > 1 else [f'--node-id={args.name}']
     words += [f'--accelerator-type={args.type}', f'--runtime-version={runtime}']
@@ -99,7 +99,7 @@ def create_words(args: argparse.Namespace) -> list[str]:
 
 
 def delete(cloud: Cloud, name: str) -> bool:
-    """Deletes the slice, however far it was made; nothing there is fine. Whether it is gone."""
+    """Deletes the slice, in any state, and returns whether it is gone; it need not exist."""
     words = ('queued-resources', 'delete', name, '--force')
     for attempt in range(ROUNDS):
         reply = cloud.together([words], timeout=900)[0]
@@ -108,16 +108,16 @@ def delete(cloud: Cloud, name: str) -> bool:
             return True
         say(f'{name} is not deleted yet: {reply.reason}')
         cloud.backoff(attempt)
-    say(f'{name} COULD NOT BE DELETED and may go on to cost money: python launch/tpu.py delete')
+    say(f'{name} COULD NOT BE DELETED and may still cost money: python launch/tpu.py delete')
     return False
 
 
 def sync(cloud: Cloud, name: str, path: Path, digest: str) -> None:
-    """Copies the archive to every worker, verifies it there, unpacks and installs it.
+    """Copies the archive to every worker, and verifies, unpacks and installs it there.
 
     Raises:
       Lost: the slice is gone.
-      Failure: a worker has other bytes, or cannot install it.
+      Failure: a worker received other bytes, or cannot install the archive.
     """
     workers = fleet(cloud, name)
     target = f'jaxtrain-{digest[:12]}.tar'
@@ -125,44 +125,44 @@ def sync(cloud: Cloud, name: str, path: Path, digest: str) -> None:
         scp = ('tpu-vm', 'scp', str(path))
         where = (*cloud.reach, '--worker=all')
         calls = [[*scp, f'{node}:{target}', *where] for node in workers]
-        replies = cloud.together(calls, timeout=1800)  # judged by what the workers have
+        replies = cloud.together(calls, timeout=1800)  # the workers' answers decide
         got = ask(cloud, name, workers, CHECK, f'same {digest}', archive=target, sha=digest)
         bad = [host for (_, host), words in got.items() if words != ['same', digest]]
         if not bad:
             break
         why = next((reply.reason for reply in replies if reply.code), 'the sha256 is wrong')
-        say(f'the archive did not arrive well on {", ".join(bad)}: {why}')
+        say(f'the archive arrived damaged on {", ".join(bad)}: {why}')
         cloud.backoff(attempt)
     else:
         raise Failure(FAILED, f'the archive does not reach {", ".join(bad)}: {why}')
     got = ask(cloud, name, workers, INSTALL, 'installed', archive=target, sha=digest)
     for (_, host), words in got.items():
         if words[:1] not in (['installed'], ['already']):
-            raise Failure(FAILED, f'{host} cannot install it: {" ".join(words[1:])}')
-    say(f'{len(got)} workers have it')
+            raise Failure(FAILED, f'{host} cannot install the code: {" ".join(words[1:])}')
+    say(f'{len(got)} workers have the code')
 
 
 def run(cloud: Cloud, name: str, words: list[str], env: list[str]) -> int:
-    """Starts `jaxtrain train` on every worker unless it runs, and waits for its end.
+    """Starts `jaxtrain train` on every worker unless it is running, and waits until it ends.
 
     Returns:
-      The combination of the exit codes.
+      The combined exit code.
     Raises:
-      Lost: the slice is gone, or a process without a trace.
-      Failure: nothing is installed there.
+      Lost: the slice is gone, or a process ended without an exit code.
+      Failure: the code is not installed there.
     """
     workers = fleet(cloud, name)
     job = JOB % (shlex.join(env), shlex.join(words))
     states = [state for state, *_ in ask(cloud, name, workers, STATE, 'none -', name=name).values()]
     if set(states) == {'alive'}:
-        say(f'{name} runs already; waiting for it')
+        say(f'{name} is already running; waiting for it')
     else:
         values = {'name': name, 'job': job, 'join': 'yes' if 'alive' in states else 'no'}
-        values['token'] = secrets.token_hex(8)  # asking again starts nothing twice
+        values['token'] = secrets.token_hex(8)  # a repeated request starts nothing twice
         got = ask(cloud, name, workers, START, 'started', **values)
         bad = [host for (_, host), (state, *_) in got.items() if state in ('missing', 'failed')]
         if bad:
-            raise Failure(WRONG, f'{", ".join(bad)}: nothing to run there; sync puts it there')
+            raise Failure(WRONG, f'{", ".join(bad)}: the code is not installed; run sync first')
         say(f'{name} started on {len(got)} workers')
     while True:
         got = ask(cloud, name, workers, STATE, 'exit 0', name=name)
@@ -179,16 +179,16 @@ def run(cloud: Cloud, name: str, words: list[str], env: list[str]) -> int:
 
 
 def combined(codes: list[int]) -> int:
-    """One exit code for all workers: wrong input, else a crash, else 42, else 0."""
+    """One exit code for all workers: 2 if any has it, else that of a crash, else 42, else 0."""
     fatal = [code for code in codes if code not in (0, AGAIN)]
     return (WRONG if WRONG in fatal else fatal[0]) if fatal else max(codes)
 
 
 def status(cloud: Cloud, name: str) -> None:
-    """Prints the slice's state and a row for each worker."""
-    found = describe(cloud, name)
-    print(*([name, found.state, found.why] if found else [name, 'does not exist']))
-    if found is None or found.state != 'ACTIVE':
+    """Prints the state of the slice, and a row for each worker."""
+    queued = describe(cloud, name)
+    print(*([name, queued.state, queued.why] if queued else [name, 'does not exist']))
+    if queued is None or queued.state != 'ACTIVE':
         return
     for node, count in fleet(cloud, name).items():
         reply = cloud.together(
@@ -202,7 +202,7 @@ def status(cloud: Cloud, name: str) -> None:
 
 
 def logs(cloud: Cloud, name: str, worker: int, follow: bool) -> int:
-    """Prints the end of a worker's log; workers are counted through all slices."""
+    """Prints the end of a worker's log; workers are numbered through all slices."""
     workers = {name: worker + 1} if cloud.dry else fleet(cloud, name)
     for node, count in workers.items():
         if worker < count:
@@ -211,21 +211,21 @@ def logs(cloud: Cloud, name: str, worker: int, follow: bool) -> int:
             timeout = float('inf') if follow else 300
             return cloud.together([call], timeout=timeout, capture=False)[0].code
         worker -= count
-    raise Failure(WRONG, f'{name} has no such worker: it has {sum(workers.values())}')
+    raise Failure(WRONG, f'--worker is too large: {name} has {sum(workers.values())} workers')
 
 
 def stop(cloud: Cloud, name: str) -> None:
-    """Asks the run to save its state and to end, with exit code 42."""
+    """Asks the run to save its state and exit with code 42."""
     got = ask(cloud, name, fleet(cloud, name), STOP, 'stopping', name=name)
     stopping = sum(words == ['stopping'] for words in got.values())
-    say(f'{name}: {stopping} of {len(got)} workers had a run, and are stopping it')
+    say(f'{name}: {stopping} of {len(got)} workers had a run and are stopping it')
 
 
 def babysit(cloud: Cloud, args: argparse.Namespace, path: Path, digest: str) -> int:
-    """Creates, syncs and runs, on a new slice whenever that helps; deletes the slice at the end."""
+    """Creates, syncs and runs, on a new slice after a preemption; deletes the slice at the end."""
     clean = args.keep
     if not any('gs://' in word for word in args.words):
-        say('no word names a gs:// folder: what is saved on the slice is deleted with it')
+        say('no argument is a gs:// folder: what is saved on the slice is deleted with it')
     try:
         for attempt in range(max(args.retries, 0) + 1):
             if attempt:
@@ -246,7 +246,7 @@ def babysit(cloud: Cloud, args: argparse.Namespace, path: Path, digest: str) -> 
             say(f'stopped early, and all {args.retries} retries are used up')
     finally:
         if not args.keep:
-            cloud.stop.shield = f'deleting {args.name}: wait for it, or it goes on to cost money'
+            cloud.stop.shield = f'deleting {args.name}: wait for it, otherwise it still costs money'
             say(f'deleting {args.name}')
             clean = delete(cloud, args.name)
     return code or (0 if clean else FAILED)
@@ -266,42 +266,42 @@ def parser() -> argparse.ArgumentParser:
         return check
 
     def command(name: str, about: str, words: bool = False):
-        usage = f'%(prog)s NAME [flags]{" -- WORDS OF jaxtrain train" * words}'
+        usage = f'%(prog)s NAME [flags]{" -- ARGUMENTS OF jaxtrain train" * words}'
         sub = commands.add_parser(name, help=about, description=about, usage=usage)
         add = sub.add_argument
         named = matching('[a-z]([a-z0-9-]{0,60}[a-z0-9])?', 'lower-case letters, digits, hyphens')
-        add('name', type=named, metavar='NAME', help='of the slice, and of its run')
+        add('name', type=named, metavar='NAME', help='name of the slice, and of its run')
         add('--zone', help="default: gcloud's own")
         add('--project', help="default: gcloud's own")
-        add('--internal-ip', action='store_true', help='no address outside its network')
-        add('--dry-run', action='store_true', help='print the calls of gcloud, make none')
+        add('--internal-ip', action='store_true', help='use only internal IP addresses')
+        add('--dry-run', action='store_true', help='print the calls of gcloud, but make none')
         if words:
             pair = dict(type=matching(r'[A-Za-z_]\w*=(.|\n)*', 'KEY=VALUE'), metavar='KEY=VALUE')
             add('--env', action='append', default=[], help='for jaxtrain; may be repeated', **pair)
         return add
 
     def creates(add) -> None:
-        add('--type', required=True, help='of accelerator, such as v5litepod-16')
-        add('--version', help='of the software on it; default: by --type')
-        add('--spot', action='store_true', help='may be preempted; default: on demand')
-        add('--reserved', action='store_true', help='from a reservation')
-        add('--slices', type=int, default=1, help='default: 1')
-        add('--wait', type=float, default=86400, help='seconds until it is there; default: a day')
+        add('--type', required=True, help='accelerator type, such as v5litepod-16')
+        add('--version', help='software version; default: by --type')
+        add('--spot', action='store_true', help='preemptible; default: on demand')
+        add('--reserved', action='store_true', help='use a reservation')
+        add('--slices', type=int, default=1, help='number of slices; default: 1')
+        add('--wait', type=float, default=86400, help='seconds to wait for it; default: a day')
         for flag in NETWORKING:
             add(flag, help="default: the project's")
 
-    creates(command('create', 'asks for a slice and waits until it is there'))
-    command('sync', 'puts this checkout, with its local changes, on every worker and installs it')
+    creates(command('create', 'requests a slice and waits until it is active'))
+    command('sync', 'copies this checkout, with its local changes, to every worker and installs it')
     command('run', 'trains on every worker and waits; the run outlives this program', words=True)
     command('status', 'prints the state of the slice and of each worker')
     add = command('logs', "prints the end of a worker's log")
     add('--worker', type=int, default=0, help='counted through all slices; default: 0')
-    add('--follow', action='store_true', help='go on until Ctrl-C')
+    add('--follow', action='store_true', help='print new lines until Ctrl-C')
     command('stop', 'asks the run to save its state and end')
     command('delete', 'deletes the slice')
-    add = command('babysit', 'create, sync, run; anew after a preemption; delete', words=True)
+    add = command('babysit', 'creates, syncs, runs; again after preemption; deletes', words=True)
     creates(add)
-    add('--retries', type=int, default=10, help='default: 10')
+    add('--retries', type=int, default=10, help='new slices at most; default: 10')
     add('--backoff', type=float, default=30, help='seconds before a retry, doubled; default: 30')
     add('--keep', action='store_true', help='do not delete the slice at the end')
     return top
@@ -309,17 +309,17 @@ def parser() -> argparse.ArgumentParser:
 
 def execute(cloud: Cloud, args: argparse.Namespace) -> int:
     if args.command in ('run', 'babysit') and not args.words:
-        raise Failure(WRONG, f'{args.command} needs the words of `jaxtrain train` after --')
+        raise Failure(WRONG, f'{args.command} requires the arguments of `jaxtrain train` after --')
     if getattr(args, 'spot', False) and args.reserved:
         raise Failure(WRONG, 'a slice is either --spot or --reserved')
     if not cloud.dry and shutil.which('gcloud') is None:
         raise Failure(WRONG, 'gcloud is not on PATH: install the Google Cloud CLI')
     if cloud.dry:
-        say('dry run: nothing of this happens')
+        say('dry run: no call is made')
     cloud.stop.install()
     with tempfile.TemporaryDirectory() as folder:
         if args.command in ('sync', 'babysit'):
-            # Packed before anything costs money, and once: a later slice gets the same code.
+            # Packed once, before anything costs money, so that a later slice gets the same code.
             packed = archive(Path(folder))
         match args.command:
             case 'create':
@@ -357,7 +357,7 @@ def main(argv: list[str]) -> int:
         return failure.code
     except Stopped:
         if args.command in ('create', 'run'):
-            say(f'{args.name} goes on there: the same command waits for it again')
+            say(f'{args.name} continues there: run the same command to wait for it again')
         return 128 + cloud.stop.number
 
 

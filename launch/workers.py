@@ -1,6 +1,6 @@
-"""The workers of a slice: which there are, and scripts that run on all of them.
+"""The workers of a slice: their list, and scripts that run on all of them.
 
-Part of tpu.py; the standard library alone.
+Part of tpu.py; uses only the standard library.
 """
 
 import json
@@ -12,12 +12,12 @@ from gcloud import FATAL, WRONG, Cloud, Failure, Lost, Reply, say
 
 ENDED = ('FAILED', 'SUSPENDED')
 LEAVING = (*ENDED, 'SUSPENDING', 'DELETING')
-USELESS = ('gone', 'PREEMPTED', 'TERMINATED', 'STOPPING', 'STOPPED', 'DELETING')  # of a node
-ROUNDS = 8  # how often workers that do not answer are asked, before they count as lost
+USELESS = ('gone', 'PREEMPTED', 'TERMINATED', 'STOPPING', 'STOPPED', 'DELETING')  # states of a node
+ROUNDS = 8  # how often workers are asked before those without an answer count as lost
 
 
-# On the workers. Each script gives its result as one line, written at once, because the lines of
-# many workers share one stream; and always ends well, because gcloud passes on only one exit code.
+# These scripts run on the workers. Each gives its result as one line, written at once, because the
+# lines of many workers share one stream; each ends with code 0, as gcloud returns only one code.
 PRELUDE = """
 answer() { printf 'jaxtrain-answer %s %s\\n' "$(hostname)" "$*"; exit 0; }
 cd "$HOME" || answer failed no home
@@ -28,7 +28,7 @@ got=$(sha256sum < "$archive" | cut -c 1-64)
 rm -f "$archive"
 answer other "$got"
 """
-# The images with Ubuntu 22.04 bring Python 3.10, which is too old: uv fetches one that is not.
+# The images with Ubuntu 22.04 contain Python 3.10, which is too old: uv installs a newer one.
 INSTALL = """
 log=$HOME/jaxtrain-install.log
 fail() { answer failed "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-200)"; }
@@ -58,8 +58,8 @@ echo "$sha" > jaxtrain-venv/installed
 rm -f "$archive"
 answer installed
 """
-# A run holds the lock of its folder for as long as it lives: no process id that is mistaken after
-# the machine has started anew, no two runs at once.
+# A run holds the lock of its folder as long as it is alive. Unlike a process id, the lock is valid
+# after a reboot too, and it prevents two runs at once.
 STATE = """
 cd "jaxtrain-runs/$name" 2>/dev/null || answer none -
 last=$(tail -c 4000 log 2>/dev/null | tr '\\r' '\\n' | grep -v '^ *$' | tail -n 1 | cut -c 1-200)
@@ -81,7 +81,7 @@ echo "$token" > token
 setsid nohup bash -c "$job" </dev/null >>log 2>&1 &
 answer started
 """
-# The group gets the SIGTERM: this shell outlives it, to write down the exit code.
+# SIGTERM is sent to the group: this shell ignores it, to write the exit code to a file.
 JOB = """
 trap : TERM
 echo $$ > pid
@@ -104,14 +104,14 @@ class Slice(NamedTuple):
 
 
 def describe(cloud: Cloud, name: str, slices: int | None = 1) -> Slice | None:
-    """The queued resource of that name; None: there is none.
+    """The queued resource with this name; None if it does not exist.
 
     Args:
-      slices: how many a dry run takes to be there; None: it takes nothing to be there.
+      slices: the number that a dry run assumes to exist; None: it assumes that none exists.
     """
     spec = {'multisliceParams': {'nodeCount': slices}} if (slices or 1) > 1 else {'nodeId': name}
-    happy = slices and json.dumps({'state': {'state': 'ACTIVE'}, 'tpu': {'nodeSpec': [spec]}})
-    answer = look(cloud, 'queued-resources', name, happy)
+    assumed = slices and json.dumps({'state': {'state': 'ACTIVE'}, 'tpu': {'nodeSpec': [spec]}})
+    answer = look(cloud, 'queued-resources', name, assumed)
     if answer is None:
         return None
     nodes = []
@@ -124,30 +124,30 @@ def describe(cloud: Cloud, name: str, slices: int | None = 1) -> Slice | None:
     return Slice(state.get('state', 'UNKNOWN'), nodes, why)
 
 
-def look(cloud: Cloud, kind: str, name: str, happy: str | None) -> dict | None:
-    reply = cloud.call(kind, 'describe', name, '--format=json', happy=happy)
+def look(cloud: Cloud, kind: str, name: str, assumed: str | None) -> dict | None:
+    reply = cloud.call(kind, 'describe', name, '--format=json', assumed=assumed)
     if reply.code and not reply.missing:
         raise Failure(WRONG, reply.reason)
     return None if reply.missing else json.loads(reply.out)
 
 
 def fleet(cloud: Cloud, name: str, was_there: bool = False) -> dict[str, int]:
-    """The nodes of an active slice, with the number of workers of each.
+    """The nodes of an active slice, with the number of workers of each node.
 
     Raises:
-      Lost: it was preempted, as a whole or in part; or it is no longer what it was.
-      Failure: there is none, or not yet.
+      Lost: the slice was preempted, entirely or in part, or is no longer active.
+      Failure: the slice does not exist, or not yet.
     """
-    found = describe(cloud, name)
-    state = found.state if found else 'not there'
+    queued = describe(cloud, name)
+    state = queued.state if queued else 'missing'
     if state in LEAVING or (was_there and state != 'ACTIVE'):
         raise Lost(f'{name} is {state}')
     if state != 'ACTIVE':
-        raise Failure(WRONG, f'{name} is {state}: create makes it, and waits for it')
-    happy = json.dumps({'state': 'READY', 'networkEndpoints': [{}]})
+        raise Failure(WRONG, f'{name} is {state}: run create, which waits until it is ACTIVE')
+    assumed = json.dumps({'state': 'READY', 'networkEndpoints': [{}]})
     workers = {}
-    for node in found.nodes:
-        answer = look(cloud, 'tpu-vm', node, happy) or {'state': 'gone'}
+    for node in queued.nodes:
+        answer = look(cloud, 'tpu-vm', node, assumed) or {'state': 'gone'}
         if answer['state'] in USELESS:
             raise Lost(f'{node} is {answer["state"]}')
         # A worker has an endpoint in each of its networks.
@@ -171,17 +171,17 @@ def answers(node: str, reply: Reply) -> dict[tuple[str, str], list[str]]:
 
 
 def ask(
-    cloud: Cloud, name: str, workers: dict[str, int], script: str, happy: str, /, **values: str
+    cloud: Cloud, name: str, workers: dict[str, int], script: str, assumed: str, /, **values: str
 ):
-    """Runs a script that may be repeated on all workers, until each of them has answered.
+    """Runs a script, which must be repeatable, on all workers until each has answered.
 
     Raises:
-      Lost: the slice is gone, or some workers are not to be reached for a long time.
+      Lost: the slice is gone, or some workers cannot be reached for a long time.
     """
     got, total = {}, sum(workers.values())
     calls = [ssh(cloud, node, script, **values) for node in workers]
     for attempt in range(ROUNDS):
-        replies = cloud.together(calls, f'jaxtrain-answer worker {happy}', timeout=1800)
+        replies = cloud.together(calls, f'jaxtrain-answer worker {assumed}', timeout=1800)
         for node, reply in zip(workers, replies, strict=True):
             got |= answers(node, reply)
         if len(got) >= total:
@@ -190,7 +190,7 @@ def ask(
         if FATAL.search(reason):
             raise Failure(WRONG, reason)
         say(f'{len(got)} of {total} workers of {name} answered: {reason}')
-        fleet(cloud, name, was_there=True)  # raises Lost where that is why
+        fleet(cloud, name, was_there=True)  # raises Lost if that is the reason
         cloud.backoff(attempt)
     raise Lost(f'{name}: some workers cannot be reached: {reason}')
 

@@ -3,8 +3,8 @@
 python launch/gke/render.py --name=vit --image=IMAGE --topology=v5e:4x4 --slices=2 -- \\
     --config=configs/full/imagenet_vit_s16.py --workdir=gs://BUCKET/vit | kubectl apply -f -
 
-It needs PyYAML and nothing else: no JAX, no jaxtrain, no access to the cluster. Wrong input is one
-line on stderr and exit code 2.
+It requires only PyYAML: neither JAX nor jaxtrain, nor access to the cluster. Wrong input results in
+one line on stderr and exit code 2.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import yaml
 TEMPLATE = Path(__file__).with_name('jobset.yaml')
 SPOT = 'cloud.google.com/gke-spot'
 
-# Slices of the 2-D generations in chips; those of at most 8 chips are one host.
+# Slices of the 2-D generations, in chips; those of at most 8 chips have one host.
 _SHAPES_2D = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
-# Of the 3-D generations, those up to 64 chips; larger ones are multiples of 4 in each dimension.
+# Slices of the 3-D generations up to 64 chips; larger ones are multiples of 4 in each dimension.
 _SHAPES_3D = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4')
-# Generation -> what GKE calls it, dimensions.
+# Generation -> its name in GKE, dimensions.
 GENERATIONS = {
     'v4': ('tpu-v4-podslice', 3),
     'v5e': ('tpu-v5-lite-podslice', 2),
@@ -33,7 +33,7 @@ GENERATIONS = {
 
 
 class WrongInput(Exception):
-    """What the user gave is wrong; the message is one line."""
+    """The user's input is wrong; the message is one line."""
 
 
 class Slice(NamedTuple):
@@ -42,8 +42,8 @@ class Slice(NamedTuple):
     Attributes:
       accelerator: value of the node label cloud.google.com/gke-tpu-accelerator.
       shape: value of the node label cloud.google.com/gke-tpu-topology.
-      hosts: virtual machines, which are nodes.
-      chips_per_host: what each offers as google.com/tpu.
+      hosts: the number of virtual machines, which are the nodes.
+      chips_per_host: the number of chips of each, as google.com/tpu.
     """
 
     accelerator: str
@@ -53,13 +53,13 @@ class Slice(NamedTuple):
 
 
 def parse_topology(topology: str) -> Slice:
-    """The slice that a topology is.
+    """The slice with a topology.
 
     Args:
       topology: GENERATION:SHAPE as in `jaxtrain plan`, such as 'v5e:4x4', the shape in chips.
 
     Raises:
-      WrongInput: a generation or a shape that GKE does not have.
+      WrongInput: GKE does not have the generation or the shape.
     """
     generation, _, shape = topology.partition(':')
     if generation not in GENERATIONS or not re.fullmatch(r'[1-9]\d{0,2}(x[1-9]\d{0,2})*', shape):
@@ -84,8 +84,8 @@ def parse_topology(topology: str) -> Slice:
             f'--topology={topology}: GKE has no such slice; {generation} has '
             f'{", ".join(known)}{more}'
         )
-    # A slice of up to 8 chips of v5e and v6e fits one host; larger ones, and v4 and v5p, have 4 on
-    # each.
+    # A slice of v5e or v6e with up to 8 chips is one host; larger ones, v4 and v5p have 4 chips per
+    # host.
     per_host = chips if dimensions == 2 and chips <= 8 else 4
     return Slice(accelerator, shape, chips // per_host, per_host)
 
@@ -94,8 +94,8 @@ def render(options: argparse.Namespace, words: list[str]) -> dict:
     """The manifest of a JobSet.
 
     Args:
-      options: what `parse` returns.
-      words: the words for `jaxtrain train`.
+      options: the options that `parse` returns.
+      words: the arguments of `jaxtrain train`.
 
     Raises:
       WrongInput: one of the options is wrong.
@@ -105,7 +105,7 @@ def render(options: argparse.Namespace, words: list[str]) -> dict:
     if options.slices > 1 and tpu.hosts == 1:
         raise WrongInput(
             f'--slices={options.slices}: GKE joins only slices of several hosts, and '
-            f'--topology={options.topology} is one; take a larger slice'
+            f'--topology={options.topology} has one; use a larger slice'
         )
     manifest = yaml.safe_load(TEMPLATE.read_text())
     (job,) = manifest['spec']['replicatedJobs']
@@ -115,7 +115,7 @@ def render(options: argparse.Namespace, words: list[str]) -> dict:
     if options.namespace:
         manifest['metadata']['namespace'] = options.namespace
     if tpu.hosts == 1:
-        # Slices of one host may share a node pool, which this would forbid.
+        # Slices of one host may share a node pool, which this annotation would forbid.
         del manifest['metadata']['annotations']
     manifest['spec']['failurePolicy']['maxRestarts'] = options.max_restarts
     job['replicas'] = options.slices
@@ -146,45 +146,45 @@ def render(options: argparse.Namespace, words: list[str]) -> dict:
 
 
 def to_yaml(manifest: dict) -> str:
-    """The manifest as text that every reader of YAML takes for the same.
+    """The manifest as text that every YAML parser reads in the same way.
 
-    PyYAML writes a text without quotes where its own rules read it back as text. kubectl's differ:
-    it takes 1e3 for a number, and y for a truth value. So all but plain words are quoted.
+    PyYAML omits the quotes of a string if its own rules read it back as a string. kubectl's rules
+    differ: it reads 1e3 as a number and y as a boolean. So all strings but plain words are quoted.
     """
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=math.inf)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the words after `--`.
+    """The options, and the arguments after `--`.
 
     Raises:
-      WrongInput: an option that is unknown, missing or of the wrong type, or no `--`.
+      WrongInput: an option is unknown, missing or of the wrong type, or `--` is missing.
     """
-    own, words = argv, None
+    before, words = argv, None
     if '--' in argv:
         at = argv.index('--')
-        own, words = argv[:at], argv[at + 1 :]
+        before, words = argv[:at], argv[at + 1 :]
     parser = _Parser(prog='render.py', description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add('--name', required=True, help='of the JobSet')
+    add('--name', required=True, help='name of the JobSet')
     add('--image', required=True, help='container image with jaxtrain[tpu] installed')
     add('--topology', required=True, help="TPU slice, such as 'v5e:4x4', in chips")
-    add('--slices', type=int, default=1, help='how many of it (default: 1)')
+    add('--slices', type=int, default=1, help='number of slices (default: 1)')
     add('--namespace', default='', help='Kubernetes namespace')
     add('--service-account', default='', help='Kubernetes service account, for the bucket')
-    add('--spot', action='store_true', help='take Spot nodes')
-    add('--env', action='append', default=[], metavar='KEY=VALUE', help='may be given again')
+    add('--spot', action='store_true', help='use Spot nodes')
+    add('--env', action='append', default=[], metavar='KEY=VALUE', help='may be repeated')
     add('--max-restarts', type=int, default=20, help='of all slices together (default: 20)')
-    parser.usage = '%(prog)s --name=NAME --image=IMAGE --topology=v5e:4x4 [...] -- WORDS'
-    parser.epilog = 'WORDS are those for jaxtrain train: --config=... --workdir=...'
-    options = parser.parse_args(own)
+    parser.usage = '%(prog)s --name=NAME --image=IMAGE --topology=v5e:4x4 [...] -- ARGUMENTS'
+    parser.epilog = 'ARGUMENTS are those of jaxtrain train: --config=... --workdir=...'
+    options = parser.parse_args(before)
     if words is None:
-        raise WrongInput('the words for jaxtrain train are missing; write them after --')
+        raise WrongInput('the arguments of jaxtrain train are missing; give them after --')
     return options, words
 
 
 def main(argv: list[str]) -> int:
-    """Prints the manifest; returns the exit code, 2 for wrong input."""
+    """Prints the manifest, and returns the exit code: 0, or 2 for wrong input."""
     try:
         text = to_yaml(render(*parse(argv)))
     except WrongInput as error:
@@ -200,7 +200,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists within keys indented, and quotes all texts but plain words."""
+    """Indents lists within keys, and quotes all strings but plain words."""
 
     def increase_indent(self, flow=False, indentless=False):
         return super().increase_indent(flow, False)
@@ -218,7 +218,7 @@ _Dumper.add_representer(str, _text)
 
 
 def _literal(value: str) -> str:
-    """Kubernetes puts the variable NAME in the place of $(NAME), and a single $ in that of $$."""
+    """Escapes $, as Kubernetes replaces $(NAME) by the variable NAME, and $$ by a single $."""
     return value.replace('$', '$$')
 
 
@@ -233,8 +233,8 @@ def _check(options: argparse.Namespace, words: list[str]) -> None:
     for option, pattern, meaning in patterns:
         value = getattr(options, option.strip('-').replace('-', '_'))
         if not re.fullmatch(pattern, value):
-            start = ', from a letter' if option == '--name' else ''
-            raise WrongInput(f'{option}={value!r} is not possible; it takes {meaning}{start}')
+            start = ', starting with a letter' if option == '--name' else ''
+            raise WrongInput(f'{option}={value!r} is not valid; it must be {meaning}{start}')
     if options.slices < 1:
         raise WrongInput(f'--slices={options.slices} must be at least 1')
     if options.max_restarts < 0:
@@ -244,11 +244,11 @@ def _check(options: argparse.Namespace, words: list[str]) -> None:
             raise WrongInput(f'--env={pair!r} is not KEY=VALUE')
     for flag in ('--config', '--workdir'):
         if not any(word == flag or word.startswith(f'{flag}=') for word in words):
-            raise WrongInput(f'{flag} is missing after --; jaxtrain train needs it')
+            raise WrongInput(f'{flag} is missing after --; jaxtrain train requires it')
 
 
 def _check_pod_names(name: str, job: str, slices: int, hosts: int) -> None:
-    """JobSet refuses a name from which that of a pod would become too long for a host name."""
+    """Rejects a name, as JobSet does, if the names of its pods would be too long for host names."""
     longest = f'{name}-{job}-{slices - 1}-{hosts - 1}-12345'
     if len(longest) > 63:
         over = len(longest) - 63

@@ -1,4 +1,4 @@
-"""launch/gke/render.py: what it prints is what Kubernetes takes, and restarts what it should."""
+"""launch/gke/render.py: Kubernetes accepts the manifest, and restarts the right failures."""
 
 import importlib.util
 import json
@@ -21,15 +21,15 @@ _spec.loader.exec_module(render)
 
 
 def arguments(*options: str, words=WORDS) -> list[str]:
-    given = {option.split('=')[0] for option in options}
-    needed = ('--name=vit', '--image=registry.example/vit:1', '--topology=v5e:4x4')
-    rest = [option for option in needed if option.split('=')[0] not in given]
+    names = {option.split('=')[0] for option in options}
+    required = ('--name=vit', '--image=registry.example/vit:1', '--topology=v5e:4x4')
+    rest = [option for option in required if option.split('=')[0] not in names]
     return [*rest, *options, '--', *words]
 
 
 @pytest.fixture
 def rendered(capsys):
-    """Renders in this process: options -> the manifest, as a reader of the text gets it."""
+    """Renders in this process: options -> the manifest, parsed from the printed text."""
 
     def run(*options: str, words=WORDS) -> dict:
         assert render.main(arguments(*options, words=words)) == 0
@@ -53,7 +53,7 @@ def container_of(manifest: dict) -> dict:
 
 
 @pytest.mark.parametrize('options', [(), ('--spot', '--service-account=a', '--env=A=1')])
-def test_kubernetes_takes_the_job_and_its_pod(rendered, options):
+def test_kubernetes_accepts_the_job_and_its_pod(rendered, options):
     job = job_of(rendered('--slices=2', '--topology=v5p:2x2x4', *options))
     kinds = (('batch/v1', 'Job', job), ('v1', 'Pod', job['template']['spec']))
     for version, kind, spec in kinds:
@@ -61,7 +61,7 @@ def test_kubernetes_takes_the_job_and_its_pod(rendered, options):
         kubernetes_validate.validate(resource, '1.34', strict=True)
 
 
-def test_validation_notices_an_unknown_key(rendered):
+def test_validation_rejects_an_unknown_key(rendered):
     job = job_of(rendered()) | {'backoffLimits': 0}
     resource = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'x'}, 'spec': job}
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -111,8 +111,8 @@ def test_topologies(rendered, topology, accelerator, hosts, chips):
 def test_same_generations_as_plan():
     from jaxtrain.costs.topology import GENERATIONS
 
-    ours = {name: dimensions for name, (_, dimensions) in render.GENERATIONS.items()}
-    assert ours == {name: dimensions for name, (dimensions, _) in GENERATIONS.items()}
+    here = {name: dimensions for name, (_, dimensions) in render.GENERATIONS.items()}
+    assert here == {name: dimensions for name, (dimensions, _) in GENERATIONS.items()}
 
 
 @pytest.mark.parametrize('slices', [1, 2, 16])
@@ -130,15 +130,15 @@ def test_one_slice_one_node_pool(rendered):
     assert 'annotations' not in rendered('--topology=v5e:2x4')['metadata']
 
 
-# What Kubernetes and JobSet make of a failure, as their documentation and their source have it.
+# How Kubernetes and JobSet handle a failure, from their documentation and their source.
 
 
 def job_failure(job: dict, *pods: dict) -> str | None:
-    """The reason with which a Job fails; each pod has its exit `code` and whether `disrupted`.
+    """The reason with which a Job fails; a pod has its exit `code`, and may be `disrupted`.
 
-    A pod takes the first rule that it matches. FailJob for any pod comes before the count.
+    The first rule that a pod matches applies. FailJob for any pod has precedence over the count.
     """
-    assert job['template']['spec']['restartPolicy'] == 'Never'  # the API's condition for a policy
+    assert job['template']['spec']['restartPolicy'] == 'Never'  # the API requires this for a policy
     actions = [_action(job['podFailurePolicy']['rules'], pod) for pod in pods if _failed(pod)]
     if 'FailJob' in actions:
         return 'PodFailurePolicy'
@@ -170,7 +170,7 @@ def _action(rules: list, pod: dict) -> str:
 
 
 def set_action(policy: dict, *reasons: str) -> str:
-    """What a JobSet does about Jobs that failed: the first rule that any of them matches."""
+    """The action of a JobSet after Jobs failed: that of the first rule that any of them matches."""
     for rule in policy['rules']:
         asked = rule.get('onJobFailureReasons')
         if any(not asked or reason in asked for reason in reasons):
@@ -196,7 +196,7 @@ STOPPED, CRASHED, FATAL = {'code': 42}, {'code': 1}, {'code': 2}
         ([[CRASHED], [STOPPED]], FAIL),
         ([[{'code': 137, 'disrupted': True}]], RESTART),
         ([[{'code': 143, 'disrupted': True}, STOPPED]], RESTART),
-        ([[{'disrupted': True}]], RESTART),  # its node is gone, and with it the exit code
+        ([[{'disrupted': True}]], RESTART),  # its node is gone, and the exit code with it
         ([[{'code': 137, 'disrupted': True}], [STOPPED]], RESTART),
         ([[{}]], RESTART),  # no container was started
     ],
@@ -208,7 +208,7 @@ def test_what_is_restarted(rendered, slices, action):
     assert set_action(manifest['spec']['failurePolicy'], *reasons) == action
 
 
-def test_finished_is_no_failure(rendered):
+def test_a_finished_job_is_no_failure(rendered):
     assert job_failure(job_of(rendered()), {'code': 0}, {'code': 0}) is None
 
 
@@ -217,7 +217,7 @@ def test_other_failures_end_the_set(rendered, reason):
     assert set_action(rendered()['spec']['failurePolicy'], reason) == FAIL
 
 
-def test_policy_asks_for_the_container_that_there_is(rendered):
+def test_policy_names_the_container_that_exists(rendered):
     manifest = rendered()
     asked = {
         rule['onExitCodes']['containerName']
@@ -259,14 +259,14 @@ NASTY = (
 )  # fmt: skip
 
 
-def test_words_arrive_as_they_are(rendered):
+def test_arguments_are_unchanged(rendered):
     manifest = rendered(words=(*WORDS, *NASTY))
     assert container_of(manifest)['command'] == ['python', '-m', 'jaxtrain', 'train']
     assert container_of(manifest)['args'] == [*WORDS, *NASTY]
 
 
-def test_kubectl_takes_no_word_for_a_number(capsys):
-    """Its reader knows more plain numbers and truth values than PyYAML: 1e3, y, 0o7."""
+def test_kubectl_reads_no_argument_as_a_number(capsys):
+    """Its parser reads more plain words as numbers and booleans than PyYAML: 1e3, y, 0o7."""
     render.main(arguments('--env=A=1e3', '--namespace=1e3', words=(*WORDS, '1e3', 'y', '0o7')))
     lines = capsys.readouterr().out.splitlines()
     for word in ('1e3', 'y', '0o7'):
@@ -308,7 +308,7 @@ def test_env(rendered):
 
 
 @pytest.mark.parametrize(
-    'options, said',
+    'options, message',
     [
         (['--topology=v5e'], '--topology=v5e'),
         (['--topology=v9:2x2'], 'v9:2x2'),
@@ -318,7 +318,7 @@ def test_env(rendered):
         (['--topology=v5p:8x8'], 'v5p has 2x2x1'),
         (['--topology=v5p:8x4x4'], 'v5p has 2x2x1'),
         (['--topology=v5p:4x4x6'], 'v5p has 2x2x1'),
-        (['--topology=v5e:2x4', '--slices=2'], 'is one'),
+        (['--topology=v5e:2x4', '--slices=2'], 'has one'),
         (['--slices=0'], '--slices=0'),
         (['--slices=two'], '--slices'),
         (['--name=Vit'], "--name='Vit'"),
@@ -337,26 +337,26 @@ def test_env(rendered):
         (['--topolog=v5e:4x4'], '--topolog'),
     ],
 )
-def test_wrong_input(capsys, options, said):
+def test_wrong_input(capsys, options, message):
     assert render.main(arguments(*options)) == 2
     out, err = capsys.readouterr()
     assert out == ''
-    assert len(err.splitlines()) == 1 and said in err
+    assert len(err.splitlines()) == 1 and message in err
 
 
 @pytest.mark.parametrize('words', [(), ('--config=c.py',), ('--workdir=w', '--configs=c')])
-def test_missing_words(capsys, words):
+def test_missing_arguments(capsys, words):
     assert render.main(arguments(words=words)) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_no_words_at_all(capsys):
+def test_no_arguments_at_all(capsys):
     assert render.main(arguments()[:3]) == 2
     assert 'after --' in capsys.readouterr().err
 
 
 def test_longest_name(rendered, capsys):
-    """JobSet refuses a name if a pod's, with slice, host and five letters, has more than 63."""
+    """JobSet rejects a name if a pod's name, with slice, host and five letters, exceeds 63."""
     rest = '-slice-11-15-abcde'  # 12 slices of 16 hosts
     name = 'a' * (63 - len(rest))
     options = ('--slices=12', '--topology=v5e:8x8')
@@ -366,7 +366,7 @@ def test_longest_name(rendered, capsys):
 
 
 def test_command():
-    """As a program of its own, which needs neither JAX nor jaxtrain."""
+    """Run as a program, which requires neither JAX nor jaxtrain."""
     code = f'import sys, runpy; sys.argv = {[str(SCRIPT), *arguments()]!r}\n' + (
         "sys.modules |= {'jax': None, 'jaxtrain': None}\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"

@@ -1,4 +1,4 @@
-"""launch/local.sh with a program that plays what it is told. CI runs it with jaxtrain."""
+"""launch/local.sh with a scripted program in place of jaxtrain. CI runs it with jaxtrain."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.support.fakes import hear_signals
 
 LOCAL = ROOT / 'launch' / 'local.sh'
 
-# Plays `python -m jaxtrain train`: each process takes its steps out of the list in PLAY.
+# Replaces `python -m jaxtrain train`: each process runs its steps from the list in PLAY.
 PROGRAM = f"""#!{sys.executable} -S
 import json, os, signal, subprocess, sys, time
 
@@ -25,7 +25,7 @@ flags = dict(word.lstrip('-').split('=', 1) for word in sys.argv[4:] if '=' in w
 number = int(flags.get('process', 0))
 
 def say(text, to=sys.stdout):
-    to.write(text + '\\n')  # one write, and not flushed: that is up to PYTHONUNBUFFERED
+    to.write(text + '\\n')  # one write, not flushed: PYTHONUNBUFFERED must ensure that
 
 def on_term(code, delay=0):
     def end(*_):
@@ -68,13 +68,13 @@ for name, *values in json.loads(os.environ['PLAY'])[number]:
 READY = ['print', 'ready']
 # Longer than any test waits, so that a test fails if nothing ends it.
 LONG = ['sleep', 300]
-WAITS = 120  # seconds for local.sh to end, also on a busy machine
+WAITS = 120  # seconds for local.sh to end, even on a busy machine
 SAVES = [['on_term', 42], ['touch', 'set'], LONG]
 HANGS = [['ignore_term'], ['touch', 'set'], LONG]
 
 
 class Run:
-    """One start of local.sh; everything that it starts carries a mark in its environment."""
+    """One start of local.sh; all processes that it starts have a mark in their environment."""
 
     def __init__(self, folder: Path):
         self.mark = f'LOCAL_TEST_MARK={folder}'
@@ -111,23 +111,23 @@ class Run:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def left(self) -> list[str]:
-        """The command lines of all processes that carry the mark, prefixers too."""
-        found = []
+        """The command lines of all processes that have the mark, including prefixers."""
+        commands = []
         for folder in Path('/proc').glob('[0-9]*'):
             try:
-                # Of a zombie both are empty.
+                # Both files are empty for a zombie.
                 if self.mark.encode() in (folder / 'environ').read_bytes().split(b'\0'):
-                    found.append((folder / 'cmdline').read_text().replace('\0', ' '))
+                    commands.append((folder / 'cmdline').read_text().replace('\0', ' '))
             except OSError:
                 continue
-        return found
+        return commands
 
 
 @pytest.fixture
 def local(tmp_path):
     run = Run(tmp_path)
     yield run
-    for folder in Path('/proc').glob('[0-9]*'):  # of a test that failed
+    for folder in Path('/proc').glob('[0-9]*'):  # left over by a test that failed
         try:
             if run.mark.encode() in (folder / 'environ').read_bytes().split(b'\0'):
                 os.kill(int(folder.name), signal.SIGKILL)
@@ -145,7 +145,7 @@ def lines_of(out: str, number: int) -> list[str]:
 
 
 def wait_for(process, text: str, times: int) -> str:
-    """Reads until a text has come so often; what was read is gone from `communicate`."""
+    """Reads and returns the output until it contains `text` so many times."""
     seen = ''
     while seen.count(text) < times:
         line = process.stdout.readline()
@@ -161,7 +161,7 @@ def test_all_finish(local):
     assert done.stderr == ''
 
 
-def test_words_reach_each_process(local):
+def test_arguments_reach_each_process(local):
     words = ["--config.augment=(('shift', 1),)", '--workdir=a b', '--config.note=$HOME *']
     done = local([[['argv']], [['argv']], [['argv']]], *words, PORT='23456')
     for number in range(3):
@@ -205,7 +205,7 @@ def test_environment(local):
         assert lines_of(done.stdout, 0) == [expected]
 
 
-def test_lines_come_at_once_and_in_order(local):
+def test_lines_appear_at_once_and_in_order(local):
     later = ['sleep', 0.4]
     process = local.start(
         [
@@ -219,13 +219,13 @@ def test_lines_come_at_once_and_in_order(local):
     local.finish(process)
 
 
-def test_a_line_without_an_end_is_not_lost(local):
+def test_a_line_without_a_newline_is_not_lost(local):
     assert local([[['part', 'no newline']]]).stdout == '[0] no newline\n'
 
 
 @pytest.mark.parametrize('code', [1, 2, 3])
 def test_first_failure_stops_the_others(local, code):
-    """SIGTERM ends the others: GRACE is longer than any test waits."""
+    """SIGTERM ends the others, not SIGKILL: GRACE is longer than any test waits."""
     waits = [['on_term', 42], READY]
     last = [*waits, ['touch', 'last'], LONG]
     done = local(
@@ -236,7 +236,7 @@ def test_first_failure_stops_the_others(local, code):
     assert f'process 1 ended with code {code}' in done.stderr
 
 
-def test_all_that_fail_say_42(local):
+def test_42_from_all_that_fail(local):
     done = local([SAVES, [*when('set'), ['exit', 42]]])
     assert done.returncode == 42
 
@@ -249,14 +249,14 @@ def test_finished_ones_do_not_stop_the_others(local):
 
 @pytest.mark.parametrize('code', [1, 2])
 def test_crash_wins_over_42(local, code):
-    """The others may notice a crash, and exit with 42, before the crashed one is gone."""
+    """The others may detect a crash, and exit with 42, before the crashed process has ended."""
     crash = [['on_term', code, 0.3], ['touch', 'set'], LONG]
     done = local([[*when('set'), ['exit', 42]], crash])
     assert done.returncode == code
 
 
 def test_killed_from_outside_is_a_crash(local):
-    """As the kernel does when memory runs out."""
+    """As by the kernel when memory runs out."""
     done = local([SAVES, [*when('set'), ['kill', signal.SIGKILL]]])
     assert done.returncode == 137
 
@@ -269,19 +269,19 @@ def test_one_that_does_not_stop_is_killed(local):
     assert '1 of 2 processes did not stop within 1 s' in done.stderr
 
 
-def test_killed_from_here_does_not_hide_42(local):
+def test_killed_by_the_script_does_not_hide_42(local):
     done = local([HANGS, [*when('set'), ['exit', 42]]], GRACE='1')
     assert done.returncode == 42
 
 
-def test_one_that_cannot_save_yet_does_not_hide_42(local):
+def test_a_process_that_cannot_save_yet_does_not_hide_42(local):
     done = local([[LONG], [['sleep', 0.3], ['exit', 42]]])
     assert done.returncode == 42
 
 
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize('code', [42, 1])
-def test_signals_are_handed_on_as_sigterm(local, sent, code):
+def test_signals_are_forwarded_as_sigterm(local, sent, code):
     process = local.start([[['on_term', 42], READY, LONG], [['on_term', code], READY, LONG]])
     wait_for(process, 'ready', 2)
     process.send_signal(sent)
@@ -291,8 +291,10 @@ def test_signals_are_handed_on_as_sigterm(local, sent, code):
 
 
 def test_ctrl_c_of_a_terminal(local):
-    """It goes to all of the terminal's group: the programs must not be in it, and their last lines
-    must be written nevertheless."""
+    """It is sent to the terminal's whole group, which the programs must not be in.
+
+    Their last lines must be written nevertheless.
+    """
     process = local.start([[['on_term', 42], READY, LONG]] * 2)
     wait_for(process, 'ready', 2)
     os.killpg(process.pid, signal.SIGINT)
@@ -310,7 +312,7 @@ def test_stopped_before_anything_could_be_saved(local):
 
 @pytest.mark.parametrize('kind', ['group', 'session'])
 def test_children_do_not_outlive_their_process(local, kind):
-    """Nor does one that left the group keep local.sh waiting for the end of its output."""
+    """A child that has left the group does not delay the end of local.sh either."""
     process = local.start([[['child', kind], READY]])
     out, _ = process.communicate(timeout=WAITS)
     assert process.returncode == 0 and out == '[0] ready\n'
@@ -319,7 +321,7 @@ def test_children_do_not_outlive_their_process(local, kind):
 
 
 @pytest.mark.parametrize(
-    'words, said',
+    'words, message',
     [
         ([], 'usage: launch/local.sh N CONFIG'),
         (['2'], 'usage: launch/local.sh N CONFIG'),
@@ -330,11 +332,11 @@ def test_children_do_not_outlive_their_process(local, kind):
         (['', 'c.py'], "not ''"),
     ],
 )
-def test_wrong_use(words, said):
+def test_wrong_use(words, message):
     done = subprocess.run([LOCAL, *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ''
-    assert len(done.stderr.splitlines()) == 1 and said in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
 @pytest.mark.parametrize(

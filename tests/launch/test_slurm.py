@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch with srun, scancel and scontrol that play Slurm and note their calls."""
+"""launch/slurm.sbatch with fakes of srun, scancel and scontrol, which record their calls."""
 
 import json
 import os
@@ -25,8 +25,8 @@ with open(folder + '/calls', 'a') as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + '\\n')
 """
 
-# Like the real one it kills its tasks when it gets SIGTERM, and ends with their highest code. Each
-# task is a group of processes: their ids are in the file `step`, for scancel.
+# Like the real srun it kills its tasks when it gets SIGTERM, and exits with their highest code.
+# Each task is a process group; the file `step` has their ids, for scancel.
 SRUN = (
     NOTE
     + """
@@ -95,8 +95,8 @@ class Job:
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
         foreign = ('SLURM', 'SRUN', 'PORT', 'MAX_RESTARTS', 'PYTHONUNBUFFERED')
-        mine = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-        self.env = mine | {
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        self.env = inherited | {
             'PATH': f'{programs}:{os.environ["PATH"]}',
             'PYTHON': str(programs / 'python'),
             'FAKE': str(folder),
@@ -106,7 +106,7 @@ class Job:
         }
 
     def start(self, play: list, **env: str) -> subprocess.Popen:
-        """Starts the script as sbatch would; the play has the steps of each task's program."""
+        """Starts the script as sbatch would; `play` has the steps of each task's program."""
         return subprocess.Popen(
             ['bash', str(SCRIPT), *WORDS],
             env=self.env | {'PLAY': json.dumps(play), 'TASKS': str(len(play))} | env,
@@ -126,8 +126,8 @@ class Job:
 
     def calls(self, *start: str) -> list[list[str]]:
         """The calls that start with these words."""
-        noted = (self.folder / 'calls').read_text().splitlines()
-        return [call for call in map(json.loads, noted) if call[: len(start)] == list(start)]
+        lines = (self.folder / 'calls').read_text().splitlines()
+        return [call for call in map(json.loads, lines) if call[: len(start)] == list(start)]
 
     @property
     def requeues(self) -> int:
@@ -140,10 +140,10 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path):
-    made = Job(tmp_path)
-    yield made
+    job = Job(tmp_path)
+    yield job
     step = tmp_path / 'step'
-    for pid in step.read_text().split() if step.exists() else ():  # of a test that failed
+    for pid in step.read_text().split() if step.exists() else ():  # left over by a test that failed
         try:
             os.killpg(int(pid), signal.SIGKILL)
         except ProcessLookupError:
@@ -151,14 +151,14 @@ def job(tmp_path):
 
 
 def options() -> set[str]:
-    """Those for sbatch, which stops looking at the first command."""
-    found = set()
+    """The options for sbatch, which reads them up to the first command."""
+    options = set()
     for line in SCRIPT.read_text().splitlines():
         if line.startswith('#SBATCH '):
-            found.add(line.removeprefix('#SBATCH '))
+            options.add(line.removeprefix('#SBATCH '))
         elif line and not line.startswith('#'):
             break
-    return found
+    return options
 
 
 def test_options_for_sbatch():
@@ -178,10 +178,10 @@ def test_finished(job):
     assert job.calls('scancel') == []
 
 
-def test_each_task_is_told_who_it_is(job):
+def test_each_task_gets_its_number(job):
     done = job([[['argv']]] * 3)
-    told = sorted(json.loads(line) for line in done.stdout.splitlines())
-    assert told == sorted(
+    arguments = sorted(json.loads(line) for line in done.stdout.splitlines())
+    assert arguments == sorted(
         ['--coordinator=node7:24711', '--processes=3', f'--process={number}', *WORDS]
         for number in range(3)
     )
@@ -192,21 +192,21 @@ def test_one_task_needs_no_coordinator(job):
 
 
 def test_port(job):
-    """Jobs whose ids follow each other may share a host."""
+    """Jobs with consecutive ids may share a host."""
     ports = set()
     for env in ({'SLURM_JOB_ID': '39999'}, {'SLURM_JOB_ID': '40000'}, {'PORT': '1234'}):
         ports |= set(re.findall(r'--coordinator=node7:(\d+)', job([[['argv']]] * 2, **env).stdout))
     assert ports == {'29999', '20000', '1234'}
 
 
-def test_srun_leaves_the_other_tasks_alone(job):
-    """A site may have set that one task's failure kills the others at once."""
+def test_srun_does_not_end_the_other_tasks(job):
+    """By the defaults of a site, one task's failure may kill the others at once."""
     job([[], []])
     (call,) = job.calls('srun')
     assert call[1:4] == ['--kill-on-bad-exit=0', '--wait=0', 'bash']
 
 
-def test_cpus_are_handed_on(job):
+def test_cpus_per_task_reach_srun(job):
     done = job([[['env', 'SRUN_CPUS_PER_TASK']]], SLURM_CPUS_PER_TASK='16')
     assert done.stdout == '16\n'
 
@@ -226,7 +226,7 @@ def test_42_of_some_is_requeued(job):
 @pytest.mark.parametrize('code', [1, 2, 41, 43, 134])
 @pytest.mark.parametrize('others', [[], [['exit', 42]]], ids=['alone', 'with 42'])
 def test_crash_and_wrong_input_are_not_requeued(job, code, others):
-    """Although 1 and 2 are less than 42, and srun tells the highest code."""
+    """Although 1 and 2 are less than 42, and srun returns the highest code."""
     done = job([others, [['exit', code]]])
     assert done.returncode == code
     assert job.requeues == 0
@@ -245,7 +245,7 @@ def test_error_of_srun_is_not_requeued(job):
 
 
 def test_term_reaches_all_tasks(job):
-    """The fake srun kills its tasks, as the real one does, if it gets the signal itself."""
+    """Like the real one, the fake srun kills its tasks if it gets the signal itself."""
     process = job.start([SAVES] * 3)
     job.wait_for(process, 3)
     process.send_signal(signal.SIGTERM)
@@ -257,7 +257,7 @@ def test_term_reaches_all_tasks(job):
 
 
 def test_more_signals_while_it_saves(job):
-    """Slurm may send SIGTERM for the time limit, for a preemption, and as the job is ended."""
+    """Slurm may send SIGTERM for the time limit, for a preemption, and when the job ends."""
     process = job.start([[['on_term', 42, 0.8], READY, LONG]] * 2)
     job.wait_for(process, 2)
     for _ in range(3):
@@ -289,7 +289,7 @@ def test_term_before_a_task_can_save(job):
     assert job.requeues == 1
 
 
-def test_143_without_being_asked_is_not_requeued(job):
+def test_143_without_a_request_is_not_requeued(job):
     assert job([[['kill', signal.SIGTERM]]]).returncode == 143
     assert job.requeues == 0
 
@@ -325,15 +325,15 @@ def test_cancelled_job_stays_cancelled(job, state):
     assert job.requeues == 0
 
 
-def test_requeue_that_fails_is_told(job):
+def test_requeue_that_fails_is_reported(job):
     done = job([[['exit', 42]]], REQUEUE_ERROR='1')
     assert done.returncode == 42
     assert 'submit the same command again' in done.stderr
 
 
-@pytest.mark.parametrize('words, gone', [((), ''), (WORDS, 'SLURM_JOB_ID')])
-def test_wrong_use(job, words, gone):
-    env = {k: v for k, v in job.env.items() if k != gone}
+@pytest.mark.parametrize('words, missing', [((), ''), (WORDS, 'SLURM_JOB_ID')])
+def test_wrong_use(job, words, missing):
+    env = {k: v for k, v in job.env.items() if k != missing}
     done = subprocess.run(['bash', SCRIPT, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and 'usage: sbatch' in done.stderr

@@ -1,4 +1,4 @@
-"""The launcher for Cloud TPU against a fake gcloud that runs the remote commands for real."""
+"""The launcher for Cloud TPU, with a fake gcloud that really runs the remote commands."""
 
 import hashlib
 import importlib.util
@@ -29,7 +29,7 @@ WORDS = ('--', '--config=tiny.py', "--workdir=gs://b/a run's")
 
 
 class Bench:
-    """A git checkout that holds the launcher, and a fake gcloud before all others on PATH."""
+    """A git checkout with the launcher, and a fake gcloud as the first on PATH."""
 
     def __init__(self, folder: Path, checkout: Path, capture):
         self.folder, self.checkout, self.capture, self.running = folder, checkout, capture, []
@@ -40,7 +40,7 @@ class Bench:
         return self.fake
 
     def __call__(self, *words: str) -> Outcome:
-        """The launcher in this process."""
+        """Runs the launcher in this process."""
         self.capture.readouterr()
         launcher = load(self.script)
         signal.signal(signal.SIGALRM, too_long)
@@ -54,7 +54,7 @@ class Bench:
         return Outcome(code, *self.capture.readouterr())
 
     def start(self, *words: str) -> subprocess.Popen:
-        """The launcher in a process of its own, to send signals to."""
+        """Starts the launcher in a separate process, which can be sent signals."""
         process = subprocess.Popen(
             [sys.executable, self.script, *words],
             text=True,
@@ -68,13 +68,13 @@ class Bench:
 
 
 def too_long(number, frame):
-    raise AssertionError('the launcher does not come to an end')
+    raise AssertionError('the launcher does not end')
 
 
 def load(script: str):
     spec = importlib.util.spec_from_file_location('launch_tpu', script)
     module = importlib.util.module_from_spec(spec)
-    # The files beside it are found as where it is run; each checkout has its own.
+    # The files beside it are imported as when it is run; each checkout has its own.
     for name in LAUNCHER:
         sys.modules.pop(name.removesuffix('.py'), None)
     sys.modules[spec.name] = module
@@ -138,7 +138,7 @@ def of(calls: list[list[str]], verb: str) -> list[list[str]]:
 # create and delete
 
 
-def test_create_asks_once_and_waits_until_active(bench):
+def test_create_requests_once_and_waits_until_active(bench):
     fake = bench.gcloud(states=[['ACCEPTED', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']])
     outcome = bench('create', 'r1', *CREATE, '--project=p', '--spot')
     assert outcome.code == 0 and 'WAITING_FOR_RESOURCES' in outcome.err
@@ -182,7 +182,7 @@ def test_create_of_an_active_slice_creates_nothing(bench):
     assert fake.verbs == ['describe']
 
 
-def test_create_of_a_waiting_slice_goes_on_waiting(bench):
+def test_create_of_a_waiting_slice_keeps_waiting(bench):
     fake = bench.gcloud(states=[['WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES', 'ACTIVE']])
     fake.make()
     assert bench('create', 'r1', *CREATE).code == 0
@@ -190,7 +190,7 @@ def test_create_of_a_waiting_slice_goes_on_waiting(bench):
 
 
 @pytest.mark.parametrize('states', [['FAILED'], ['SUSPENDING', 'SUSPENDED']])
-def test_create_replaces_what_ended(bench, states):
+def test_create_replaces_a_slice_that_ended(bench, states):
     fake = bench.gcloud(states=[states, ['ACTIVE']])
     fake.make()
     assert bench('create', 'r1', *CREATE).code == 0
@@ -199,14 +199,14 @@ def test_create_replaces_what_ended(bench, states):
     assert call[4] == 'r1' and {'--force', '--quiet', '--zone=z'} <= set(call)
 
 
-def test_create_that_fails_says_why_and_is_not_repeated(bench):
+def test_create_that_fails_gives_the_reason_and_is_not_repeated(bench):
     fake = bench.gcloud(states=[['ACCEPTED', 'FAILED']])
     outcome = bench('create', 'r1', *CREATE)
     assert outcome.code == 42 and 'r1 is FAILED no such topology' in outcome.err
     assert len(of(fake.calls, 'create')) == 1
 
 
-def test_create_waits_no_longer_than_told(bench):
+def test_create_waits_no_longer_than_its_limit(bench):
     fake = bench.gcloud(states=[['WAITING_FOR_RESOURCES']])
     outcome = bench('create', 'r1', *CREATE, '--wait=0.3')
     assert outcome.code == 42 and 'WAITING_FOR_RESOURCES after 0 s' in outcome.err
@@ -221,7 +221,7 @@ def test_create_waits_no_longer_than_told(bench):
         'NOT_FOUND: zone z was not found',
     ],
 )
-def test_a_refusal_is_one_line_and_exit_code_2(bench, error):
+def test_a_rejection_is_one_line_and_exit_code_2(bench, error):
     fake = bench.gcloud(errors={'create': [error]})
     outcome = bench('create', 'r1', *CREATE)
     assert outcome.code == 2 and not outcome.out
@@ -229,7 +229,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(bench, error):
     assert len(of(fake.calls, 'create')) == 1
 
 
-def test_what_passes_is_tried_again(bench):
+def test_temporary_errors_are_retried(bench):
     errors = ['UNAVAILABLE: try later', 'Connection reset by peer']
     fake = bench.gcloud(errors={'create': errors, 'describe': ['Request timed out']})
     assert bench('create', 'r1', *CREATE).code == 0
@@ -252,21 +252,21 @@ def test_what_passes_is_tried_again(bench):
         ('You do not currently have an active account selected.', False),
     ],
 )
-def test_what_passes_by_itself(bench, error, passing):
+def test_which_errors_are_temporary(bench, error, passing):
     launcher = load(bench.script)
     reply = sys.modules[launcher.Cloud.__module__].Reply
     assert reply(1, '', error).passing == passing
     assert not reply(0, '', error).passing
 
 
-def test_what_does_not_pass_is_given_up(bench):
+def test_retries_are_limited(bench):
     fake = bench.gcloud(errors={'describe': ['UNAVAILABLE: try later'] * 99})
     outcome = bench('create', 'r1', *CREATE)
     assert outcome.code == 1 and 'keeps failing' in outcome.err
     assert fake.verbs == ['describe'] * 5
 
 
-def test_delete_tries_again_and_nothing_there_is_no_error(bench):
+def test_delete_is_retried_and_a_missing_slice_is_no_error(bench):
     fake = bench.gcloud(errors={'delete': ['FAILED_PRECONDITION: is still creating']})
     fake.make()
     assert bench('delete', 'r1', '--zone=z').code == 0
@@ -285,7 +285,7 @@ def test_delete_that_never_works_is_an_error(bench):
 # The command line
 
 
-def test_without_gcloud_one_line(bench, monkeypatch):
+def test_without_gcloud_the_error_is_one_line(bench, monkeypatch):
     monkeypatch.setenv('PATH', '')
     outcome = bench('status', 'r1')
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
@@ -293,7 +293,7 @@ def test_without_gcloud_one_line(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'words, said',
+    'words, parts',
     [
         (('run', 'r1'), ('jaxtrain train', '--')),
         (('run', 'Not A Name', *WORDS), ('NAME', "'Not A Name'", 'hyphens')),
@@ -305,12 +305,12 @@ def test_without_gcloud_one_line(bench, monkeypatch):
         ((), ('required', 'COMMAND')),
     ],
 )
-def test_wrong_input(bench, words, said):
+def test_wrong_input(bench, words, parts):
     fake = bench.gcloud()
     outcome = bench(*words)
     assert outcome.code == 2 and outcome.out == ''
     line = outcome.err.splitlines()[-1]  # after argparse's usage
-    assert line.startswith('tpu.py') and all(word in line for word in said), line
+    assert line.startswith('tpu.py') and all(part in line for part in parts), line
     assert 'create' not in fake.verbs
 
 
@@ -346,7 +346,7 @@ def test_a_dry_run_prints_the_calls_and_makes_none(bench, command):
 
 @pytest.mark.parametrize('inside', [False, True])
 @pytest.mark.parametrize('command', DRY)
-def test_the_network_that_is_used(bench, command, inside):
+def test_internal_ip_reaches_the_calls(bench, command, inside):
     words, _ = DRY[command]
     out = bench(command, 'r1', '--dry-run', *['--internal-ip'] * inside, *words).out
     for call in (json.loads(line) for line in out.splitlines() if line.startswith('[')):
@@ -356,7 +356,7 @@ def test_the_network_that_is_used(bench, command, inside):
 
 @pytest.mark.slow
 @pytest.mark.skipif(GCLOUD is None, reason='needs the Google Cloud CLI')
-def test_the_real_gcloud_knows_every_command_and_flag(bench, tmp_path):
+def test_the_real_gcloud_has_every_command_and_flag(bench, tmp_path):
     argvs = []
     for command, (words, _) in DRY.items():
         extra = ('--network=n', '--subnetwork=s', '--service-account=a')
@@ -387,12 +387,12 @@ def contents(archive: Path) -> dict[str, bytes]:
         return {info.name: tar.extractfile(info).read() for info in tar if info.isfile()}
 
 
-def test_sync_puts_the_checkout_on_every_worker_of_every_slice(bench, clean_checkout):
+def test_sync_copies_the_checkout_to_every_worker_of_every_slice(bench, clean_checkout):
     fake = bench.gcloud()
     fake.make(slices=2)
     head = git(clean_checkout, 'rev-parse', 'HEAD')
     outcome = bench('sync', 'r1', '--zone=z')
-    assert outcome.code == 0 and '4 workers have it' in outcome.err
+    assert outcome.code == 0 and '4 workers have the code' in outcome.err
     for node in ('r1-0', 'r1-1'):
         for worker in (0, 1):
             home = fake.home(worker, node)
@@ -403,7 +403,7 @@ def test_sync_puts_the_checkout_on_every_worker_of_every_slice(bench, clean_chec
             assert (home / 'calls').read_text().splitlines()[-1] == (
                 f'pip install -e .[tpu] in {code.resolve()}'
             )
-            assert not list(home.glob('*.tar')), 'the archive stayed there'
+            assert not list(home.glob('*.tar')), 'the archive was not removed'
     scps = of(fake.calls, 'scp')
     assert sorted(call[5].split(':')[0] for call in scps) == ['r1-0', 'r1-1']
     assert all('--worker=all' in call for call in scps)
@@ -427,10 +427,10 @@ def test_the_archive_holds_local_changes_and_new_files(own_bench):
     (checkout / 'gone.txt').unlink()
     assert bench('sync', 'r1').code == 0
     code = fake.home() / 'jaxtrain'
-    found = {str(path.relative_to(code)) for path in code.rglob('*') if path.is_file()}
-    assert found == {
+    files = {str(path.relative_to(code)) for path in code.rglob('*') if path.is_file()}
+    assert files == {
         *(f'launch/{name}' for name in LAUNCHER),
-        *('jaxtrain/loop/train.py', 'run.sh', '.gitignore', 'ünew file.py', 'REVISION'),
+        *('jaxtrain/loop.py', 'run.sh', '.gitignore', 'ünew file.py', 'REVISION'),
     }
     assert (code / 'jaxtrain' / 'loop.py').read_text() == 'print("changed")\n'
     commit, _, change = (code / 'REVISION').read_text().rstrip('\n').partition('+')
@@ -475,7 +475,7 @@ def test_a_damaged_copy_is_sent_again(bench):
     fake = bench.gcloud(damaged=[[1]])
     fake.make()
     outcome = bench('sync', 'r1')
-    assert outcome.code == 0 and 'did not arrive well on r1-w-1: the sha256 is wrong' in outcome.err
+    assert outcome.code == 0 and 'arrived damaged on r1-w-1: the sha256 is wrong' in outcome.err
     assert len(of(fake.calls, 'scp')) == 2
 
 
@@ -489,7 +489,7 @@ def test_a_copy_that_stays_damaged_is_an_error_and_never_unpacked(bench):
     assert not any((fake.home(worker) / 'jaxtrain').exists() for worker in (0, 1))
 
 
-def test_workers_out_of_reach_are_asked_again(bench):
+def test_unreachable_workers_are_asked_again(bench):
     fake = bench.gcloud(unreachable=[[0], [1]])
     fake.make()
     outcome = bench('sync', 'r1')
@@ -501,7 +501,7 @@ def test_an_installation_that_fails_is_an_error_and_is_repeated(bench):
     fake.make()
     outcome = bench('sync', 'r1')
     assert outcome.code == 1
-    assert 'r1-w-0 cannot install it: ERROR: no matching distribution' in outcome.err
+    assert 'r1-w-0 cannot install the code: ERROR: no matching distribution' in outcome.err
     for worker in (0, 1):
         (fake.home(worker) / 'plan' / 'pip-fails').unlink()
     assert bench('sync', 'r1').code == 0
@@ -517,7 +517,7 @@ def test_an_old_python_is_replaced(bench):
     )
 
 
-def test_the_swap_leaves_no_half_and_touches_no_folder_of_the_user(own_bench):
+def test_the_swap_is_complete_and_replaces_no_folder_of_the_user(own_bench):
     bench, checkout = own_bench, own_bench.checkout
     fake = bench.gcloud(workers=1)
     fake.make()
@@ -525,7 +525,7 @@ def test_the_swap_leaves_no_half_and_touches_no_folder_of_the_user(own_bench):
     home = fake.home()
     first = (home / 'jaxtrain').resolve()
     (checkout / 'more.py').write_text('more')
-    # An unpacking that was cut short before, and the old version while the new one comes.
+    # The new version is complete, and the old one is unchanged.
     assert bench('sync', 'r1').code == 0
     second = (home / 'jaxtrain').resolve()
     assert (second / 'more.py').exists() and not (first / 'more.py').exists()
@@ -537,7 +537,7 @@ def test_the_swap_leaves_no_half_and_touches_no_folder_of_the_user(own_bench):
     (home / 'jaxtrain').mkdir()
     (checkout / 'more.py').write_text('still more')
     outcome = bench('sync', 'r1')
-    assert outcome.code == 1 and 'cannot install it' in outcome.err
+    assert outcome.code == 1 and 'cannot install the code' in outcome.err
     assert (home / 'jaxtrain').is_dir() and not (home / 'jaxtrain').is_symlink()
 
 
@@ -559,7 +559,7 @@ def test_sync_does_not_change_the_code_under_a_run(own_bench):
 def test_sync_needs_a_slice(bench):
     fake = bench.gcloud()
     outcome = bench('sync', 'r1')
-    assert outcome.code == 2 and 'r1 is not there: create makes it' in outcome.err
+    assert outcome.code == 2 and 'r1 is missing: run create' in outcome.err
     assert fake.verbs == ['describe']
 
 
@@ -567,7 +567,7 @@ def test_sync_needs_a_slice(bench):
 
 
 def ready(bench, slices: int = 1, **scenario) -> FakeGcloud:
-    """A slice with the code on it: just what `run` needs of `sync`."""
+    """A slice with only what `run` requires from `sync`."""
     fake = bench.gcloud(**scenario)
     fake.make(slices=slices)
     for home in (fake.folder / 'homes').glob('1-*'):
@@ -622,29 +622,29 @@ def test_the_run_outlives_the_launcher_and_is_not_started_twice(bench):
     until(lambda: starts(fake, 0) and starts(fake, 1))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'goes on there' in err
+    assert process.returncode == 130 and 'r1 continues there' in err
     run = fake.home() / 'jaxtrain-runs' / 'r1'
     pid = int((run / 'pid').read_text())
     assert os.getpgid(pid) == pid != os.getpgid(0), 'not in a group of its own'
     again = bench.start('run', 'r1', *WORDS)
-    assert 'runs already' in again.stderr.readline()
+    assert 'already running' in again.stderr.readline()
     fake.finish()
     again.communicate(timeout=60)
     assert again.returncode == 0
     assert starts(fake, 0) == starts(fake, 1) == 1
-    # What has ended may be started again.
+    # A run that has ended may be started again.
     assert bench('run', 'r1', *WORDS[:2]).code == 0
     assert starts(fake, 0) == starts(fake, 1) == 2
 
 
-def test_workers_that_were_reached_late_start_once(bench):
-    # The first answers are lost, so that everyone is asked to start twice.
+def test_workers_that_are_reached_late_start_once(bench):
+    # The first answers are lost, so that every worker is asked to start twice.
     fake = ready(bench, unreachable=[[], [1], [], [0, 1], [0]], steps=[0])
     assert bench('run', 'r1', *WORDS).code == 0
     assert starts(fake, 0) == starts(fake, 1) == 1
 
 
-def test_a_worker_that_ended_is_not_started_beside_those_that_run(bench):
+def test_a_worker_that_ended_is_not_restarted_while_others_run(bench):
     fake = ready(bench, exits=[[1, 0]], steps=[0])
     (fake.home(1) / 'plan' / 'steps').write_text('10000')
     process = bench.start('run', 'r1', *WORDS)
@@ -662,14 +662,14 @@ def test_a_worker_that_ended_is_not_started_beside_those_that_run(bench):
 def test_run_needs_sync(bench):
     bench.gcloud().make()
     outcome = bench('run', 'r1', *WORDS)
-    assert outcome.code == 2 and 'sync puts it there' in outcome.err
+    assert outcome.code == 2 and 'run sync first' in outcome.err
 
 
 def test_a_run_that_vanished_is_lost(bench):
     fake = ready(bench, steps=[10_000])
     process = bench.start('run', 'r1', *WORDS)
     until(lambda: starts(fake, 0) and starts(fake, 1))
-    fake.end()  # as if the machines had started anew
+    fake.end()  # as if the machines had rebooted
     _, err = process.communicate(timeout=60)
     assert process.returncode == 42 and 'ended without an exit code' in err
 
@@ -719,7 +719,7 @@ def test_logs_follow_until_interrupted(bench):
     run.mkdir(parents=True)
     (run / 'log').write_text('first\n')
     process = bench.start('logs', 'r1', '--worker=3', '--follow')
-    # The fake hands on the output at the end only; that it goes on is what can be seen.
+    # The fake forwards the output only at its end, so the test checks that the call continues.
     until(lambda: 'ssh' in fake.verbs)
     assert '--worker=1' in fake.calls[-1] and 'tail -n 100 -F' in fake.calls[-1][-2]
     assert process.poll() is None
@@ -731,7 +731,7 @@ def test_logs_follow_until_interrupted(bench):
 # babysit
 
 
-def test_babysit_from_nothing_to_nothing(bench):
+def test_babysit_creates_runs_and_deletes(bench):
     fake = bench.gcloud(states=[['WAITING_FOR_RESOURCES', 'ACTIVE']])
     outcome = bench('babysit', 'r1', *BABYSIT, '--env=A=b', *WORDS)
     assert outcome.code == 0, outcome.err
@@ -751,7 +751,7 @@ def test_babysit_resumes_with_the_same_command_after_42(bench):
 
 
 def test_babysit_replaces_a_preempted_slice(bench):
-    # Before its sixth ssh, which asks about the run, the slice is gone.
+    # The slice is gone before the sixth ssh, which asks for the state of the run.
     fake = bench.gcloud(workers=1, steps=[10_000, 1], preempt=5)
     outcome = bench('babysit', 'r1', *BABYSIT, *WORDS)
     assert outcome.code == 0 and 'r1 is SUSPENDED' in outcome.err
@@ -761,11 +761,11 @@ def test_babysit_replaces_a_preempted_slice(bench):
 def test_babysit_replaces_a_slice_that_vanished(bench):
     fake = bench.gcloud(workers=1, steps=[10_000, 1], preempt=5, vanish=True)
     outcome = bench('babysit', 'r1', *BABYSIT, *WORDS)
-    assert outcome.code == 0 and 'r1 is not there' in outcome.err
+    assert outcome.code == 0 and 'r1 is missing' in outcome.err
     assert fake.verbs.count('create') == 2 and not fake.slices
 
 
-def test_babysit_replaces_a_slice_that_fails_while_it_comes(bench):
+def test_babysit_replaces_a_slice_that_fails_during_creation(bench):
     fake = bench.gcloud(workers=1, states=[['PROVISIONING', 'SUSPENDED'], ['ACTIVE']])
     assert bench('babysit', 'r1', *BABYSIT, *WORDS).code == 0
     assert fake.verbs.count('create') == 2
@@ -778,20 +778,20 @@ def test_babysit_stops_at_once_on_a_fatal_code(bench, code):
     assert fake.verbs.count('create') == fake.verbs.count('delete') == 1 and not fake.slices
 
 
-def test_babysit_gives_up(bench):
+def test_babysit_limits_its_retries(bench):
     fake = bench.gcloud(workers=1, exits=[[42]], steps=[0])
     outcome = bench('babysit', 'r1', *BABYSIT, '--retries=1', *WORDS)
     assert outcome.code == 42 and 'all 1 retries are used up' in outcome.err
     assert fake.verbs.count('create') == fake.verbs.count('delete') == 2 and not fake.slices
 
 
-def test_babysit_deletes_what_it_could_not_use(bench):
+def test_babysit_deletes_a_slice_that_it_cannot_use(bench):
     fake = bench.gcloud(workers=1, plan=['pip-fails'])
     assert bench('babysit', 'r1', *BABYSIT, *WORDS).code == 1
     assert fake.verbs[-1] == 'delete' and not fake.slices
 
 
-def test_babysit_keeps_when_told(bench):
+def test_babysit_keeps_the_slice_on_request(bench):
     fake = bench.gcloud(workers=1)
     assert bench('babysit', 'r1', *BABYSIT, '--keep', *WORDS).code == 0
     assert 'delete' not in fake.verbs and 'r1' in fake.slices
@@ -803,7 +803,7 @@ def test_babysit_after_a_quota_error(bench):
     assert fake.verbs == ['describe', 'create', 'delete']
 
 
-def test_babysit_says_if_the_slice_stays(bench):
+def test_babysit_reports_a_slice_that_is_not_deleted(bench):
     fake = bench.gcloud(workers=1, errors={'delete': ['PERMISSION_DENIED: no'] * 99})
     outcome = bench('babysit', 'r1', *BABYSIT, *WORDS)
     assert outcome.code == 1 and 'COULD NOT BE DELETED' in outcome.err and 'r1' in fake.slices
@@ -826,14 +826,14 @@ def test_a_signal_deletes_the_slice_and_a_second_one_changes_nothing(bench, verb
         )
         condition = lambda: fake.verbs.count('ssh') > 4  # noqa: E731
     else:
-        # Long enough for the signal to meet it; a create that was made is waited for.
+        # Long enough for the signal to arrive meanwhile; a create that was called is waited for.
         seconds = 0.5 if verb == 'create' else 60
         sleeps = {verb: seconds, 'delete': 0.4}
         fake = bench.gcloud(workers=1, sleeps=sleeps, errors={'delete': ['INTERNAL']})
         condition = lambda: verb in fake.verbs  # noqa: E731
     process = bench.start('babysit', 'r1', *BABYSIT, *WORDS)
     until(condition)
-    os.killpg(process.pid, number)  # as a terminal does: to the whole group
+    os.killpg(process.pid, number)  # to the whole group, as a terminal does
     until(lambda: 'delete' in fake.verbs)
     for again in (signal.SIGINT, signal.SIGTERM):
         time.sleep(0.1)

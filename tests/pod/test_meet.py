@@ -36,7 +36,7 @@ def until(true, seconds: float = 60.0):
 
 
 class Meeting:
-    """Processes that connect, each in a thread; the keys number them in the order of `come`.
+    """Processes that connect, each in a thread; the keys number them in the order of `connect`.
 
     Attributes:
       results: Peers, or the exception, of each.
@@ -49,7 +49,7 @@ class Meeting:
         self.seconds: dict[int, float] = {}
         self._threads: list[threading.Thread] = []
 
-    def come(self, process: int, facts=None, timeout=30.0, processes=0, stopped=lambda: False):
+    def connect(self, process: int, facts=None, timeout=30.0, processes=0, stopped=lambda: False):
         """Starts a process; returns its key."""
         key = len(self._threads)
         place = Place(processes or self.processes, process, f'127.0.0.1:{self.port}')
@@ -105,10 +105,10 @@ def test_all_meet(order):
     """In any order, process 0 last too; nobody continues before all have connected."""
     meeting = Meeting(4)
     for number in order[:-1]:
-        meeting.come(int(number), {'steps': 3})
+        meeting.connect(int(number), {'steps': 3})
     time.sleep(0.3)
     assert not meeting.results
-    meeting.come(int(order[-1]), {'steps': 3})
+    meeting.connect(int(order[-1]), {'steps': 3})
     results = meeting.end()
     assert met(results)
     hosts = {link.process: link.host for link in results[order.index('0')]._links}
@@ -124,8 +124,8 @@ def test_alone():
 def test_jax_takes_the_port_over():
     """Its coordinator listens on the same port, while the connections stay open."""
     meeting = Meeting(2)
-    meeting.come(0)
-    meeting.come(1)
+    meeting.connect(0)
+    meeting.connect(1)
     results = meeting.end()
     assert met(results)
     with socket.create_server(('', meeting.port)):
@@ -135,8 +135,8 @@ def test_jax_takes_the_port_over():
 
 def test_facts_are_compared_as_json():
     meeting = Meeting(2)
-    meeting.come(0, {'size': (1, 2), 'lr': 0.1})
-    meeting.come(1, {'size': [1, 2], 'lr': 0.1})
+    meeting.connect(0, {'size': (1, 2), 'lr': 0.1})
+    meeting.connect(1, {'size': [1, 2], 'lr': 0.1})
     assert met(meeting.end())
 
 
@@ -146,7 +146,7 @@ def test_facts_are_compared_as_json():
 def test_missing_ones_are_named():
     meeting = Meeting(5)
     for number in (0, 2, 4):
-        meeting.come(number, timeout=1.0)
+        meeting.connect(number, timeout=1.0)
     results = meeting.end()
     for result in results:
         assert isinstance(result, Preempted)
@@ -160,9 +160,9 @@ def test_missing_ones_are_named():
 def test_a_later_process_waits_for_process_0():
     """Process 0 knows which processes are missing, and it may have more time left."""
     meeting = Meeting(3)
-    meeting.come(0, timeout=2.0)
+    meeting.connect(0, timeout=2.0)
     meeting.waits()
-    meeting.come(1, timeout=0.2)
+    meeting.connect(1, timeout=0.2)
     for result in meeting.end():
         assert f'process 2 of 3 did not connect to 127.0.0.1:{meeting.port} within 2 s' in str(
             result
@@ -171,13 +171,13 @@ def test_a_later_process_waits_for_process_0():
 
 def test_many_missing_ones():
     meeting = Meeting(20)
-    meeting.come(0, timeout=0.5)
+    meeting.connect(0, timeout=0.5)
     assert 'processes 1, 2, 3, 4, 5, 6, 7, 8 and 11 more of 20 did' in str(meeting.end()[0])
 
 
 def test_process_0_is_missing():
     meeting = Meeting(2)
-    meeting.come(1, timeout=1.0)
+    meeting.connect(1, timeout=1.0)
     (result,) = meeting.end()
     assert isinstance(result, Preempted)
     message = f'process 1 could not reach process 0 at 127.0.0.1:{meeting.port} within 1 s'
@@ -189,10 +189,10 @@ def test_processes_that_differ():
     """All report which process differs, its host and the keys; not only the one that differs."""
     meeting = Meeting(4)
     facts = {'config.seed': 1, 'config.steps': 100, 'git': 'abc'}
-    meeting.come(0, facts)
-    meeting.come(1, facts)
-    meeting.come(2, facts | {'config.seed': 2, 'config.lr': 0.5})
-    meeting.come(3, facts)
+    meeting.connect(0, facts)
+    meeting.connect(1, facts)
+    meeting.connect(2, facts | {'config.seed': 2, 'config.lr': 0.5})
+    meeting.connect(3, facts)
     results = meeting.end()
     for result in results:
         assert isinstance(result, UserError)
@@ -205,18 +205,18 @@ def test_processes_that_differ():
 def test_processes_that_connect_later_get_the_error_too():
     """They would otherwise wait for a process 0 that is gone, and never report the reason."""
     meeting = Meeting(3)
-    meeting.come(0, {'seed': 1})
-    meeting.come(1, {'seed': 2}, timeout=20.0)
+    meeting.connect(0, {'seed': 1})
+    meeting.connect(1, {'seed': 2}, timeout=20.0)
     time.sleep(0.5)
-    meeting.come(2, {'seed': 1}, timeout=20.0)
+    meeting.connect(2, {'seed': 1}, timeout=20.0)
     assert ['seed is 2 there' in str(result) for result in meeting.end()] == [True] * 3
     assert max(meeting.seconds.values()) < LATE + 5.0
 
 
 def test_many_differences():
     meeting = Meeting(2)
-    meeting.come(0, {f'k{n}': 0 for n in range(6)})
-    meeting.come(1, {f'k{n}': 1 for n in range(6)})
+    meeting.connect(0, {f'k{n}': 0 for n in range(6)})
+    meeting.connect(1, {f'k{n}': 1 for n in range(6)})
     for result in meeting.end():
         assert 'k2 is 1 there' in str(result) and ' and 3 more;' in str(result)
         assert 'k3' not in str(result)
@@ -225,9 +225,9 @@ def test_many_differences():
 
 def test_two_with_the_same_number():
     meeting = Meeting(3)
-    meeting.come(0)
-    meeting.come(1)
-    meeting.come(1)
+    meeting.connect(0)
+    meeting.connect(1)
+    meeting.connect(1)
     for result in meeting.end():
         assert isinstance(result, UserError)
         assert f'process 1 was started twice, on {HOST} and {HOST}' in str(result)
@@ -237,16 +237,16 @@ def test_two_with_the_same_number():
 def test_a_process_that_is_restarted_while_they_wait():
     """It does not count twice, however often: a job manager restarts what it has stopped."""
     meeting = Meeting(3)
-    meeting.come(0)
+    meeting.connect(0)
     stop = threading.Event()
     for _ in range(2):
         stop.clear()
-        key = meeting.come(1, stopped=stop.is_set)
+        key = meeting.connect(1, stopped=stop.is_set)
         time.sleep(0.3)
         stop.set()
         until(lambda key=key: key in meeting.results)
         assert isinstance(meeting.results[key], Preempted)
-    again = [meeting.come(1), meeting.come(2)]
+    again = [meeting.connect(1), meeting.connect(2)]
     results = meeting.end()
     assert met([results[0], *(results[key] for key in again)])
 
@@ -254,9 +254,9 @@ def test_a_process_that_is_restarted_while_they_wait():
 @pytest.mark.parametrize('here, there', [(2, 3), (3, 2)])
 def test_another_number_of_processes(here, there):
     meeting = Meeting(here)
-    meeting.come(0)
+    meeting.connect(0)
     for number in range(1, max(here, there)):
-        meeting.come(number, processes=there)
+        meeting.connect(number, processes=there)
     for result in meeting.end():
         assert isinstance(result, UserError)
         assert f'expects {there} processes, but process 0 expects {here};' in str(result)
@@ -290,16 +290,16 @@ PROGRAMS = {
 def test_another_program_on_the_port_does_not_stop_them(kind):
     """It does not delay them either, even if it sends nothing."""
     meeting = Meeting(3)
-    meeting.come(0)
+    meeting.connect(0)
     meeting.waits()
     with contextlib.ExitStack() as programs:
         for _ in range(3):
             program = socket.create_connection(('127.0.0.1', meeting.port), timeout=10)
             programs.enter_context(program).sendall(PROGRAMS[kind])
-        meeting.come(1)
+        meeting.connect(1)
         time.sleep(0.1)
         programs.enter_context(socket.create_connection(('127.0.0.1', meeting.port)))
-        meeting.come(2)
+        meeting.connect(2)
         assert met(meeting.end())
     assert max(meeting.seconds.values()) < 8.0
 
@@ -307,17 +307,17 @@ def test_another_program_on_the_port_does_not_stop_them(kind):
 def test_another_program_that_connects_and_leaves():
     """Such as one that checks whether a port is open."""
     meeting = Meeting(2)
-    meeting.come(0)
+    meeting.connect(0)
     meeting.waits()
     for _ in range(20):
         socket.create_connection(('127.0.0.1', meeting.port)).close()
-    meeting.come(1)
+    meeting.connect(1)
     assert met(meeting.end())
 
 
 def test_missing_ones_are_named_in_time_despite_other_programs():
     meeting = Meeting(2)
-    meeting.come(0, timeout=1.0)
+    meeting.connect(0, timeout=1.0)
     meeting.waits()
     with contextlib.closing(socket.create_connection(('127.0.0.1', meeting.port))):
         (result,) = meeting.end()
@@ -360,7 +360,7 @@ def test_a_stop_while_waiting(number):
     """The one that is stopped ends at once; the others keep waiting, or report that 0 is gone."""
     meeting, stop = Meeting(3), threading.Event()
     keys = [
-        meeting.come(n, timeout=3.0 + n, stopped=stop.is_set if n == number else lambda: False)
+        meeting.connect(n, timeout=3.0 + n, stopped=stop.is_set if n == number else lambda: False)
         for n in (0, 1)
     ]
     time.sleep(0.5)
@@ -378,7 +378,7 @@ def test_a_stop_while_waiting(number):
 
 def test_a_stop_before_process_0_is_there():
     meeting, stop = Meeting(2), threading.Event()
-    meeting.come(1, stopped=stop.is_set)
+    meeting.connect(1, stopped=stop.is_set)
     time.sleep(0.3)
     stop.set()
     assert 'stopped while waiting' in str(meeting.end()[0])

@@ -1,5 +1,8 @@
-"""A gcloud that is none: it plays a scenario, and runs the remote commands in folders of this
-machine, one a worker, where python3, pip and jaxtrain are fakes too."""
+"""A fake gcloud, which follows a scenario.
+
+It runs the remote commands on this machine, in one folder per worker, with fakes of python3, pip
+and jaxtrain.
+"""
 
 import contextlib
 import json
@@ -8,9 +11,9 @@ import signal
 import sys
 import time
 
-# What takes long to import is imported where it is needed: gcloud is called some hundred times.
+# Slow imports are made where they are needed, because gcloud is called some hundred times.
 
-# Everything else that the remote commands use; nothing but these is on a worker's PATH.
+# The other programs that the remote commands use; a worker's PATH has only these and the fakes.
 TOOLS = [
     'bash',
     'cat',
@@ -62,8 +65,8 @@ echo 'Successfully installed'
 cp "$HOME/../fake-jaxtrain" "$(dirname "$0")/jaxtrain"
 """
 
-# Ends after plan/steps, or once there is plan/end, with plan/exit; or with 42 at once when it is
-# asked to stop.
+# Ends after plan/steps, or once plan/end exists, with the code plan/exit; or at once with 42 on
+# SIGTERM.
 JAXTRAIN = """#!/bin/bash
 echo start >> "$HOME/starts"
 printf '%s\\n' "$@" > "$HOME/args"
@@ -89,20 +92,20 @@ def hear_signals() -> None:
 
 
 class FakeGcloud:
-    """A folder with a gcloud in `bin`, what it knows, and the homes of the workers.
+    """A folder with a gcloud in `bin`, its state, and the home folders of the workers.
 
     Args:
       scenario: any of
-        workers: of each node; 2 unless told.
-        states: for each slice created in turn, its states at each look; the last one stays.
+        workers: the number of workers of each node; 2 by default.
+        states: for each slice created in turn, its state at each query; the last one remains.
         exits: for each slice created in turn, the exit codes of jaxtrain by worker.
         steps: for each slice created in turn, how long jaxtrain takes, in steps of 0.05 s.
-        errors: by verb, for each call in turn, what gcloud says on stderr; null: nothing wrong.
-        sleeps: by verb, seconds that gcloud takes before it does anything.
-        unreachable: for each ssh in turn, the workers that it doesn't reach.
-        damaged: for each scp in turn, the workers where other bytes arrive.
+        errors: by verb, for each call in turn, the error of gcloud on stderr; null: no error.
+        sleeps: by verb, seconds that gcloud waits before it does anything.
+        unreachable: for each ssh in turn, the workers that it does not reach.
+        damaged: for each scp in turn, the workers that receive other bytes.
         preempt: the number, from 0, of the ssh before which the slice is preempted.
-        vanish: whether a preempted slice is not there any more.
+        vanish: whether a preempted slice no longer exists.
     """
 
     def __init__(self, folder, **scenario):
@@ -133,7 +136,7 @@ class FakeGcloud:
 
     @property
     def verbs(self) -> list[str]:
-        """What was called, for short: `create`, `describe`, `node` (its description), `ssh`, ..."""
+        """The verb of each call: `create`, `describe`, `node` (describing a node), `ssh`, ..."""
         return [_verb(call) for call in self.calls]
 
     @property
@@ -141,7 +144,7 @@ class FakeGcloud:
         return _read(self.folder, 'state')['slices']
 
     def home(self, worker: int = 0, node: str = 'r1', made: int = 1):
-        """The home of a worker of the slice that was created as number `made`, from 1."""
+        """The home folder of a worker; `made` is the number of the created slice, from 1."""
         return self.folder / 'homes' / f'{made}-{node}-w-{worker}'
 
     def make(self, name: str = 'r1', slices: int = 1) -> None:
@@ -154,12 +157,12 @@ class FakeGcloud:
         _write(self.folder, 'scenario', _read(self.folder, 'scenario') | scenario)
 
     def finish(self) -> None:
-        """Lets jaxtrain on every worker end by itself, now and in later starts."""
+        """Makes jaxtrain end by itself on every worker, now and in later starts."""
         for plan in self.folder.glob('homes/*/plan'):
             (plan / 'end').touch()
 
     def end(self) -> None:
-        """Ends what is still running on the workers."""
+        """Ends all processes that still run on the workers."""
         _kill(self.folder)
 
 
@@ -185,7 +188,7 @@ def _verb(call: list[str]) -> str:
 
 
 def _at(items: list, index: int, default):
-    """The item of that number, or the last one."""
+    """The item with this index, or the last one."""
     return items[min(index, len(items) - 1)] if items else default
 
 
@@ -224,7 +227,7 @@ def _fail(text: str) -> None:
 
 
 def main(folder: str, argv: list[str]) -> None:
-    """What gcloud does."""
+    """Does what gcloud does."""
     with open(f'{folder}/log.jsonl', 'a') as log:
         log.write(json.dumps(argv) + '\n')
     scenario, state = _read(folder, 'scenario'), _read(folder, 'state')

@@ -1,9 +1,9 @@
-"""An in-memory stand-in for Google Cloud Storage, for tests of `gs://` paths without a network.
+"""An in-memory fake of Google Cloud Storage, for tests of `gs://` paths without a network.
 
-It serves as much of the JSON API as gcsfs (under fsspec and `etils.epath`), TensorStore's gcs
-driver and google-cloud-storage (which Orbax asks for a bucket's kind) make use of. As in the real
-service an object appears whole or not at all, listings are up to date at once, and there are no
-folders, only names with slashes in them.
+It serves the part of the JSON API that is used by gcsfs (under fsspec and `etils.epath`),
+TensorStore's gcs driver and google-cloud-storage (which Orbax asks for the type of a bucket). As in
+the real service, an object appears as a whole or not at all, listings are up to date at once, and
+folders do not exist, only names with slashes.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-# Generations only grow, here as in the service.
+# Generations only increase, as in the service.
 _GENERATIONS = itertools.count(1_700_000_000_000_000)
-_CHUNK = 2**18  # What every chunk of an upload but the last must be a multiple of.
-_PAGE = 1000  # The most that a listing tells at once.
+_CHUNK = 2**18  # Every chunk of an upload except the last must be a multiple of this.
+_PAGE = 1000  # The maximum number of entries in a page of a listing.
 
 # Status, headers and body.
 Answer = tuple[int, dict[str, str], bytes]
@@ -36,7 +36,7 @@ class Stored(bytes):
 
 
 class _Objects(dict):
-    """(bucket, name) -> Stored, also where a test puts plain bytes."""
+    """(bucket, name) -> Stored; converts plain bytes that a test assigns."""
 
     def __setitem__(self, key: tuple[str, str], data: bytes) -> None:
         super().__setitem__(key, data if isinstance(data, Stored) else Stored(data))
@@ -49,14 +49,14 @@ class _Refusal(Exception):
 class FakeGcs:
     """A server with empty buckets; `with FakeGcs() as gcs:` runs it until the block ends.
 
-    A client's process must have `gcs.environment` before it imports anything.
+    The process of a client must have `gcs.environment` set before it imports anything.
 
     Attributes:
-      url: where it listens, 'http://127.0.0.1:PORT'.
-      buckets: their names; 'bucket' unless others are given.
-      objects: what is stored, {(bucket, name): Stored}; a test may change it.
-      requests: what was asked, in order: (method, path and query without escapes). The name of an
-        object that is uploaded in one body with its metadata is added to the query.
+      url: the address of the server, 'http://127.0.0.1:PORT'.
+      buckets: the names of the buckets; 'bucket' by default.
+      objects: the stored objects, {(bucket, name): Stored}; a test may change them.
+      requests: the requests in order: (method, path and query without escapes). For an object that
+        is uploaded in one body with its metadata, its name is added to the query.
     """
 
     def __init__(self, *buckets: str):
@@ -77,37 +77,38 @@ class FakeGcs:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that send every client here, with no credentials and no search for any."""
+        """Variables that direct every client to this server, without credentials."""
         return {
             # gcsfs and google-cloud-storage; the latter then uses no credentials.
             'STORAGE_EMULATOR_HOST': self.url,
             'FSSPEC_GCS_TOKEN': 'anon',
-            # Else gcsfs asks for the kind of bucket over gRPC, not served here, for a minute each.
+            # Otherwise gcsfs asks for the type of each bucket over gRPC, which is not served here,
+            # and waits for a minute each time.
             'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
-            # epath prefers TensorFlow where that is installed, and that goes to the real service.
+            # epath prefers TensorFlow if it is installed, which uses the real service.
             'EPATH_USE_TF': 'false',
             'TENSORSTORE_GCS_HTTP_URL': self.url,
-            # TensorStore looks for credentials in a file, in gcloud's folder, and then asks the
-            # machine's metadata server: this one, which knows none. It then goes without.
+            # TensorStore searches for credentials in a file, in gcloud's folder, and on the
+            # machine's metadata server: this one, which has none. It then uses no credentials.
             'GOOGLE_APPLICATION_CREDENTIALS': '',
             'CLOUDSDK_CONFIG': '/nonexistent',
             'GCE_METADATA_ROOT': self.url.removeprefix('http://'),
-            # A proxy would be asked for 127.0.0.1 as well.
+            # A proxy would be used for 127.0.0.1 as well.
             'no_proxy': '127.0.0.1',
         }
 
     def fail(self, pattern: str, times: int, status: int = 503) -> None:
-        """Has the next `times` requests that match do nothing and answer with this status.
+        """Makes the next `times` requests that match return this status and do nothing else.
 
         Args:
           pattern: regular expression, searched for in 'METHOD PATH' with PATH as in `requests`.
-          times: how many.
+          times: the number of requests that fail.
           status: the HTTP status.
         """
         self._failures.append([re.compile(pattern), times, status])
 
     def _answer(self, method: str, target: str, headers, body: bytes) -> Answer:
-        """Answers a request; one at a time, so that each is atomic."""
+        """Answers one request at a time, so that each is atomic."""
         url = urlsplit(target)
         query, about = dict(parse_qsl(url.query, keep_blank_values=True)), {}
         if query.get('uploadType') == 'multipart':
@@ -116,7 +117,7 @@ class FakeGcs:
         asked = '&'.join(f'{key}={value}' for key, value in query.items())
         asked = unquote(url.path) + (asked and f'?{asked}')
         area, _, place = url.path.partition('storage/v1/b/')
-        # A bucket's and an object's name are escaped: the slashes left are the API's own.
+        # Names of buckets and objects are escaped: the remaining slashes belong to the API.
         bucket, *path = [unquote(part) for part in place.split('/')]
         with self._lock:
             self.requests.append((method, asked))
@@ -124,9 +125,9 @@ class FakeGcs:
                 for failure in self._failures:
                     if failure[1] and failure[0].search(f'{method} {asked}'):
                         failure[1] -= 1
-                        raise _Refusal(failure[2], 'told to fail')
+                        raise _Refusal(failure[2], 'this request is set to fail')
                 if 'Authorization' in headers:
-                    raise _Refusal(401, 'a client of this server is to use no credentials')
+                    raise _Refusal(401, 'a client of this server must not use credentials')
                 if bucket not in self.buckets:
                     raise _Refusal(404, f'no such bucket: {bucket!r}')
                 if area == '/upload/':
@@ -139,7 +140,7 @@ class FakeGcs:
                 return status, {}, b'' if status == 304 else json.dumps(error).encode()
 
     def _route(self, method: str, bucket: str, path: list[str], query: dict, headers) -> Answer:
-        """Answers all but uploads."""
+        """Answers all requests but uploads."""
         match method, *path:
             case ['GET']:
                 return _json({'kind': 'storage#bucket', 'id': bucket, 'name': bucket})
@@ -166,7 +167,7 @@ class FakeGcs:
         raise _Refusal(404, 'not served here')
 
     def _find(self, bucket: str, name: str, query: dict, source: str = '') -> Stored:
-        """What is stored under a name, if that is what the request asks for."""
+        """The object with a name, if the preconditions and the generation of the request match."""
         stored = self.objects.get((bucket, name))
         _check(stored, query, source)
         generation = query.get('sourceGeneration' if source else 'generation')
@@ -189,7 +190,7 @@ class FakeGcs:
         )
 
     def _list(self, bucket: str, query: dict) -> Answer:
-        """A page of a bucket's objects; what has the delimiter is gathered to prefixes."""
+        """A page of a bucket's objects; names with the delimiter are grouped by prefix."""
         prefix, delimiter = query.get('prefix', ''), query.get('delimiter', '')
         start, end = query.get('startOffset', ''), query.get('endOffset', '')
         entries = {}  # In order: an object's name or a prefix -> the object or None.
@@ -208,7 +209,7 @@ class FakeGcs:
         return _json(answer | ({'nextPageToken': page[-1]} if len(page) < len(entries) else {}))
 
     def _upload(self, method: str, bucket: str, query: dict, headers, about: dict, body) -> Answer:
-        """Inserts an object: in one request, or in one that begins and others with chunks."""
+        """Inserts an object: in one request, or in a first request and others with chunks."""
         upload = query.get('upload_id')
         if upload is None and query['uploadType'] != 'resumable':
             return _json(self._insert(bucket, query['name'], query, about, body))
@@ -224,7 +225,7 @@ class FakeGcs:
             del self._uploads[upload]
             return 499, {}, b''
         name, begun, about, data = self._uploads[upload]
-        # 'bytes 0-5/*' goes on, 'bytes 6-9/10' ends, and so does 'bytes */10' if 10 are here.
+        # 'bytes 0-5/*' continues, 'bytes 6-9/10' ends, and so does 'bytes */10' after 10 bytes.
         span = headers.get('Content-Range', f'bytes 0-/{len(body)}')
         first, total = re.fullmatch(r'bytes (\*|\d+)(?:-\d*)?/(\*|\d+)', span).groups()
         if first != '*':
@@ -234,12 +235,12 @@ class FakeGcs:
             del self._uploads[upload]
             return _json(resource)
         if len(body) % _CHUNK:
-            raise _Refusal(400, f'a chunk of {len(body)} bytes is no multiple of {_CHUNK}')
+            raise _Refusal(400, f'a chunk of {len(body)} bytes is not a multiple of {_CHUNK}')
         return 308, {'Range': f'bytes=0-{len(data) - 1}'} if data else {}, b''
 
 
 def _check(stored: Stored | None, query: dict, source: str = '') -> None:
-    """Refuses a request whose preconditions do not hold; no object is generation 0."""
+    """Rejects a request whose preconditions do not hold; a missing object has generation 0."""
     for field in ('Generation', 'Metageneration'):
         now = getattr(stored, field.lower(), 0)
         if int(query.get(f'if{source}{field}Match', now)) != now:
@@ -249,8 +250,8 @@ def _check(stored: Stored | None, query: dict, source: str = '') -> None:
 
 
 def _media(stored: Stored, span: str) -> Answer:
-    """An object's bytes, all or a range of them ('bytes=1-3', 'bytes=1-' or 'bytes=-3')."""
-    # TensorStore takes the generation from here.
+    """The bytes of an object, all or a range ('bytes=1-3', 'bytes=1-' or 'bytes=-3')."""
+    # TensorStore reads the generation from these headers.
     headers = {
         'Content-Type': stored.about['contentType'],
         'X-Goog-Generation': str(stored.generation),
@@ -275,7 +276,7 @@ def _split(headers, body: bytes) -> tuple[dict, bytes]:
     """The metadata and the bytes of a multipart upload."""
     mark = b'--' + re.search(r'boundary="?([^";]+)', headers['Content-Type'])[1].encode()
     line = b'\r\n' if body.startswith(mark + b'\r\n') else b'\n'
-    # The object itself may hold the mark, or lines: only the first two marks and the last count.
+    # The object may contain the mark or newlines: only the first two marks and the last count.
     parts = body[: body.rindex(line + mark)].split(mark + line, 2)[1:]
     (_, about), (_, data) = (part.split(line * 2, 1) for part in parts)
     return json.loads(about), data
@@ -286,7 +287,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # The clients open dozens of connections at a time.
 
     def handle_error(self, request, client_address):
-        # gcsfs asks two ways whether a file is there, and hangs up on the one that is slower.
+        # gcsfs checks in two ways whether a file exists, and closes the slower connection.
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -303,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if status not in (204, 304):  # These have no body by definition.
+        if status not in (204, 304):  # By definition, these have no body.
             self.send_header('Content-Length', str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -311,4 +312,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = _handle
 
     def log_message(self, *_):
-        """A test's output is its own."""
+        """Prints nothing."""

@@ -1,7 +1,7 @@
-"""The stand-in for Google Cloud Storage serves every client of ours, with no network.
+"""The fake of Google Cloud Storage serves every client that jaxtrain uses, without a network.
 
-Each client runs in a process of its own with `FakeGcs.environment`: some variables are read when a
-package is imported. That process has Google credentials in its home, and must not use them.
+Each client runs in a separate process with `FakeGcs.environment`, because some variables are read
+when a package is imported. That process has Google credentials in its home, and must not use them.
 """
 
 import http.client
@@ -28,13 +28,13 @@ def client(gcs, tmp_path):
     credentials = tmp_path / '.config' / 'gcloud' / 'application_default_credentials.json'
     credentials.parent.mkdir(parents=True)
     credentials.write_text(ADC)
-    own = {'HOME': str(tmp_path), 'GOOGLE_APPLICATION_CREDENTIALS': str(credentials)}
-    own |= {'http_proxy': 'http://127.0.0.1:9', 'HTTP_PROXY': 'http://127.0.0.1:9'}
+    home = {'HOME': str(tmp_path), 'GOOGLE_APPLICATION_CREDENTIALS': str(credentials)}
+    home |= {'http_proxy': 'http://127.0.0.1:9', 'HTTP_PROXY': 'http://127.0.0.1:9'}
 
     def call(function, *args):
         code = 'from tests.support import test_gcs as t; import json; '
         code += f'print(json.dumps(t.{function.__name__}(*{args!r})))'
-        done = python('-c', code, **own | gcs.environment)
+        done = python('-c', code, **home | gcs.environment)
         assert done.code == 0, done.err
         return json.loads(done.out)
 
@@ -64,10 +64,10 @@ def asks(gcs):
     return Asks(gcs)
 
 
-# What the server does.
+# The server.
 
 
-def test_a_listing_gathers_what_has_the_delimiter_and_comes_in_pages(gcs, asks):
+def test_a_listing_groups_names_by_delimiter_and_has_pages(gcs, asks):
     for name in ('a-', 'a/1', 'a/2', 'a/b/3', 'a0', 'b'):
         gcs.objects['bucket', name] = b'x'
     assert asks.listed() == (['a-', 'a/1', 'a/2', 'a/b/3', 'a0', 'b'], [], None)
@@ -76,16 +76,16 @@ def test_a_listing_gathers_what_has_the_delimiter_and_comes_in_pages(gcs, asks):
     assert asks.listed('prefix=c') == ([], [], None)
     assert asks.listed('startOffset=a/2&endOffset=b') == (['a/2', 'a/b/3', 'a0'], [], None)
     for size in range(1, 7):
-        found, token = [], ''
+        entries, token = [], ''
         while token is not None:
             query = f'delimiter=/&maxResults={size}' + (token and f'&pageToken={token}')
             names, prefixes, token = asks.listed(query)
             assert 0 < len(names) + len(prefixes) <= size
-            found += names + prefixes
-        assert sorted(found) == ['a-', 'a/', 'a0', 'b'], size
+            entries += names + prefixes
+        assert sorted(entries) == ['a-', 'a/', 'a0', 'b'], size
 
 
-def test_preconditions_on_the_generation_hold(gcs, asks):
+def test_preconditions_on_the_generation_are_checked(gcs, asks):
     insert = '/upload/storage/v1/b/bucket/o?uploadType=media&name=x&ifGenerationMatch='
     one = json.loads(asks('POST', insert + '0', b'one')[2])
     assert asks('POST', insert + '0', b'two')[0] == 412
@@ -122,14 +122,14 @@ def test_a_part_of_an_object_is_read(gcs, asks, span, status, data):
         assert headers['X-Goog-Generation'] == str(gcs.objects['bucket', 'a/x'].generation)
 
 
-def test_an_object_uploaded_in_chunks_appears_once_it_is_whole(gcs, asks):
+def test_an_object_uploaded_in_chunks_appears_once_it_is_complete(gcs, asks):
     chunk = bytes(2**18)
     begin = '/upload/storage/v1/b/bucket/o?uploadType=resumable&ifGenerationMatch=0'
     where = asks('POST', begin, b'{"name": "a/x"}')[1]['Location'].removeprefix(gcs.url)
     assert asks('PUT', where, b'short', Content_Range='bytes 0-4/*')[0] == 400
     status, headers, _ = asks('PUT', where, chunk, Content_Range=f'bytes 0-{2**18 - 1}/*')
     assert (status, headers['Range']) == (308, f'bytes=0-{2**18 - 1}')
-    assert asks('PUT', where, b'', Content_Range='bytes */*')[0] == 308  # How far is it?
+    assert asks('PUT', where, b'', Content_Range='bytes */*')[0] == 308  # How much has arrived?
     assert gcs.objects == {}
     last = f'bytes {2**18}-{2**18 + 2}/{2**18 + 3}'
     assert asks('PUT', where, b'end', Content_Range=last)[0] == 200
@@ -140,7 +140,7 @@ def test_an_object_uploaded_in_chunks_appears_once_it_is_whole(gcs, asks):
     assert list(gcs.objects) == [('bucket', 'a/x')]
 
 
-def test_requests_are_recorded_and_fail_when_told_to(gcs, asks):
+def test_requests_are_recorded_and_fail_on_request(gcs, asks):
     gcs.objects['bucket', 'a/x'] = b'x'
     gcs.fail('DELETE .*/o/a/x', times=2)
     gcs.fail('DELETE .*/o/a/x', times=1, status=429)
@@ -153,7 +153,7 @@ def test_requests_are_recorded_and_fail_when_told_to(gcs, asks):
     assert asks('GET', '/storage/v1/b/bucket', Authorization='Bearer x')[0] == 401
 
 
-# What the clients do with it.
+# The clients.
 
 
 def in_gcsfs():
@@ -198,7 +198,7 @@ def test_gcsfs(gcs, client):
         ('bucket', 'run/created'): b'',
     }
     sent = [path for _, path in gcs.requests if 'name=run/big&upload_id=' in path]
-    assert len(sent) == 5  # Four chunks, one of them twice.
+    assert len(sent) == 5  # Four chunks, one of them sent twice.
 
 
 def in_epath():
@@ -242,7 +242,7 @@ def in_epath():
 
 def test_epath(gcs, client):
     assert client(in_epath) == {
-        'made': False,  # There are no folders.
+        'made': False,  # Folders do not exist.
         'exists': [True, True, True, False],
         'is_dir': [True, False, True, False],
         'read': ['é', '0062'],
@@ -309,7 +309,7 @@ def test_tensorstore(gcs, client):
     assert gcs.objects == {('bucket', 'run/b/c d'): bytes(3 * 2**20)}
 
 
-# And Orbax, which uses all three.
+# Orbax, which uses all three.
 
 RUN = 'gs://bucket/run/checkpoints'
 
@@ -365,11 +365,11 @@ def save_four():
             kept.wait_until_finished()
         except OSError as e:
             os.write(1, json.dumps([*steps, str(e).splitlines()[-1]]).encode())
-            os._exit(0)  # As a process that is killed: it tidies nothing up.
+            os._exit(0)  # Like a process that is killed, without any cleanup.
 
 
 def resume(step):
-    """What a reader sees beside the unfinished save; what a resumed run finds and leaves."""
+    """What a reader sees beside the unfinished save, and what a resumed run sees and keeps."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -389,18 +389,18 @@ def resume(step):
 
 
 def folders(gcs):
-    """The steps that have objects, and of them those that are committed."""
+    """The steps that have objects, and those of them that are committed."""
     names = [name.split('/') for _, name in gcs.objects]
     committed = {parts[2] for parts in names if parts[3:] == ['commit_success.txt']}
     return sorted({parts[2] for parts in names}), sorted(committed)
 
 
-def test_orbax_saves_keeps_resumes_and_clears_up(gcs, client):
+def test_orbax_saves_keeps_resumes_and_cleans_up(gcs, client):
     gcs.fail(f'POST .*name={RUN.removeprefix("gs://bucket/")}/4/commit_success', 1, status=403)
-    assert client(save_four) == [[2, 3], 2, 'told to fail']
+    assert client(save_four) == [[2, 3], 2, 'this request is set to fail']
     assert folders(gcs) == (['2', '3', '4'], ['2', '3'])
     same = {'w': True, 'big': True}
     assert client(resume, 3) == [[2, 3], ['2', '3', '4'], [2, 3], 3, 2, {'step': 3}, same]
     assert folders(gcs) == (['2', '3'], ['2', '3'])
-    # An unfinished checkpoint has its final name from the start; only the file tells it apart.
+    # An unfinished checkpoint has its final name from the start; only the commit file marks it.
     assert not any('tmp' in path for _, path in gcs.requests)
