@@ -95,7 +95,7 @@ def predictions(result: Mapping[str, Any]) -> str:
     if len(lines) > SHORT:
         text.append(f'... and {len(lines) - SHORT:,} more')
     if result['skipped']:
-        text.append(f'skipped, not readable: {", ".join(result["skipped"])}')
+        text.append(f'left out, not readable: {", ".join(result["skipped"])}')
     text.append(
         f'{len(lines):,} {result["unit"]}, checkpoint {result["step"]}, '
         f'written to {result["output"]}'

@@ -53,7 +53,7 @@ class Slice(NamedTuple):
 
 
 def parse_topology(topology: str) -> Slice:
-    """The slice with a topology.
+    """Returns the slice that has a topology.
 
     Args:
       topology: GENERATION:SHAPE as in `jaxtrain plan`, such as 'v5e:4x4', the shape in chips.
