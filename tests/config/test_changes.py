@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxtrain.checkpoints.checkpoint_files import best_step
+from jaxtrain.checkpoints.checkpoint_list import best_step
 from jaxtrain.config import base, changes
 from jaxtrain.config.changes import CHANGES, Changes, current
 from jaxtrain.config.closed import flatten
