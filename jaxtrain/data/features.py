@@ -1,6 +1,6 @@
-"""Features: what each array of an example is, its shape, its dtype and its meaning.
+"""Features: the shape, dtype and meaning of each array of an example.
 
-A source declares its features; whoever needs to know whether data is images or text looks at the
+A source declares its features. Code that needs to know whether data is images or text looks at the
 meaning, never at the length of a shape.
 """
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The words for what a feature means.
+# The meanings of features.
 IMAGE = 'image'  # pixels, uint8 [height, width, channels], 0 to 255
-TOKENS = 'tokens'  # a text as the numbers of a tokenizer, int32 [length]
+TOKENS = 'tokens'  # a text as token ids, int32 [length]
 CLASS = 'class'  # the index of a class, int32 []
-NEXT_TOKENS = 'next tokens'  # the token that follows each, int32 [length]; -1 is not counted
+NEXT_TOKENS = 'next tokens'  # the token after each token, int32 [length]; -1 is ignored
 
-# What inputs of a model are called when there are several.
+# The plural names of a model's inputs.
 UNITS = {IMAGE: 'images', TOKENS: 'tokens'}
 _DTYPES = {IMAGE: np.uint8, TOKENS: np.int32, CLASS: np.int32, NEXT_TOKENS: np.int32}
 
@@ -24,9 +24,9 @@ class Feature:
     """One array of an example.
 
     Attributes:
-      shape: without the axis of examples.
-      dtype: NumPy's.
-      meaning: one of the words above.
+      shape: the shape without the axis of examples.
+      dtype: the NumPy dtype.
+      meaning: one of the constants above.
     """
 
     shape: tuple[int, ...]
@@ -35,20 +35,20 @@ class Feature:
 
 
 def feature(meaning: str, *shape: int) -> Feature:
-    """A feature of that meaning, in its dtype."""
+    """Return a feature with that meaning and its dtype."""
     return Feature(shape, _DTYPES[meaning], meaning)
 
 
 def classified_image(*shape: int) -> dict[str, Feature]:
-    """The features of an image [height, width, channels] with a class."""
+    """Return the features of an image [height, width, channels] with a class."""
     return {'image': feature(IMAGE, *shape), 'label': feature(CLASS)}
 
 
 def classified_tokens(length: int) -> dict[str, Feature]:
-    """The features of a text with a class."""
+    """Return the features of a text with a class."""
     return {'tokens': feature(TOKENS, length), 'label': feature(CLASS)}
 
 
 def continued_tokens(length: int) -> dict[str, Feature]:
-    """The features of a window of text whose every token is followed by another."""
+    """Return the features of a window of text with next-token targets."""
     return {'tokens': feature(TOKENS, length), 'targets': feature(NEXT_TOKENS, length)}

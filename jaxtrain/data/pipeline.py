@@ -1,11 +1,11 @@
-"""batch = f(seed, step): training batches by global index, and evaluation batches with a mask.
+"""batch = f(seed, step): training batches by global index, and padded evaluation batches.
 
 The order of the data is a permutation per epoch, made from the seed alone. Position `i` of the
 endless stream of epochs belongs to step `i // batch_size`; process `p` of `n` takes the `p`-th
-share of each global batch. So the order depends neither on the number of processes nor of devices,
-and resuming needs the step alone. What a source chooses at random, such as a crop, goes by a number
-for each position, made from the seed alone too. Grain runs the function ahead of time, in threads
-or in processes, which does not show in the batches.
+share of each global batch. So the order depends neither on the number of processes nor on that of
+devices, and resuming needs only the step. The random choices of a source, such as crops, are
+determined by a number for each position, which is made from the seed alone too. Grain runs the
+function ahead of time in threads or processes, which does not affect the batches.
 """
 
 import atexit
@@ -36,7 +36,7 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Batches(Iterator[Batch], Protocol):
-    """Batches that are closed when no more are wanted."""
+    """An iterator over batches that must be closed after use."""
 
     def close(self) -> Any: ...
 
@@ -54,7 +54,7 @@ class Slice:
 
 
 def train_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The examples of a step's global batch, int64 [batch_size].
+    """Return the indices of the examples in a step's global batch, int64 [batch_size].
 
     Each epoch visits every example once; a batch may straddle two epochs.
     """
@@ -68,11 +68,11 @@ def train_indices(examples: int, batch_size: int, seed: int, step: int) -> np.nd
 
 
 def example_numbers(batch_size: int, seed: int, step: int) -> np.ndarray:
-    """A random number for each example of a step's global batch, uint64 [batch_size].
+    """Return a random number for each example of a step's global batch, uint64 [batch_size].
 
-    It is a function of the seed and of the position in the stream.
+    Each number is a function of the seed and of the position in the stream.
     """
-    # Philox counts in blocks of four numbers, and can start at any.
+    # Philox generates numbers in blocks of four, and can start at any block.
     block, offset = divmod(step * batch_size, 4)
     numbers = np.random.Philox(key=seed, counter=block).random_raw(offset + batch_size)
     return numbers[offset:]
@@ -93,21 +93,22 @@ def train_batches(
     ahead: int,
     workers: int = 0,
 ) -> Batches:
-    """This process's batches, arrays by name as `Source.features` declares them.
+    """Return this process's batches, arrays by name as `Source.features` declares them.
 
     Args:
       source: the training examples.
       batch_size: examples in the global batch.
       seed: the seed of the order.
-      bounds: the steps, in order: item `i` is for those from `bounds[i]` to `bounds[i + 1]`. One of
-        several steps has an axis of steps in front.
+      bounds: ascending steps: item `i` has the steps from `bounds[i]` up to `bounds[i + 1]`. An
+        item of several steps has a leading axis of steps.
       part: this process's share.
-      threads, ahead: host threads, and how many items to keep ready.
-      workers: processes in place of the threads, 0 for none.
+      threads: the number of host threads.
+      ahead: the number of items to prepare in advance.
+      workers: the number of processes to use in place of threads; 0 uses threads.
 
     Returns:
-      An iterator, whose `close()` ends its threads or processes. With workers, `source` is copied
-      to each.
+      An iterator whose `close()` ends its threads or processes. Each worker gets a copy of
+      `source`.
     """
     import grain.python as grain
 
@@ -123,26 +124,27 @@ def train_batches(
     dataset = grain.MapDataset.range(len(bounds) - 1).map(batch)
     if not workers:
         return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
-    if not flags.FLAGS.is_parsed():  # Grain hands its own flags on to the workers
+    if not flags.FLAGS.is_parsed():  # Grain passes its flags on to the workers
         flags.FLAGS.mark_as_parsed()
-    # JAX lets go of the last batch, in memory shared with a worker, when garbage is next collected;
-    # at exit it would not be, and there would be a warning.
+    # JAX releases the last batch, whose memory is shared with a worker, in the next garbage
+    # collection. Without one at exit, a warning about the shared memory would be printed.
     atexit.register(gc.collect)
     each = max(1, -(-ahead // workers))
     dataset = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
-    return _shielded(
+    return _with_blocked_signals(
         dataset.mp_prefetch(grain.MultiprocessingOptions(workers, each), _start_worker)
     )
 
 
-def _shielded(dataset: 'grain.IterDataset') -> Generator[Batch, None, None]:
-    """Its items, from processes that no request to stop can end while they start.
+def _with_blocked_signals(dataset: 'grain.IterDataset') -> Generator[Batch, None, None]:
+    """Yield the items of a data set, and block stop signals while its workers start.
 
-    Such a request may reach all processes of a job, and the one that trains answers it. Grain
-    starts a worker when its first item is due, and a process has the signal mask of the thread
-    that starts it; `_start_worker` comes a second too late.
+    A stop signal may be sent to all processes of a job, and only the training process should handle
+    it. Grain starts a worker when its first item is requested, and a process inherits the signal
+    mask of the thread that starts it; `_start_worker` would run a second too late to set it.
     """
-    resource_tracker.ensure_running()  # which would lift the mask when the first worker starts
+    # Start the tracker now, because starting it with the first worker would reset the mask.
+    resource_tracker.ensure_running()
     with contextlib.closing(iter(dataset)) as items:
         while True:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
@@ -156,7 +158,7 @@ def _shielded(dataset: 'grain.IterDataset') -> Generator[Batch, None, None]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker end with the process that it works for."""
+    """Set up a worker process, so that it ends together with its parent."""
     del index, count
     quiet_pil()
 
@@ -170,20 +172,20 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def eval_batches(source: Source, batch_size: int, part: Slice) -> Iterator[Batch]:
-    """This process's share of every example in order, the last batch padded by repeating one."""
+    """Yield this process's share of all examples in order; the last one pads the last batch."""
     for start in range(0, len(source), batch_size):
         indices = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
         yield source.fetch(part.of(indices))
 
 
 def check_batch_size(key: str, batch_size: int, devices: int, examples: int | None = None) -> None:
-    """UserError if a batch cannot be shared by the devices, or is larger than the data."""
+    """Raise UserError if the devices cannot share a batch, or it is larger than the data."""
     if batch_size < 1:
         raise UserError(f'config.{key}={batch_size} must be at least 1')
     if batch_size % devices:
         raise UserError(
             f'config.{key}={batch_size} is not divisible by the {devices} devices; '
-            f'{max(devices, batch_size // devices * devices)} would be'
+            f'set it to a multiple, such as {max(devices, batch_size // devices * devices)}'
         )
     if examples is not None and batch_size > examples:
         raise UserError(

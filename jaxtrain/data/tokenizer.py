@@ -1,4 +1,4 @@
-"""Tokenizers: text to numbers and back, by Hugging Face's library and its tokenizer.json."""
+"""Tokenizers, which convert text to token ids and back, from Hugging Face's tokenizer.json."""
 
 import json
 import os
@@ -15,22 +15,22 @@ from jaxtrain.errors import UserError
 if TYPE_CHECKING:
     import tokenizers
 
-BYTES = 'bytes'  # a token for each byte of UTF-8, and one more that ends a text
+BYTES = 'bytes'  # one token per UTF-8 byte, and one that ends a text
 END_OF_TEXT = '<|endoftext|>'
-# What pads and ends are called where the file does not say.
+# Usual names of padding and end tokens, for files that do not declare them.
 PADS = ('[PAD]', '<pad>', '<|pad|>')
 ENDS = (END_OF_TEXT, '</s>', '<|end_of_text|>', '<eos>', '[SEP]')
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer as plain data; the library's object is made from it when it is used.
+    """A tokenizer as plain data, from which the library's object is created on use.
 
     Attributes:
       definition: the content of tokenizer.json.
-      size: how many tokens there are; all are less than it.
-      pad: the token that fills up shorter texts, -1 for none.
-      end: the token that ends a text, -1 for none.
+      size: the number of tokens; every id is less than this.
+      pad: the id of the token that pads shorter texts, -1 for none.
+      end: the id of the token that ends a text, -1 for none.
     """
 
     definition: str
@@ -39,64 +39,63 @@ class Tokenizer:
     end: int
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, int]:
-        """Texts as they stand by themselves, with the tokens that the model wants around them.
+        """Encode separate texts, with the special tokens that the tokenizer adds to each.
 
         Args:
-          texts: what to encode.
-          length: tokens of each; longer ones lose their end, shorter ones are filled up.
+          texts: the texts to encode.
+          length: the number of tokens per text; longer texts are truncated, shorter ones padded.
 
         Returns:
-          (int32 [texts, length], how many were cut).
+          (int32 [texts, length], the number of truncated texts).
         """
         library = _library(self.definition)
         library.enable_truncation(length)
         library.enable_padding(length=length, pad_id=self.pad)
-        found = library.encode_batch(list(texts))
-        rows = np.array([row.ids for row in found], np.int32).reshape(-1, length)
-        return rows, sum(bool(row.overflowing) for row in found)
+        rows = library.encode_batch(list(texts))
+        ids = np.array([row.ids for row in rows], np.int32).reshape(-1, length)
+        return ids, sum(bool(row.overflowing) for row in rows)
 
     def stream(self, texts: Sequence[str]) -> np.ndarray:
-        """All texts one after the other, each with the token that ends it; int32 [tokens]."""
-        found = self.pieces(texts)
+        """Concatenate the tokens of all texts, each with the end token; int32 [tokens]."""
         end = [self.end] if self.end >= 0 else []
-        parts = [np.array([*ids, *end], np.int32) for ids in found]
+        parts = [np.array([*ids, *end], np.int32) for ids in self.pieces(texts)]
         return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's own tokens, and none around them."""
+        """Encode each text without special tokens."""
         library = _library(self.definition)
         library.no_truncation()
         library.no_padding()
-        # Fast: without the places of tokens in the text, which takes a fifth of the time.
+        # The fast variant omits the offsets of tokens in the text, and takes a fifth of the time.
         rows = library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; those that end or pad one are left out."""
+        """Decode tokens to text without special tokens, such as those that end or pad it."""
         return _library(self.definition).decode(list(map(int, tokens)))
 
 
 def open_tokenizer(name: str, key: str = 'config.data.tokenizer') -> Tokenizer:
-    """The tokenizer that a config names.
+    """Open the tokenizer that a config names.
 
     Args:
-      name: a tokenizer.json, the folder of one, or 'bytes'.
-      key: what names it, for messages.
+      name: a tokenizer.json, a folder that contains one, or 'bytes'.
+      key: the config key or flag that names it, for messages.
 
     Raises:
-      UserError: no name, no such file, or one that is none.
+      UserError: If the name is empty, or the file is missing or is not a tokenizer.
     """
     definition = read_definition(name, key)
     try:
         library = _library(definition)
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
-            f'{key}={name!r} is no tokenizer.json ({error}); give the file that goes with the '
-            'weights, as Hugging Face keeps it'
+            f'{key}={name!r} is not a tokenizer.json ({error}); give the file that belongs '
+            'to the weights, in the format of Hugging Face'
         ) from error
     ids = library.get_vocab(with_added_tokens=True)
     if not ids:
-        raise UserError(f'{key}={name!r} has no tokens; give the file that goes with the weights')
+        raise UserError(f'{key}={name!r} has no tokens; give the file that belongs to the weights')
     padding = json.loads(definition).get('padding') or {}
     return Tokenizer(
         definition=definition,
@@ -107,7 +106,7 @@ def open_tokenizer(name: str, key: str = 'config.data.tokenizer') -> Tokenizer:
 
 
 def read_definition(name: str, key: str = 'config.data.tokenizer') -> str:
-    """The content of the tokenizer.json of that name. UserError if there is none."""
+    """Return the content of the named tokenizer.json; raise UserError if it cannot be read."""
     if not name:
         raise UserError(
             f'{key} is empty, and no weights in config.init_from bring a tokenizer; name a '
@@ -127,17 +126,17 @@ def read_definition(name: str, key: str = 'config.data.tokenizer') -> str:
 
 
 def _bytes() -> 'tokenizers.Tokenizer':
-    """GPT-2's alphabet of bytes, with no pairs merged."""
+    """Return a tokenizer with GPT-2's byte alphabet and no merges."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(letters)}
-    made = tokenizers.Tokenizer(models.BPE(vocabulary, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([END_OF_TEXT])
-    return made
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""batch = f(seed, step): every example once an epoch, in an order that nothing else changes."""
+"""Tests of batch = f(seed, step): every example once per epoch, in an order fixed by the seed."""
 
 import contextlib
 import multiprocessing
@@ -30,7 +30,7 @@ from jaxtrain.weights.bundle import resolve
 
 SIZE = 23
 WHOLE = Slice()
-LIMIT = 180  # seconds in which processes start and end even on a busy machine, or they hang
+LIMIT = 180  # seconds; processes that take longer to start and end are assumed to hang
 
 
 def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -46,25 +46,25 @@ def numbered(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str
     return fetch(indices) if numbers is None else {**fetch(indices), 'number': numbers}
 
 
-def made(source, batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4, workers=0):
+def read(source, batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4, workers=0):
     bounds = range(steps.start, steps.stop + 1)
     batches = train_batches(source, batch_size, seed, bounds, part, threads, ahead, workers)
-    found = list(batches)
+    result = list(batches)
     batches.close()
-    return found
+    return result
 
 
 def labels(**options):
-    return [batch['label'].tolist() for batch in made(SOURCE, **options)]
+    return [batch['label'].tolist() for batch in read(SOURCE, **options)]
 
 
 def numbers(**options):
-    return [batch['number'].tolist() for batch in made(replace(SOURCE, fetch=numbered), **options)]
+    return [batch['number'].tolist() for batch in read(replace(SOURCE, fetch=numbered), **options)]
 
 
 @pytest.mark.parametrize('batch_size', [1, 5, 8, 23])
 def test_each_epoch_visits_every_example_once(batch_size):
-    """Also where batches straddle epochs: none of these sizes but 1 and 23 divides 23."""
+    """Batches may straddle epochs: of these sizes, only 1 and 23 divide 23."""
     steps = -(-3 * SIZE // batch_size)
     stream = np.concatenate([train_indices(SIZE, batch_size, 0, step) for step in range(steps)])
     epochs = stream[: 3 * SIZE].reshape(3, SIZE)
@@ -103,21 +103,21 @@ def test_threads_and_prefetch_do_not_change_the_order():
 def test_seeds_differ_and_repeat():
     assert labels(seed=0) == labels(seed=0)
     assert labels(seed=0) != labels(seed=1)
-    # A seed and an epoch are not added up: seed 1 does not begin with the second epoch of seed 0.
+    # Seed and epoch are not added: seed 1 does not start with the second epoch of seed 0.
     second = train_indices(SIZE, SIZE, 0, 1)
     assert (train_indices(SIZE, SIZE, 1, 0) != second).any()
 
 
 def test_the_order_is_that_of_earlier_versions():
-    """A run that resumes after an upgrade goes on with the batches that it would have had."""
+    """A run that resumes after an upgrade gets the same batches as before."""
     assert train_indices(7, 5, seed=1, step=2).tolist() == [0, 3, 2, 5, 0]
     assert example_numbers(3, seed=1, step=2).tolist() == [
         13744443775079107998, 4542806826184744765, 7531101419052079111,
     ]  # fmt: skip
 
 
-def test_random_numbers_go_by_the_position_in_the_stream():
-    """Not by batches, processes, threads, or where a run resumes, nor by the example alone."""
+def test_random_numbers_depend_on_the_position_in_the_stream():
+    """Batch size, processes, threads and the step of a resumed run do not affect them."""
     stream = sum(numbers(steps=range(15)), [])
     assert len(set(stream)) == 120 > SIZE and max(stream) > 2**63
     assert sum(numbers(batch_size=5, steps=range(24)), []) == stream
@@ -127,39 +127,39 @@ def test_random_numbers_go_by_the_position_in_the_stream():
     assert not set(sum(numbers(seed=1), [])) & set(stream)
 
 
-def test_cropped_batches_hold_the_same_examples_and_evaluation_crops_nothing():
+def test_numbers_do_not_change_the_examples_and_evaluation_has_none():
     source = replace(SOURCE, fetch=numbered)
-    assert [batch['label'].tolist() for batch in made(source)] == labels()
+    assert [batch['label'].tolist() for batch in read(source)] == labels()
     several = next(train_batches(source, 4, 0, [0, 3], WHOLE, 1, 1))
     assert several['number'].tolist() == numbers(batch_size=4, steps=range(3))
     assert 'number' not in next(eval_batches(source, 4, WHOLE))
 
 
 def test_workers_make_the_same_batches_of_a_data_set_on_disk():
-    """An odd number of them, so that one of the processes is done before the other."""
+    """The number of batches is odd, so that one worker finishes before the other."""
     changes = {'name': 'digits', 'image_size': (6, 7), 'random_crop': (0.3, 1.0)}
     cfg = Config(base().to_dict()).replace(**{f'data__{k}': v for k, v in changes.items()})
     source = open_source(resolve(cfg, None).data, 'train', 'config.data.train')
-    one = made(source, steps=range(2, 7))
+    one = read(source, steps=range(2, 7))
     batches = train_batches(source, 8, 0, range(2, 8), WHOLE, 2, 4, workers=2)
     done = threading.Event()
 
-    def ask_all_to_stop():  # as where a whole job is asked to, over and over
+    def signal_workers():  # as a scheduler does that stops a whole job, but repeatedly
         late = time.monotonic() + LIMIT
         while not done.wait(0.03):
-            # Workers that hang are killed, and then the test fails.
+            # Workers that hang are killed, which makes the test fail.
             sent = signal.SIGTERM if time.monotonic() < late else signal.SIGKILL
             for worker in multiprocessing.active_children():
-                with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
                     os.kill(worker.pid, sent)
 
-    asking = threading.Thread(target=ask_all_to_stop)
-    asking.start()
+    sender = threading.Thread(target=signal_workers)
+    sender.start()
     try:
         two = list(batches)
     finally:
         done.set()
-        asking.join()
+        sender.join()
     batches.close()
     assert len(one) == len(two) == 5
     for batch, other in zip(one, two, strict=True):
@@ -173,7 +173,7 @@ def broken(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
     raise UserError(f'example {indices[0]} is broken')
 
 
-def test_what_is_wrong_in_a_worker_is_said_here():
+def test_an_error_in_a_worker_is_raised_in_the_parent():
     first = train_indices(SIZE, 8, 0, 0)[0]
     batches = train_batches(replace(SOURCE, fetch=broken), 8, 0, range(9), WHOLE, 1, 1, workers=1)
     with pytest.raises(UserError, match=f'example {first} is broken'):
@@ -194,12 +194,12 @@ if __name__ == '__main__':
 
 
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
-    """Until they do, what they print to is not closed."""
+    """Otherwise `run` times out, because workers keep the output pipes open."""
     (tmp_path / 'killed.py').write_text(KILLED)
     command = [sys.executable, str(tmp_path / 'killed.py')]
     environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
-    assert (said.returncode, said.stdout) == (-9, '1\n')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stdout) == (-9, '1\n')
 
 
 def test_batches_are_uint8_images_and_int32_labels():
@@ -216,7 +216,7 @@ def test_evaluation_counts_each_example_once_in_order(batch_size):
     assert {len(batch) for batch in batches} == {batch_size}
     stream = np.concatenate(batches)
     np.testing.assert_array_equal(stream[:SIZE], np.arange(SIZE))
-    assert (stream[SIZE:] == SIZE - 1).all()  # the padding, to be cut off
+    assert (stream[SIZE:] == SIZE - 1).all()  # padding, which evaluation drops
 
 
 @pytest.mark.parametrize('count', [2, 4])
@@ -232,24 +232,32 @@ def test_evaluation_is_shared_among_processes(count):
     [
         (('batch_size', 0, 1), 'config.batch_size=0 must be at least 1'),
         (('batch_size', -8, 1), 'config.batch_size=-8 must be at least 1'),
-        (('batch_size', 30, 8), 'config.batch_size=30 is not divisible by the 8 devices; 24 would'),
-        (('batch_size', 3, 8), 'config.batch_size=3 is not divisible by the 8 devices; 8 would be'),
+        (
+            ('batch_size', 30, 8),
+            'config.batch_size=30 is not divisible by the 8 devices; set it to a '
+            'multiple, such as 24',
+        ),
+        (
+            ('batch_size', 3, 8),
+            'config.batch_size=3 is not divisible by the 8 devices; set it to a '
+            'multiple, such as 8',
+        ),
         (('batch_size', 24, 8, 23), 'larger than the training data (23 examples); set it to 16'),
         (('eval_batch_size', 3, 2), 'config.eval_batch_size=3 is not divisible'),
     ],
 )
-def test_wrong_batch_size(arguments, words):
+def test_invalid_batch_sizes_are_refused(arguments, words):
     with pytest.raises(UserError) as caught:
         check_batch_size(*arguments)
     assert words in str(caught.value)
 
 
-def test_batch_size_that_is_proposed_is_accepted():
+def test_the_suggested_batch_size_is_accepted():
     with pytest.raises(UserError) as caught:
         check_batch_size('batch_size', 24, 8, 23)
     check_batch_size('batch_size', int(str(caught.value).split('set it to ')[1].split()[0]), 8, 23)
 
 
 @pytest.mark.parametrize('arguments', [(8, 8), (24, 8), (23, 1, 23), (8, 8, 23), (40, 8)])
-def test_right_batch_size(arguments):
+def test_valid_batch_sizes_are_accepted(arguments):
     assert check_batch_size('batch_size', *arguments) is None

@@ -1,7 +1,7 @@
-"""Where a data set that does not fit into memory is sorted while it is prepared.
+"""Files in which TFDS sorts a data set while it prepares it, written without TensorFlow.
 
-TFDS keeps the examples of a split in memory up to a gigabyte, and beyond that in a thousand files,
-by their hashed keys; it writes those files with TensorFlow. These do without.
+TFDS sorts the examples of a split by their hashed keys: up to one gigabyte in memory, beyond that
+in a thousand files, which it writes with TensorFlow. The class below replaces those files.
 """
 
 import contextlib
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tensorflow_datasets.core import shuffle
 
-_PENDING = 2**18  # bytes that a bucket holds back: a thousand of them take 256 MiB
+_PENDING = 2**18  # bytes that a bucket buffers: a thousand buckets take 256 MiB
 
 
 class Bucket:
-    """Stands in for `tensorflow_datasets.core.shuffle._Bucket`: pairs of a key and bytes.
+    """A replacement for `tensorflow_datasets.core.shuffle._Bucket`: a file of (key, bytes) pairs.
 
-    Its file is open only while it is written or read, since a process may have 1024 open files.
+    The file is open only while it is written or read, because a process may be limited to 1024
+    open files.
     """
 
     def __init__(self, path):
@@ -42,7 +43,7 @@ class Bucket:
         self._pending, self._bytes = [], 0
 
     def read_values(self) -> Iterator[tuple[int, bytes]]:
-        """Yields the pairs in the order in which they were added."""
+        """Yield the pairs in the order in which they were added."""
         self.flush()
         with self._path.open('rb') as file:
             for _ in range(self._length):
@@ -54,10 +55,10 @@ class Bucket:
 
 @contextlib.contextmanager
 def without_tensorflow() -> Iterator[None]:
-    """Has TFDS sort what it prepares in files that are written without TensorFlow."""
-    theirs = shuffle._Bucket
+    """Make TFDS sort the examples that it prepares in `Bucket` files."""
+    original = shuffle._Bucket
     shuffle._Bucket = Bucket
     try:
         yield
     finally:
-        shuffle._Bucket = theirs
+        shuffle._Bucket = original

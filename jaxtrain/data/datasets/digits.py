@@ -10,7 +10,7 @@ SPLITS = {'train': 897, 'val': 300, 'test': 600}
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of 8x8 grey images of digits; see `_DESCRIPTION`."""
+    """A TFDS builder of 8x8 grey images of digits; see `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'Initial release.'}
@@ -48,20 +48,20 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def split_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Deals the rows out to the splits, each class in proportion; the same way every time.
+    """Assign the rows to splits, stratified by class and in the same way on every run.
 
     Args:
         labels: integers of shape (1797,).
 
     Returns:
-        The row numbers of each split, sorted; int64 of shape (897,), (300,), (600,).
+        The sorted row numbers of each split; int64 of shape (897,), (300,) and (600,).
     """
     rng = np.random.RandomState(0)
     position = np.empty(len(labels))
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    # Each class is now spread evenly over (0, 1), so any stretch of the order is stratified.
+    # Each class is now spread evenly over (0, 1), so any span of the order is stratified.
     order = np.argsort(position, kind='stable')
     bounds = np.cumsum(list(SPLITS.values()))[:-1]
     return dict(zip(SPLITS, map(np.sort, np.split(order, bounds)), strict=True))

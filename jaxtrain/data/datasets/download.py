@@ -1,9 +1,10 @@
-"""Archives of official data sets: fetched, or put there by hand, and never used unverified.
+"""Archives of official data sets: downloaded or placed by hand, and always verified.
 
-An archive lies in DATA_DIR/downloads/manual/NAME, under the name that it has at its source, whoever
-put it there; a folder of its own for each data set, because MNIST and Fashion-MNIST call their
-files alike. TFDS takes what it finds there, and compares it with the checksums that it comes with.
-Archives that take a login can only be put there by hand, and are compared here.
+An archive lies in DATA_DIR/downloads/manual/NAME under its original file name, whether it was
+downloaded or placed there by hand. Each data set has its own folder, because MNIST and
+Fashion-MNIST use the same file names. TFDS reads archives from that folder and compares them with
+its registered checksums. Archives that require a login must be placed there by hand; their
+checksums are compared in this module.
 """
 
 import hashlib
@@ -19,26 +20,26 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from jaxtrain.errors import UserError
 
-_BLOCK = 2**18  # bytes, of what comes over a network
-_LARGE = 2**24  # bytes, of what lies on disk
-_TIMEOUT = (10, 60)  # seconds: to be connected, and for the next byte to come
+_BLOCK = 2**18  # bytes read at a time from the network
+_LARGE = 2**24  # bytes read at a time from disk
+_TIMEOUT = (10, 60)  # seconds to connect, and seconds to wait for the next byte
 
 
 def manual_dir(builder: tfds.core.DatasetBuilder) -> Path:
-    """Returns the folder of a data set's archives."""
+    """Return the folder of a data set's archives."""
     return Path(builder.data_dir_root) / 'downloads' / 'manual' / builder.name
 
 
 def archives(builder: tfds.core.DatasetBuilder, dl_manager, urls: list[str]) -> list[Path]:
-    """Returns the archive of each URL, downloaded if it is not in `manual_dir`, and verified.
+    """Return the verified archive of each URL, downloading those that are not in `manual_dir`.
 
     Args:
         builder: has `url_infos`, {url: size, SHA-256 and file name}, and `quiet`.
-        dl_manager: TFDS's, made with `manual_dir(builder)` as its manual folder.
-        urls: of the archives, all in `builder.url_infos`.
+        dl_manager: TFDS's download manager, with `manual_dir(builder)` as its manual folder.
+        urls: URLs of the archives, all in `builder.url_infos`.
 
     Raises:
-        UserError: an archive cannot be downloaded or written, or is not the official one.
+        UserError: If an archive cannot be downloaded or written, or is not the official one.
     """
     folder = manual_dir(builder)
     paths = {url: folder / builder.url_infos[url].filename for url in urls}
@@ -47,38 +48,40 @@ def archives(builder: tfds.core.DatasetBuilder, dl_manager, urls: list[str]) -> 
         try:
             _fetch(url, paths[url], builder.url_infos[url], builder.quiet)
         except requests.RequestException as error:
-            # Of a status, the message says which; of a connection, it is a page of objects.
+            # The message of an HTTP error has its status; that of a failed connection is a long
+            # representation of objects.
             reason = error if error.response is not None else type(error).__name__
             raise _unavailable(builder, missing, f'{url} ({reason})') from error
-        except _OtherContent as error:
-            raise _unavailable(builder, missing, f'{url} (what came has {error})') from error
+        except _UnexpectedContent as error:
+            raise _unavailable(builder, missing, f'{url} (the download has {error})') from error
         except OSError as error:
             raise UserError(
-                f'config.data.dir: cannot write {paths[url]} ({error.strerror}); make room there, '
-                'or name another folder'
+                f'config.data.dir: cannot write {paths[url]} ({error.strerror}); free some space '
+                'there, or set another folder'
             ) from error
     for url, path in paths.items():
         try:
             dl_manager.download(url)
         except NonMatchingChecksumError as error:
             raise UserError(
-                f'config.data.name = {builder.name!r}: {path} is not the official file, or is '
-                f'damaged: its SHA-256 is not {builder.url_infos[url].checksum}; remove it, and it '
-                f'is downloaded again, or put {url} in its place'
+                f'config.data.name = {builder.name!r}: {path} is damaged or not the '
+                f'official file: its SHA-256 is not {builder.url_infos[url].checksum}; remove it '
+                f'to download it again, or replace it with {url}'
             ) from error
     return list(paths.values())
 
 
-def hand_put(builder: tfds.core.DatasetBuilder, urls: list[str], site: str) -> list[Path]:
-    """Returns the archive of each URL, which a user has put into `manual_dir`, verified.
+def manual_archives(builder: tfds.core.DatasetBuilder, urls: list[str], site: str) -> list[Path]:
+    """Return the verified archive of each URL, which a user has placed in `manual_dir`.
 
     Args:
         builder: has `url_infos`, {url: size and SHA-256}, and `quiet`.
-        urls: of the archives, all in `builder.url_infos`; they lie under the URL's last part.
-        site: where a user gets them, for the message.
+        urls: URLs of the archives, all in `builder.url_infos`; the last part of a URL is the name
+            of its file.
+        site: the website that offers the archives, for messages.
 
     Raises:
-        UserError: an archive is not there, or is not the official one.
+        UserError: If an archive is missing or is not the official one.
     """
     folder = manual_dir(builder)
     paths = {url: folder / url.rpartition('/')[2] for url in urls}
@@ -86,9 +89,9 @@ def hand_put(builder: tfds.core.DatasetBuilder, urls: list[str], site: str) -> l
     if missing:
         raise UserError(
             f'config.data.name = {builder.name!r}: {" and ".join(missing)} cannot be downloaded '
-            f'without a login; get them from {site}, and put them into {folder}'
+            f'without a login; get them from {site} and put them into {folder}'
         )
-    for url, path in paths.items():  # all sizes before the first checksum, which takes minutes
+    for url, path in paths.items():  # check all sizes first, because a checksum takes minutes
         _check(builder, path, 'size', path.stat().st_size, int(builder.url_infos[url].size), site)
     for url, path in paths.items():
         expected = builder.url_infos[url].checksum
@@ -96,42 +99,42 @@ def hand_put(builder: tfds.core.DatasetBuilder, urls: list[str], site: str) -> l
     return list(paths.values())
 
 
-def _check(builder, path: Path, what: str, found, expected, site: str) -> None:
-    if found != expected:
+def _check(builder, path: Path, what: str, value, expected, site: str) -> None:
+    if value != expected:
         raise UserError(
-            f'config.data.name = {builder.name!r}: {path} is not the official file, or is damaged: '
-            f'its {what} is {found}, not {expected}; get it from {site} again'
+            f'config.data.name = {builder.name!r}: {path} is damaged or not the official file: '
+            f'its {what} is {value}, not {expected}; get it from {site} again'
         )
 
 
 def _sha256(path: Path, quiet: bool) -> str:
-    """Returns the SHA-256 of a file, in hex."""
-    total = hashlib.sha256()
+    """Return the SHA-256 of a file, in hex."""
+    sha256 = hashlib.sha256()
     with path.open('rb') as file:
         blocks = iter(lambda: file.read(_LARGE), b'')
         count = math.ceil(path.stat().st_size / _LARGE)
         for block in track(blocks, count, f'verifying {path.name}', quiet):
-            total.update(block)
-    return total.hexdigest()
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
-class _OtherContent(Exception):
-    """What was downloaded is not what was registered: a broken transfer, or a proxy's page."""
+class _UnexpectedContent(Exception):
+    """A download whose content is not the registered one: a broken transfer, or a proxy's page."""
 
 
 def _fetch(url: str, path: Path, expected: checksums.UrlInfo, quiet: bool) -> None:
-    """Downloads one file; it has its name only when it is whole and verified."""
+    """Download one file, which gets its final name only once it is complete and verified."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
     try:
-        with requests.get(url, stream=True, timeout=_TIMEOUT) as answer, part.open('wb') as file:
-            answer.raise_for_status()
-            blocks = answer.iter_content(_BLOCK)
+        with requests.get(url, stream=True, timeout=_TIMEOUT) as response, part.open('wb') as file:
+            response.raise_for_status()
+            blocks = response.iter_content(_BLOCK)
             for block in track(blocks, math.ceil(expected.size / _BLOCK), path.name, quiet):
                 file.write(block)
         received = checksums.compute_url_info(part)
         if received != expected:
-            raise _OtherContent(f'{int(received.size):,} bytes, SHA-256 {received.checksum}')
+            raise _UnexpectedContent(f'{int(received.size):,} bytes, SHA-256 {received.checksum}')
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -139,13 +142,14 @@ def _fetch(url: str, path: Path, expected: checksums.UrlInfo, quiet: bool) -> No
 
 def _unavailable(builder: tfds.core.DatasetBuilder, missing: list[str], what: str) -> UserError:
     return UserError(
-        f'config.data.name = {builder.name!r}: cannot download {what}; try again, or download by '
-        f'hand, where there is a network, and put into {manual_dir(builder)}: {" ".join(missing)}'
+        f'config.data.name = {builder.name!r}: cannot download {what}; try again, or download '
+        f'these on a machine with network access and put them into {manual_dir(builder)}: '
+        f'{" ".join(missing)}'
     )
 
 
 def track(items: Iterable, total: int, title: str, quiet: bool) -> Iterable:
-    """Returns an iterator over the items, with a bar on stderr if that is a terminal."""
+    """Return an iterator over the items, with a progress bar if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         return iter(items)
     from rich.console import Console

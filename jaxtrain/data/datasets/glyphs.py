@@ -1,8 +1,8 @@
-"""The data set `glyphs`: letters of three scripts, rendered from fonts and then badly treated.
+"""The data set `glyphs`: letters of three scripts, rendered from fonts and then distorted.
 
-Nothing is downloaded: the fonts come with matplotlib. The scripts are the point. A network can
-learn what strokes are from Latin and Cyrillic, and then be asked about Greek, of which it saw no
-letter.
+Nothing is downloaded: the fonts come with matplotlib. There are several scripts for the sake of
+transfer: a network can learn what strokes are from Latin and Cyrillic letters, and then be
+fine-tuned on Greek letters, of which it has seen none.
 """
 
 import functools
@@ -16,19 +16,19 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-SIZE = 20  # pixels of an image, each way
-ZOOM = 6  # pixels of a rendered glyph for one of the image
-CANVAS = 24 * ZOOM  # pixels of a rendered glyph, each way; the widest, a bold serif Ж, has 134
-FONT_SIZE = 16 * ZOOM  # one size for all, so that a capital stays larger than its small letter
-HALF = CANVAS // 2  # pixels of what is blurred and warped
+SIZE = 20  # height and width of an image in pixels
+ZOOM = 6  # pixels of a rendered glyph per pixel of the image
+CANVAS = 24 * ZOOM  # height and width of a rendered glyph; the widest, a bold serif Ж, is 134
+FONT_SIZE = 16 * ZOOM  # the same for all, so that capitals stay larger than small letters
+HALF = CANVAS // 2  # height and width of the glyph while it is blurred and warped
 
 LATIN = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
-# Left out: letters that are drawn like a Latin one (А, е, о, ...) and one of each pair whose two
-# cases differ in size alone (ж, ц, ш, ...), for no one could tell these apart after the warp.
+# Letters that look like a Latin one (А, е, о, ...) are left out, and so is one of each pair whose
+# two cases differ only in size (ж, ц, ш, ...), because they look the same after the warp.
 CYRILLIC = 'БГДЖЗИЙЛПУФЦЧШЩЪЫЬЭЮЯ' + 'бвкмнтф' + 'ЂЄЇЉЊЋЏѢѲђ'
 GREEK = 'αβγδεζηθικλμνξοπρστυφχψω'
 
-# The faces that have all the letters above.
+# The font faces that contain all of the letters above.
 FACES = (
     *(
         f'DejaVu{family}{style}.ttf'
@@ -38,17 +38,17 @@ FACES = (
     *(f'STIXGeneral{style}.ttf' for style in ('', 'Bol', 'Italic', 'BolIta')),
 )
 
-# What is drawn for each example, uniformly: (lowest, highest).
+# The parameters drawn uniformly for each example: (lowest, highest).
 RANGES = {
     'rotation': (-25.0, 25.0),  # degrees
     'scale_x': (0.75, 1.15),
     'scale_y': (0.75, 1.15),
     'shear': (-0.3, 0.3),
-    'shift_x': (-2.0, 2.0),  # pixels of the image, as are the other lengths
+    'shift_x': (-2.0, 2.0),  # pixels of the image, as for the other lengths
     'shift_y': (-2.0, 2.0),
-    'stroke': (-0.2, 0.3),  # added to a stroke on either side
+    'stroke': (-0.2, 0.3),  # added to each side of a stroke
     'blur': (0.4, 0.8),  # standard deviation; below 0.4 the smaller image would alias
-    'ground': (10.0, 70.0),  # grey levels, as are the two below
+    'ground': (10.0, 70.0),  # grey levels, as for the two below
     'contrast': (90.0, 180.0),  # ink minus ground
     'noise': (5.0, 20.0),  # standard deviation
 }
@@ -57,14 +57,14 @@ _LOW, _HIGH = np.transpose(list(RANGES.values()))
 
 @dataclass(eq=False)
 class GlyphsConfig(tfds.core.BuilderConfig):
-    """Which characters are the classes, in this order, and how many images a split has."""
+    """The characters that are the classes, in label order, and the number of images per split."""
 
     characters: str = ''
     splits: dict[str, int] = field(default_factory=dict)
 
 
 class Glyphs(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of 20x20 grey images of letters; see `_DESCRIPTION`."""
+    """A TFDS builder of 20x20 grey images of letters; see `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'Initial release.'}
@@ -82,7 +82,7 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
             splits={'train': 2_000, 'val': 1_000, 'test': 2_000},
         ),
     ]
-    quiet = False  # True: no progress bar, on a terminal either
+    quiet = False  # True shows no progress bar, even on a terminal
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -110,15 +110,15 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
 
 
 def example(config: str, characters: str, split: str, index: int) -> tuple[np.ndarray, int]:
-    """Makes one example, the same one for the same arguments on every run.
+    """Make one example, which depends on the arguments alone.
 
     Returns:
-        The image, uint8 of shape (20, 20), light ink on a dark ground; and its label, an index
-        into `characters`. Labels go round by `index`, so that the classes are of one size, or
-        differ by one.
+        The image, uint8 of shape (20, 20), light ink on a dark background; and its label, an index
+        into `characters`. Labels cycle with `index`, so that the sizes of the classes differ by at
+        most one.
     """
-    # RandomState, for numpy promises never to change what it draws; on PCG64, for that seeds
-    # faster; crc32, for hash() is salted.
+    # RandomState, because NumPy guarantees that its output never changes; PCG64, because it is
+    # faster to seed; crc32, because hash() is salted.
     seed = [zlib.crc32(f'{config}/{split}'.encode()), index]
     rng = np.random.RandomState(np.random.PCG64(seed))
     label = index % len(characters)
@@ -128,10 +128,10 @@ def example(config: str, characters: str, split: str, index: int) -> tuple[np.nd
 
 @functools.cache
 def render(character: str, face: str) -> np.ndarray:
-    """Returns one clean glyph, uint8 of shape (144, 144), its ink in the centre."""
+    """Return an undistorted glyph, uint8 of shape (144, 144), with its ink centred."""
     from PIL import Image, ImageDraw
 
-    image = Image.new('L', (3 * CANVAS, 3 * CANVAS))  # room on all sides, to be cut off
+    image = Image.new('L', (3 * CANVAS, 3 * CANVAS))  # the margin is cropped below
     ImageDraw.Draw(image).text((CANVAS, CANVAS), character, fill=255, font=_font(face))
     box = image.getbbox()
     assert box, f'{character!r} has no ink'
@@ -141,21 +141,21 @@ def render(character: str, face: str) -> np.ndarray:
 
 
 def distort(glyph: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Returns a warped, blurred, faded and noisy image of a glyph.
+    """Return a warped, blurred, faded and noisy image of a glyph.
 
     Args:
         glyph: uint8 of shape (144, 144).
-        rng: drawn from; `RANGES` tells what.
+        rng: the generator from which the parameters in `RANGES` and the noise are drawn.
 
     Returns:
         uint8 of shape (20, 20).
     """
     draw = dict(zip(RANGES, rng.uniform(_LOW, _HIGH), strict=True))
     ink = _thicken(glyph, draw['stroke'] * ZOOM)
-    # The full canvas was for the strokes alone. float32, for OpenCV blurs uint8 in threads, which
-    # at this size costs ten times the CPU.
+    # Only the stroke operation needs the full resolution. float32, because OpenCV blurs uint8 in
+    # threads, which takes ten times the CPU time at this size.
     ink = cv2.resize(ink, (HALF, HALF), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    # The blur comes before the warp, for it is also what keeps the shrinking from aliasing.
+    # The blur comes before the warp, because it also prevents aliasing where the warp shrinks.
     ink = cv2.GaussianBlur(ink, (0, 0), draw['blur'] * ZOOM / 2)
     ink = cv2.warpAffine(ink, _affine(draw), (SIZE, SIZE))
     grey = draw['ground'] + draw['contrast'] * ink + draw['noise'] * rng.standard_normal(ink.shape)
@@ -163,7 +163,7 @@ def distort(glyph: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 
 def _thicken(glyph: np.ndarray, pixels: float) -> np.ndarray:
-    """Grows the strokes by so many pixels on either side, rounded; shrinks them if negative."""
+    """Grow each side of the strokes by `pixels`, rounded; shrink them if it is negative."""
     radius = round(abs(pixels))
     if radius == 0:
         return glyph
@@ -172,12 +172,12 @@ def _thicken(glyph: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def _affine(draw: dict[str, float]) -> np.ndarray:
-    """Returns the 2x3 map from the half canvas to the image: scale, shear, turn, shift."""
+    """Return the 2x3 affine map from the half canvas to the image."""
     angle = np.deg2rad(draw['rotation'])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = np.array([[1.0, draw['shear']], [0.0, 1.0]])
-    linear = turn @ shear @ np.diag([draw['scale_x'], draw['scale_y']]) * (2 / ZOOM)
-    centre_in, centre_out = (HALF - 1) / 2, (SIZE - 1) / 2  # the centre is to stay the centre
+    linear = rotation @ shear @ np.diag([draw['scale_x'], draw['scale_y']]) * (2 / ZOOM)
+    centre_in, centre_out = (HALF - 1) / 2, (SIZE - 1) / 2  # the map keeps the centre in place
     shift = centre_out - linear.sum(1) * centre_in + (draw['shift_x'], draw['shift_y'])
     return np.column_stack([linear, shift])
 
@@ -188,12 +188,12 @@ def _font(face: str):
     from PIL import ImageFont
 
     path = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf', face)
-    # The basic layout, for the other one is there or not as Pillow was built.
+    # The basic layout, because not every build of Pillow has the other one.
     return ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _progress(indices: range, title: str, quiet: bool) -> Iterator[int]:
-    """Iterates over the indices, with a bar on stderr if that is a terminal."""
+    """Iterate over the indices, with a progress bar if stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield from indices
         return
@@ -205,6 +205,7 @@ def _progress(indices: range, title: str, quiet: bool) -> Iterator[int]:
 
 _DESCRIPTION = """
 Grey 20x20 images of letters, light on dark. A letter is drawn in one of 16 faces of DejaVu and STIX
-and then turned, stretched, sheared, shifted, made bolder or finer, blurred, faded and covered with
-noise. The classes of a split are of one size, or differ by one. The configs share no character.
+and then rotated, stretched, sheared, shifted, made bolder or thinner, blurred, faded and covered
+with noise. The sizes of the classes in a split differ by at most one. The configs share no
+character.
 """

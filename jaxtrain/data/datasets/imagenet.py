@@ -1,19 +1,19 @@
 """ImageNet (ILSVRC 2012) of TFDS, prepared from the official archives without TensorFlow.
 
-The class is TFDS's own builder `imagenet2012` but for the reading of the archives and of 23 images,
-for which TFDS calls TensorFlow. Name, version, features, labels, keys (hence the order on disk) and
-checksums are those of TFDS, and all images are the bytes of the archive but for those 23: 22 of
-CMYK and a PNG become RGB and JPEG, as TFDS has them do. What is prepared here is read by plain
+The class below is TFDS's builder `imagenet2012`, except that it reads the archives and 23 of the
+images without TensorFlow. The name, version, features, labels, keys (hence the order on disk) and
+checksums are those of TFDS. Each image keeps the bytes it has in the archive, except for those 23:
+22 CMYK JPEGs and a PNG become RGB JPEGs, as in TFDS. The prepared data set can be read with plain
 `tfds.builder('imagenet2012')`.
 
-Archives, three tars: of 1000 tars of training images, a synset each; of validation images; of test
-images. https://image-net.org/challenges/LSVRC/2012
+There are three archives (https://image-net.org/challenges/LSVRC/2012): a tar of 1000 tars of
+training images, one per synset; a tar of validation images; and a tar of test images.
 
-What a user does: register at https://image-net.org/download-images, put ILSVRC2012_img_train.tar
-and ILSVRC2012_img_val.tar into DATA_DIR/downloads/manual/imagenet2012, and leave as much room again
-(155 GB) beside them. With the test tar there too, its images become a split, without labels: what
-is evaluated is 'validation'. The tars are read once for their checksums and once for their images,
-which are never unpacked; afterwards they may be removed.
+To prepare the data set, a user registers at https://image-net.org/download-images, puts
+ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into DATA_DIR/downloads/manual/imagenet2012,
+and leaves the same amount of space (155 GB) free beside them. If the test tar is there too, its
+images become a split without labels; evaluation uses 'validation'. The tars are read once for their
+checksums and once for their images, without being unpacked, and may be removed afterwards.
 """
 
 import io
@@ -29,26 +29,26 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.extractor import iter_archive
 
-from jaxtrain.data.datasets.download import hand_put, manual_dir, track
+from jaxtrain.data.datasets.download import manual_archives, manual_dir, track
 from jaxtrain.errors import UserError
 
-TEST = 'ILSVRC2012_img_test.tar'  # TFDS has no checksum of it, and its images have the label -1
+TEST = 'ILSVRC2012_img_test.tar'  # has no checksum in TFDS; its images have the label -1
 _LABELS = 'datasets/imagenet2012/validation_labels.txt'
 
 _Builder: Any = tfds.builder_cls('imagenet2012')
-_theirs = sys.modules[_Builder.__module__]
+_tfds_module = sys.modules[_Builder.__module__]
 
 
 class Imagenet2012(_Builder, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS's builder of `imagenet2012`."""
+    """TFDS's builder of `imagenet2012`, without TensorFlow."""
 
     name = 'imagenet2012'
     url_infos = _Builder.url_infos
-    quiet = False  # True: no progress bar, on a terminal either
+    quiet = False  # True shows no progress bar, even on a terminal
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # nothing to download
-        train, validation = hand_put(self, list(self.url_infos), 'https://image-net.org')
+        train, validation = manual_archives(self, list(self.url_infos), 'https://image-net.org')
         _check_room(self)
         labels = validation_labels(validation)
         splits = {
@@ -64,41 +64,42 @@ class Imagenet2012(_Builder, skip_registration=True):  # type: ignore[call-arg]
         return splits
 
     def _files(self, path: Path, split: str, total: int) -> Iterator[tuple[str, io.BufferedIOBase]]:
-        """Yields name and content of the files of a tar, in its order; read each before the next.
+        """Yield the name and content of each file of a tar, in its order.
 
-        Of an open file, unlike of a path, TFDS's reader does it without TensorFlow.
+        Each content must be read before the next file is requested. TFDS's reader is given an open
+        file, because it opens a path with TensorFlow.
         """
         with path.open('rb') as file:
             members = iter_archive(file, tfds.download.ExtractMethod.TAR_STREAM)
             yield from track(members, total, f'{self.name} {split}', self.quiet)
 
     def _fix_image(self, image_fname: str, image: io.BufferedIOBase) -> io.BufferedIOBase:
-        """Makes RGB JPEGs of the few training images that are not; called by `_Builder`."""
-        if image_fname in {*_theirs.CMYK_IMAGES, *_theirs.PNG_IMAGES}:
+        """Convert the few training images that are not RGB JPEGs; called by `_Builder`."""
+        if image_fname in {*_tfds_module.CMYK_IMAGES, *_tfds_module.PNG_IMAGES}:
             return io.BytesIO(rgb_jpeg(image.read()))
         return image
 
 
 def _check_room(builder: Imagenet2012) -> None:
-    """UserError unless the data set, as large as its archives, finds room.
+    """Raise UserError unless there is space for the data set, which is as large as its archives.
 
-    While it is sorted nothing is there twice: a bucket goes as soon as it has been read.
+    Sorting needs no extra space, because a bucket is removed as soon as it has been read.
     """
     needed = sum(int(info.size) for info in builder.url_infos.values())
     free = shutil.disk_usage(builder.data_dir_root).free
     if free < needed:
         raise UserError(
-            f'config.data.dir: {builder.name} takes {needed / 1e9:.0f} GB, and '
-            f'{builder.data_dir_root} has {free / 1e9:.0f} GB left; make room there, or name '
+            f'config.data.dir: {builder.name} needs {needed / 1e9:.0f} GB, but '
+            f'{builder.data_dir_root} has {free / 1e9:.0f} GB left; free some space there, or set '
             'another folder'
         )
 
 
 def validation_labels(path: Path) -> dict[str, str]:
-    """Returns the synset of each image in the archive of validation images.
+    """Return the synset of each image in the archive of validation images.
 
-    TFDS's list of them has no names: it is in the order of the images' names, which is not the one
-    in the archive.
+    TFDS's list of synsets has no image names: it follows the sorted names of the images, which is
+    not their order in the archive.
     """
     labels = tfds.core.tfds_path(_LABELS).read_text().split()
     with tarfile.open(path, 'r:') as tar:
@@ -106,16 +107,16 @@ def validation_labels(path: Path) -> dict[str, str]:
 
 
 def rgb_jpeg(data: bytes) -> bytes:
-    """Returns an image as an RGB JPEG of quality 100, encoded as TensorFlow does it.
+    """Return an image as an RGB JPEG of quality 100, with TensorFlow's encoder settings.
 
-    CMYK becomes RGB without a colour profile, and transparency is dropped, also as TensorFlow does
-    it. But its decoder takes the fast inverse DCT, which Pillow does not offer: pixels of CMYK
-    images differ by up to 3 of 255 levels before they are encoded again.
+    CMYK is converted to RGB without a colour profile, and transparency is dropped, as in
+    TensorFlow. TensorFlow's decoder uses the fast inverse DCT, which Pillow does not offer, so
+    decoded pixels of CMYK images differ by up to 3 of 255 levels.
     """
     image: Image.Image = Image.open(io.BytesIO(data))
     if image.mode == 'CMYK':
-        light = np.asarray(image).astype(np.int32)  # what each ink leaves of white
-        if 'adobe' in image.info:  # Adobe stores that, and Pillow inverts all, Adobe's or not
+        light = np.asarray(image).astype(np.int32)  # the share of white that each ink leaves
+        if 'adobe' in image.info:  # Adobe stores this value, but Pillow inverts every CMYK JPEG
             light = 255 - light
         image = Image.fromarray((light[..., :3] * light[..., 3:] // 255).astype(np.uint8))
     file = io.BytesIO()

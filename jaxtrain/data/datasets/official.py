@@ -1,10 +1,9 @@
 """Data sets of TFDS that are prepared without TensorFlow: MNIST, Fashion-MNIST, CIFAR-10 and -100.
 
-(ImageNet is in imagenet.py; `OFFICIAL` below has them all.) Each class is TFDS's own builder but
-for the reading of the archives, for which TFDS calls TensorFlow. Name, version, features, labels,
-ids, keys (hence the order on disk) and checksums are those of TFDS, and so are the pixels; the PNG
-around them comes from another encoder. What is prepared here is read by plain
-`tfds.builder('mnist')`.
+ImageNet is in imagenet.py; `OFFICIAL` below lists all of them. Each class is TFDS's builder, except
+that it reads the archives without TensorFlow. The name, version, features, labels, ids, keys (hence
+the order on disk), checksums and pixels are those of TFDS; only the PNG encoder differs. The
+prepared data sets can be read with plain `tfds.builder('mnist')`.
 
 Formats: http://yann.lecun.com/exdb/mnist/ and https://www.cs.toronto.edu/~kriz/cifar.html.
 """
@@ -30,14 +29,14 @@ _IDX_FILES = {
 }
 
 
-# Beside the classes below stand TFDS's, whose types are not known.
-_Beside: Any = object
+# A base class for mixins: the types of the TFDS builders that they are combined with are unknown.
+_Mixin: Any = object
 
 
-class _Idx(_Beside):
-    """Reads the archives of the MNIST family: two gzipped IDX files for each split."""
+class _Idx(_Mixin):
+    """A reader of the archives of the MNIST family: two gzipped IDX files for each split."""
 
-    quiet = False  # True: no progress bar, on a terminal either
+    quiet = False  # True shows no progress bar, even on a terminal
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         urls = [urljoin(self.URL, name) for names in _IDX_FILES.values() for name in names]
@@ -53,8 +52,8 @@ class _Idx(_Beside):
             yield row, {'image': _png(images[row]), 'label': int(labels[row])}
 
 
-class _Binary(_Beside):
-    """Reads the archives of the CIFAR family: a tar of files of labels and pixels, row by row."""
+class _Binary(_Mixin):
+    """A reader of the archives of the CIFAR family: a tar of files with labels and pixels."""
 
     quiet = False
 
@@ -80,7 +79,8 @@ class _Binary(_Beside):
             yield index, {**labels, 'id': f'{split}_{index:05d}', 'image': _png(image)}
 
 
-# `url_infos` looks for checksums beside the file that a class is in, hence the last lines.
+# `url_infos` looks for checksums in the folder of the file that defines a class, so each class
+# below takes the value from its TFDS base.
 
 
 class MNIST(_Idx, mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
@@ -99,14 +99,14 @@ class Cifar100(_Binary, cifar.Cifar100, skip_registration=True):  # type: ignore
     url_infos = cifar.Cifar100.url_infos
 
 
-# What of TFDS can be prepared here: name -> class.
+# The TFDS data sets that can be prepared without TensorFlow: name -> class.
 OFFICIAL: dict[str, type[tfds.core.DatasetBuilder]] = {
     cls.name: cls for cls in (MNIST, FashionMNIST, Cifar10, Cifar100, Imagenet2012)
 }
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Reads a gzipped IDX file of bytes: uint8, of the shape that its header tells."""
+    """Read a gzipped IDX file of bytes: uint8 of the shape given in its header."""
     with gzip.open(path) as file:
         data = file.read()
     ndim = data[3]
@@ -115,7 +115,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_tar(path: Path, prefix: str) -> dict[str, bytes]:
-    """Reads the files of a gzipped tar that lie under `prefix`: name without it -> content."""
+    """Return the files under `prefix` in a gzipped tar: name without the prefix -> content."""
     with tarfile.open(path, 'r:gz') as tar:
         return {
             member.name.removeprefix(prefix): file.read()
@@ -126,7 +126,7 @@ def read_tar(path: Path, prefix: str) -> dict[str, bytes]:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Encodes uint8 of shape (height, width), grey, or (height, width, 3), RGB."""
+    """Encode uint8 pixels of shape (height, width), grey, or (height, width, 3), RGB."""
     if image.ndim == 3:
-        image = image[..., ::-1]  # OpenCV thinks in BGR
+        image = image[..., ::-1]  # OpenCV expects BGR
     return cv2.imencode('.png', image)[1].tobytes()

@@ -1,4 +1,4 @@
-"""Finds a data set by name, and makes sure that it lies on disk, whole, as ArrayRecord."""
+"""Finds a TFDS data set by name and prepares it on disk as ArrayRecord."""
 
 import contextlib
 import difflib
@@ -20,7 +20,7 @@ from jaxtrain.data.datasets.glyphs import Glyphs
 from jaxtrain.data.datasets.official import OFFICIAL
 from jaxtrain.errors import UserError, nearest
 
-# The data sets that this package makes by itself: name -> (class, config).
+# The data sets that this package generates: name -> (class, config).
 OURS = {
     'digits': (Digits, None),
     **{f'glyphs/{config.name}': (Glyphs, config.name) for config in Glyphs.BUILDER_CONFIGS},
@@ -29,56 +29,57 @@ _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 
 
 def builder(name: str, data_dir: str = '') -> tfds.core.DatasetBuilder:
-    """Returns the TFDS builder of a data set; nothing is written yet, see `prepare`.
+    """Return the TFDS builder of a data set, without preparing it (see `prepare`).
 
     A name is NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, with a VERSION like 1.0.0 or
-    1.2.*. Without a version, the one of TFDS's code is meant if it is prepared, or else the newest
-    that is.
+    1.2.*. Without a version, the version of TFDS's code is used if it is prepared, otherwise the
+    newest prepared version.
 
     Args:
-        name: of one of `OURS`, of one of `OFFICIAL`, or of a data set that lies prepared in
-            `data_dir`; TFDS needs to know no code for that one.
-        data_dir: where TFDS data sets lie. Empty: where TFDS says, which is the environment's
-            TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        name: one of `OURS`, one of `OFFICIAL`, or any data set that is already prepared in
+            `data_dir`, for which TFDS needs no code.
+        data_dir: the folder of TFDS data sets; '' for TFDS's default, which is the environment
+            variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
 
     Raises:
-        UserError: no such data set, or one that cannot be read without TensorFlow.
+        UserError: If there is no such data set, or it needs TensorFlow to be prepared or read.
     """
     root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
     with _silence():
-        found = _ours(name, root) or _foreign(name, root)
-        prepared = found.is_prepared()
-    if not prepared and not _can_be_made(found):
+        dataset = _ours(name, root) or _from_tfds(name, root)
+        prepared = dataset.is_prepared()
+    if not prepared and not _can_be_prepared(dataset):
         raise UserError(
-            f'config.data.name = {name!r}: not prepared in {found.data_dir}, and to prepare it '
-            f'takes TensorFlow; {_recipe(found, name, root)}'
+            f'config.data.name = {name!r}: not prepared in {dataset.data_dir}, and preparing it '
+            f'requires TensorFlow; {_recipe(dataset, name, root)}'
         )
-    if prepared and found.info.file_format != _FORMAT:
+    if prepared and dataset.info.file_format != _FORMAT:
+        form = dataset.info.file_format.value
         raise UserError(
-            f'config.data.name = {name!r}: {found.data_dir} holds {found.info.file_format.value}, '
-            f'which takes TensorFlow to read; remove it, and {_remedy(found, name, root)}'
+            f'config.data.name = {name!r}: {dataset.data_dir} holds {form}, which requires '
+            f'TensorFlow to read; remove it, and {_remedy(dataset, name, root)}'
         )
-    return found
+    return dataset
 
 
 def prepare(builder: tfds.core.DatasetBuilder, quiet: bool = False) -> None:
-    """Makes sure that a data set is ready to be read, by this very builder too.
+    """Prepare a data set unless it is prepared, and make this builder ready to read it.
 
-    Any number of processes may call it at once on one file system: one writes, the others wait for
-    it. If one is killed on its way, the next one starts afresh: TFDS writes into a folder
-    `incomplete.*` and renames it when all is there, so a data set is whole or it is not seen.
+    Any number of processes on one file system may call this at the same time: one writes, and the
+    others wait for it. If the writer is killed, the next process starts again: TFDS writes into a
+    folder `incomplete.*` and renames it at the end, so a data set is complete or not visible.
 
     Args:
-        builder: of a data set that is prepared, or that can be generated without TensorFlow.
-        quiet: no progress bar, on a terminal either.
+        builder: the builder of a data set that is prepared or that `builder` can prepare.
+        quiet: show no progress bar, even on a terminal.
 
     Raises:
-        UserError: the folder cannot be written, or holds something else than a whole data set.
+        UserError: If the folder cannot be written, or holds anything but a complete data set.
     """
     with _silence():
         if not builder.is_prepared():
             with _lock(builder):
-                if not builder.is_prepared():  # else another process did it while we waited
+                if not builder.is_prepared():  # otherwise another process did it in the meantime
                     _generate(builder, quiet)
         if not builder.info.splits:  # written by another process, after `builder` was made
             builder.info.set_file_format(_FORMAT, override=True)
@@ -86,22 +87,22 @@ def prepare(builder: tfds.core.DatasetBuilder, quiet: bool = False) -> None:
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Returns whether a data set lies on disk, whole."""
+    """Return whether a data set is completely prepared on disk."""
     with _silence():
         return builder.is_prepared()
 
 
 def check_split(name: str, splits: Mapping[str, tfds.core.SplitInfo], split: str, key: str) -> int:
-    """Returns the number of examples of a split in TFDS's notation, such as `train[:99%]`.
+    """Return the number of examples of a split in TFDS's notation, such as `train[:99%]`.
 
     Args:
-        name: of the data set, for messages.
-        splits: a `SplitDict`.
-        split: what is asked for.
-        key: the config key or flag that asks for it, for messages.
+        name: the name of the data set, for messages.
+        splits: the data set's splits by name, a `SplitDict`.
+        split: the requested split.
+        key: the config key or flag that names the split, for messages.
 
     Raises:
-        UserError: no such split, or no examples in it.
+        UserError: If there is no such split, or it has no examples.
     """
     known = sorted(splits)
     if not {part.split('[')[0].strip() for part in split.split('+')} <= {*known, 'all'}:
@@ -111,9 +112,9 @@ def check_split(name: str, splits: Mapping[str, tfds.core.SplitInfo], split: str
         )
     try:
         size = splits[split].num_examples
-    except Exception as error:  # TFDS has no one type for it
+    except Exception as error:  # TFDS raises various types
         raise UserError(
-            f'{key}={split!r} is not a split that TFDS understands; '
+            f'{key}={split!r} is not valid split notation of TFDS; '
             f"write it like 'train', 'train[:80%]' or 'train[:1000]'"
         ) from error
     if size == 0:
@@ -122,10 +123,10 @@ def check_split(name: str, splits: Mapping[str, tfds.core.SplitInfo], split: str
 
 
 def _generate(builder: tfds.core.DatasetBuilder, quiet: bool) -> None:
-    """Writes the data set. The caller holds the lock, so every leftover is a dead process's."""
+    """Write the data set; the caller holds the lock, so any leftover is from a dead process."""
     folder = Path(builder.data_dir)
     if folder.exists():
-        raise UserError(f'{folder} is not a whole data set: remove it, and it is prepared again')
+        raise UserError(f'{folder} is not a complete data set; remove it to prepare it again')
     for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
         shutil.rmtree(leftover)
     builder.quiet = quiet
@@ -135,22 +136,22 @@ def _generate(builder: tfds.core.DatasetBuilder, quiet: bool) -> None:
             download_config=tfds.download.DownloadConfig(
                 manual_dir=manual_dir(builder),
                 force_checksums_validation=True,
-                try_download_gcs=False,  # or it asks a server whether there is a TFRecord to be had
+                try_download_gcs=False,  # otherwise TFDS asks a server for a prepared TFRecord
             ),
         )
 
 
 @contextlib.contextmanager
 def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
-    """Holds an exclusive lock on the file VERSION.lock beside the data set's folder.
+    """Hold an exclusive lock on the file VERSION.lock beside the data set's folder.
 
-    The kernel drops the lock when its process dies. The file stays: if it were removed, a process
-    that waits on the old one and a process that makes a new one would both hold the lock.
+    The kernel releases the lock when its process dies. The file is never removed: otherwise a
+    process that waits on the old file and one that creates a new file would both hold the lock.
     """
-    if '://' in builder.data_dir:  # a bucket knows neither locks nor renamed folders
+    if '://' in builder.data_dir:  # buckets support neither locks nor renaming folders
         raise UserError(
             f'config.data.dir: cannot prepare {builder.data_dir} in place; prepare the data set in '
-            'a local folder and copy it there'
+            'a local folder, and copy it there'
         )
     path = Path(f'{builder.data_dir}.lock')
     try:
@@ -158,8 +159,8 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
         file = path.open('a')
     except OSError as error:
         raise UserError(
-            f'config.data.dir: cannot write {path.parent} ({error.strerror}); name a folder that '
-            "can be written, in the config or in the environment's TFDS_DATA_DIR"
+            f'config.data.dir: cannot write {path.parent} ({error.strerror}); set a writable '
+            'folder in the config or in the environment variable TFDS_DATA_DIR'
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -167,7 +168,7 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
 
 
 def _ours(name: str, root: str) -> tfds.core.DatasetBuilder | None:
-    """Returns the builder of a data set that is generated here, or None if it is not one."""
+    """Return the builder of a data set in `OURS`, or None if the name is not in it."""
     key, _, version = name.partition(':')
     if key not in OURS:
         return None
@@ -178,87 +179,87 @@ def _ours(name: str, root: str) -> tfds.core.DatasetBuilder | None:
         raise _unknown(name, root) from error
 
 
-def _foreign(name: str, root: str) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set of TFDS, or of one of which only the files are there."""
+def _from_tfds(name: str, root: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a data set of TFDS, or of one that is only known by its files."""
     try:
         if _base(name) in map(_base, OURS):
             raise ValueError('one of our data sets, but no such config')
-        found = tfds.builder(name, data_dir=root)
-        if not found.is_prepared() and ':' not in name:
-            found = tfds.builder(name, data_dir=root, version='*.*.*')  # of any version
-    except Exception as error:  # TFDS has no one type for it
+        dataset = tfds.builder(name, data_dir=root)
+        if not dataset.is_prepared() and ':' not in name:
+            dataset = tfds.builder(name, data_dir=root, version='*.*.*')  # any version
+    except Exception as error:  # TFDS raises various types
         raise _unknown(name, root) from error
-    if found.name in OFFICIAL and not found.is_prepared():
-        cls = OFFICIAL[found.name]
-        if found.version != cls.VERSION:
+    if dataset.name in OFFICIAL and not dataset.is_prepared():
+        cls = OFFICIAL[dataset.name]
+        if dataset.version != cls.VERSION:
             raise UserError(
-                f'config.data.name = {name!r}: not prepared in {found.data_dir}, and the version '
-                f"that can be prepared is another one: '{found.name}:{cls.VERSION}'"
+                f'config.data.name = {name!r}: not prepared in {dataset.data_dir}, and only '
+                f"another version can be prepared: '{dataset.name}:{cls.VERSION}'"
             )
         return cls(data_dir=root)
-    return found
+    return dataset
 
 
-def _can_be_made(found: tfds.core.DatasetBuilder) -> bool:
-    return isinstance(found, (Digits, Glyphs, *OFFICIAL.values()))
+def _can_be_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
+    return isinstance(dataset, (Digits, Glyphs, *OFFICIAL.values()))
 
 
 def _unknown(name: str, root: str) -> UserError:
-    """Says what there is instead: what lies in the folder of that name, or else similar names."""
-    lying = _lying(_base(name), root)
-    if lying:
+    """Return an error that lists what is prepared under that name, or else similar names."""
+    prepared = _prepared_names(_base(name), root)
+    if prepared:
         return UserError(
             f'config.data.name = {name!r}: no such version or config, or its files are damaged; '
-            f'name one that lies prepared in {root}: {", ".join(lying)}'
+            f'choose one that is prepared in {root}: {", ".join(prepared)}'
         )
     close = difflib.get_close_matches(name, _known(name), n=3, cutoff=0.5) or [*OURS, *OFFICIAL]
     return UserError(
         f'config.data.name = {name!r}: no such data set; nearest known names: '
-        f'{", ".join(close)}; set it to one of them, or to a data set that is prepared as '
+        f'{", ".join(close)}; choose one of them, or a data set that is prepared as '
         f'array_record in {root}'
     )
 
 
-def _lying(base: str, root: str) -> list[str]:
-    """Returns the full names of what is prepared in the folder of a data set."""
+def _prepared_names(base: str, root: str) -> list[str]:
+    """Return the full names of what is prepared in the folder of a data set."""
     files = Path(root, base).rglob('dataset_info.json') if base.isidentifier() else ()
     parts = [file.parent.relative_to(root).parts for file in sorted(files)]
     return [f'{"/".join(path)}:{version}' for *path, version in parts]
 
 
 def _known(name: str) -> list[str]:
-    """Returns the names there are, with configs for the data set that `name` begins with."""
-    theirs = set(tfds.list_builders(with_community_datasets=False)) - set(map(_base, OURS))
-    configs = tfds.builder_cls(_base(name)).builder_configs if _base(name) in theirs else ()
-    return [*OURS, *sorted(theirs), *(f'{_base(name)}/{config}' for config in configs)]
+    """Return all known names, with the configs of the data set that `name` begins with."""
+    tfds_names = set(tfds.list_builders(with_community_datasets=False)) - set(map(_base, OURS))
+    configs = tfds.builder_cls(_base(name)).builder_configs if _base(name) in tfds_names else ()
+    return [*OURS, *sorted(tfds_names), *(f'{_base(name)}/{config}' for config in configs)]
 
 
 def _base(name: str) -> str:
     return re.split('[/:]', name)[0]
 
 
-def _remedy(found: tfds.core.DatasetBuilder, name: str, root: str) -> str:
-    """Returns how to get as ArrayRecord what is there in another format."""
-    if found.name in {*map(_base, OURS), *OFFICIAL}:
-        return 'it is prepared anew as array_record'
-    if found.name in _known(name):
-        return _recipe(found, name, root)
-    return "prepare it anew by the code that made it, with file_format='array_record'"
+def _remedy(dataset: tfds.core.DatasetBuilder, name: str, root: str) -> str:
+    """Return how to get a data set as ArrayRecord that is prepared in another format."""
+    if dataset.name in {*map(_base, OURS), *OFFICIAL}:
+        return 'it will be prepared again as array_record'
+    if dataset.name in _known(name):
+        return _recipe(dataset, name, root)
+    return "prepare it again with the code that made it and file_format='array_record'"
 
 
-def _recipe(found: tfds.core.DatasetBuilder, name: str, root: str) -> str:
-    """Returns how to prepare a data set on a machine with TensorFlow, for this one."""
+def _recipe(dataset: tfds.core.DatasetBuilder, name: str, root: str) -> str:
+    """Return how to prepare a data set on another machine, which has TensorFlow."""
     return (
-        f'do once where that is installed, and copy the folder data/{found.name} to {root}: '
-        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir='
+        f'run this once where TensorFlow is installed, and copy the folder data/{dataset.name} to '
+        f'{root}: python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir='
         f"'data').download_and_prepare(file_format='array_record')\""
     )
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps TFDS from talking: absl's log, lines on stdout, and (from now on) its own bars."""
-    tfds.disable_progress_bar()  # for good, because TFDS does not tell whether they were on
+    """Silence TFDS: its absl log, its stdout and (for good) its progress bars."""
+    tfds.disable_progress_bar()  # permanent, because TFDS does not report whether they were on
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -4,8 +4,8 @@ import warnings
 
 
 def quiet_pil() -> None:
-    """Silences PIL's warnings in this process; to be called when a command or a worker starts.
+    """Silence PIL's warnings in this process; call it when a command or a worker starts.
 
-    PIL remarks on odd metadata in the middle of a progress bar; what matters is raised as an error.
+    PIL warns of odd metadata in the middle of a progress bar. What matters is raised as an error.
     """
     warnings.filterwarnings('ignore', module=r'PIL\.')

@@ -1,8 +1,9 @@
 """Decodes JPEG, PNG, WebP, BMP and GIF files to uint8 pixels.
 
-PIL decodes, because it says so when a file ends too early, and says nothing else. OpenCV does the
-same to JPEG somewhat faster, but its libjpeg writes to stderr; for the plain PNGs that data sets
-are made of it is two to three times as fast, and silent once their checksums are known to be right.
+PIL decodes most files, because it raises an error when a file is truncated and prints nothing.
+OpenCV decodes JPEG somewhat faster, but its libjpeg writes to stderr. It is used for plain PNGs,
+which data sets often consist of: it is two to three times as fast on them, and prints nothing once
+their checksums are verified.
 """
 
 import io
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-# More than this is taken for a decompression bomb. PIL's limit: its warning is an error here.
+# Larger images are taken for decompression bombs: PIL only warns at this limit.
 MAX_PIXELS = 2**28 // 3
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PLAIN_CHUNKS = {b'IHDR', b'IDAT', b'IEND', b'pHYs', b'tEXt', b'tIME'}
-_PLAIN_KINDS = (b'\x08\x00', b'\x08\x02')  # bit depth 8; grey, or red, green and blue
+_PLAIN_KINDS = (b'\x08\x00', b'\x08\x02')  # bit depth 8; grey or RGB
 _ORIENTATION = 0x0112
-# What turns an image upright, by its EXIF orientation (EXIF 2.32, 4.6.4).
+# The transforms that turn an image upright, by EXIF orientation (EXIF 2.32, 4.6.4).
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -41,23 +42,23 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class BadImage(UserError):
-    """Not an image, or a broken one."""
+    """The error for data that is not an image, or is a broken one."""
 
 
 def decode(data: bytes, channels: int, upright: bool = False) -> np.ndarray:
-    """Encoded image -> uint8 [height, width, channels] or (grey) [height, width].
+    """Decode an image to uint8 [height, width, channels], or [height, width] if it is grey.
 
-    Alpha is dropped and shows the colour beneath, 16 bits are scaled to 8, CMYK is taken for
-    inverted as Adobe writes it (and PIL, TensorFlow and browsers read it), and of an animation the
-    first frame is taken.
+    Alpha is dropped without blending, 16 bits are scaled to 8, and CMYK is read as inverted, as
+    Adobe writes it and PIL, TensorFlow and browsers read it. The first frame of an animation is
+    used.
 
     Args:
       data: a JPEG, PNG, WebP, BMP or GIF file.
       channels: 3 for RGB, 1 for grey.
-      upright: turn the image as its EXIF orientation says.
+      upright: whether to apply the EXIF orientation.
 
     Raises:
-      BadImage: none of these formats, broken, or of more than MAX_PIXELS.
+      BadImage: If the data has none of these formats, is broken, or has more than MAX_PIXELS.
     """
     pixels = _decode_png(data, channels) if _is_plain_png(data) else None
     return _decode_any(data, channels, upright) if pixels is None else pixels
@@ -66,17 +67,17 @@ def decode(data: bytes, channels: int, upright: bool = False) -> np.ndarray:
 def decode_part(
     data: bytes, shape: tuple[int, int, int], region: Region, upright: bool = False
 ) -> np.ndarray:
-    """As `decode`, a part of the image alone.
+    """Decode a part of an image; see `decode`.
 
     Args:
-      data: as of `decode`.
-      shape: (height, width, channels) that the part will be resized to. Of a JPEG as few pixels are
-        decoded as that takes.
-      region: of the image, turned.
-      upright: as of `decode`.
+      data: as in `decode`.
+      shape: (height, width, channels) to which the part will be resized. A JPEG is decoded at the
+        smallest scale that suffices for it.
+      region: gives the part of the (upright) image.
+      upright: as in `decode`.
 
     Raises:
-      BadImage: as `decode` does.
+      BadImage: As in `decode`.
     """
     pixels = _decode_png(data, shape[2]) if _is_plain_png(data) else None
     if pixels is None:
@@ -85,10 +86,10 @@ def decode_part(
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """Whether a file is a PNG that OpenCV reads as PIL does.
+    """Return whether a file is a PNG that OpenCV decodes to the same pixels as PIL.
 
     Raises:
-      BadImage: a PNG whose checksums are wrong. PIL does not look at those of the pixels.
+      BadImage: If the file is a PNG with wrong checksums. PIL does not check those of the pixels.
     """
     if data[:8] != _PNG:
         return False
@@ -106,7 +107,7 @@ def _is_plain_png(data: bytes) -> bool:
 
 
 def _decode_png(data: bytes, channels: int) -> np.ndarray | None:
-    """uint8 [h, w] or [h, w, 3] of a plain PNG; None where OpenCV cannot."""
+    """Decode a plain PNG to uint8 [h, w] or [h, w, 3]; return None if OpenCV fails."""
     width, height = struct.unpack_from('>II', data, 16)
     _check_pixels(width, height)
     import cv2
@@ -123,8 +124,8 @@ def _decode_png(data: bytes, channels: int) -> np.ndarray | None:
 
 
 def _decode_any(data: bytes, channels: int, upright: bool) -> np.ndarray:
-    """uint8 [h, w] or [h, w, 3] of any image, by PIL."""
-    with _opened(data) as image:
+    """Decode any image to uint8 [h, w] or [h, w, 3] with PIL."""
+    with _open_image(data) as image:
         image.load()
         pixels = _grey(image) if channels == 1 else _rgb(image)
         turn = _TURNS.get(_orientation(image)) if upright else None
@@ -134,35 +135,37 @@ def _decode_any(data: bytes, channels: int, upright: bool) -> np.ndarray:
 def _decode_reduced(
     data: bytes, shape: tuple[int, int, int], region: Region, upright: bool
 ) -> np.ndarray:
-    """The part by PIL, at the smallest scale at which it has the height and width of `shape`.
+    """Decode a part with PIL, at the smallest scale at which it covers `shape`.
 
-    libjpeg leaves out the higher frequencies of each block, and computes 4, 2 or 1 pixels for 8.
+    libjpeg scales by omitting the higher frequencies of each block: it computes 4, 2 or 1 pixels
+    in place of 8.
     """
-    with _opened(data) as image:
+    with _open_image(data) as image:
         orientation = _orientation(image) if upright else 1
         width, height = image.size
-        tall, wide = (width, height) if orientation >= 5 else (height, width)
-        top, left, rows, columns = region(tall, wide)
+        upright_size = (width, height) if orientation >= 5 else (height, width)
+        top, left, rows, columns = region(*upright_size)
         scale = max(1, min(rows // shape[0], columns // shape[1]))
-        # PIL takes 8, 4, 2 or 1, at most what is asked for; formats other than JPEG always 1.
+        # PIL reduces by at most this scale: 8, 4, 2 or 1 for JPEG, always 1 for other formats.
         image.draft(None, (width // scale, height // scale))
         image.load()
         pixels = _grey(image) if shape[2] == 1 else _rgb(image)
     pixels = _TURNS[orientation](pixels) if orientation in _TURNS else pixels
-    top, rows = _scaled(top, rows, pixels.shape[0] / tall, pixels.shape[0])
-    left, columns = _scaled(left, columns, pixels.shape[1] / wide, pixels.shape[1])
+    height, width = pixels.shape[:2]
+    top, rows = _scaled(top, rows, height / upright_size[0], height)
+    left, columns = _scaled(left, columns, width / upright_size[1], width)
     return cut(pixels, (top, left, rows, columns))
 
 
-def _scaled(first: int, count: int, scale: float, most: int) -> tuple[int, int]:
-    """Of rows or columns at another scale, of which there are `most`."""
+def _scaled(first: int, count: int, scale: float, size: int) -> tuple[int, int]:
+    """Scale a span of rows or columns, (first, count), to an image with `size` of them."""
     count = round(count * scale)
-    return min(round(first * scale), most - count), count
+    return min(round(first * scale), size - count), count
 
 
 @contextmanager
-def _opened(data: bytes) -> 'Iterator[Image.Image]':
-    """An image by PIL. BadImage for whatever is wrong with it, also while it is read."""
+def _open_image(data: bytes) -> 'Iterator[Image.Image]':
+    """Open an image with PIL, and convert every error, also while it is read, to BadImage."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -172,18 +175,20 @@ def _opened(data: bytes) -> 'Iterator[Image.Image]':
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage('it is no JPEG, PNG, WebP, BMP or GIF' if data else 'it is empty') from error
-    except Exception as error:  # PIL has no one type for what is wrong with a file
+        raise BadImage(
+            'it is not a JPEG, PNG, WebP, BMP or GIF' if data else 'it is empty'
+        ) from error
+    except Exception as error:  # PIL raises various types for a broken file
         raise BadImage(' '.join(str(error).split()) or type(error).__name__) from error
 
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise BadImage(f'its {width}x{height} pixels are more than the {MAX_PIXELS} allowed')
+        raise BadImage(f'its {width}x{height} pixels are more than the limit of {MAX_PIXELS}')
 
 
 def _grey(image: 'Image.Image') -> np.ndarray:
-    if image.mode.startswith('I'):  # 16 bits: 65535 becomes 255, where PIL's convert would clip
+    if image.mode.startswith('I'):  # 16 bits: 65535 becomes 255; PIL's convert would clip instead
         return ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if image.mode not in ('1', 'L', 'LA'):
         image = image.convert('RGB')
@@ -191,7 +196,7 @@ def _grey(image: 'Image.Image') -> np.ndarray:
 
 
 def _rgb(image: 'Image.Image') -> np.ndarray:
-    """uint8 [h, w, 3], by strips: PIL keeps four bytes a pixel, and hands them over fastest so."""
+    """Convert to uint8 [h, w, 3] by strips, the fastest way to copy PIL's four bytes per pixel."""
     import cv2
 
     if image.mode.startswith('I'):
@@ -211,5 +216,5 @@ def _rgb(image: 'Image.Image') -> np.ndarray:
 def _orientation(image: 'Image.Image') -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # PIL has no one type for it; metadata that is broken says nothing
+    except Exception:  # PIL raises various types; broken metadata is ignored
         return 1

@@ -1,4 +1,4 @@
-"""Images at another size, on the host."""
+"""Resizes images on the host."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtrain.errors import UserError
 
 Box = tuple[int, int, int, int]  # the first row and column, height, width
-# (height, width) of an image -> the part of it that is wanted.
+# (height, width) of an image -> the requested part of it.
 Region = Callable[[int, int], Box]
 
 INTERPOLATIONS = ('auto', 'bilinear', 'bicubic', 'nearest')
@@ -16,13 +16,13 @@ INTERPOLATIONS = ('auto', 'bilinear', 'bicubic', 'nearest')
 
 @dataclass(frozen=True)
 class Fit:
-    """How an image gets the size that is asked for.
+    """How images are resized.
 
     Attributes:
-      crop: 0 stretches it. Otherwise it is resized so that the size, divided by `crop`, is just
-        covered, and the middle is cut out, as torchvision and timm do for evaluation.
-      interpolation: 'auto' (by area if it shrinks, else bilinear); 'bilinear', 'bicubic' and
-        'nearest' are PIL's, with antialiasing.
+      crop: 0 stretches the image. Otherwise it is resized to just cover the size divided by `crop`,
+        and cropped at the centre, as torchvision and timm do for evaluation.
+      interpolation: 'auto' (by area if the image shrinks, otherwise bilinear); 'bilinear',
+        'bicubic' and 'nearest' are PIL's, with antialiasing.
     """
 
     crop: float = 0.0
@@ -33,49 +33,49 @@ PLAIN = Fit()
 
 
 def make_fit(cfg) -> Fit:
-    """As `config.data` says. UserError for what is not known or out of range."""
+    """Return the `Fit` of `config.data`; raise UserError for an invalid key."""
     interpolation = cfg.choose('interpolation', INTERPOLATIONS)
     if not 0 <= cfg.crop <= 1:
-        raise UserError(f'config.data.crop={cfg.crop} must be a share from 0 to 1')
+        raise UserError(f'config.data.crop={cfg.crop} must be from 0 to 1')
     return Fit(float(cfg.crop), interpolation)
 
 
-def asked_size(cfg) -> tuple[int, ...]:
-    """(height, width) as `config.data.image_size` says, () for none. UserError for another form."""
+def requested_size(cfg) -> tuple[int, ...]:
+    """Return `config.data.image_size`, (height, width) or (); raise UserError for another form."""
     size = tuple(cfg.image_size)
     if size and (len(size) != 2 or min(size) < 1):
         raise UserError(
-            f'config.data.image_size={size} must be (height, width), or () for as it is'
+            f'config.data.image_size={size} must be (height, width), or () to keep the size'
         )
     return size
 
 
 def cut(image: np.ndarray, box: Box) -> np.ndarray:
-    """A view of a part of an image, uint8 [h, w] or [h, w, c]."""
+    """Return a view of a part of an image, uint8 [h, w] or [h, w, c]."""
     top, left, height, width = box
     return image[top : top + height, left : left + width]
 
 
 def resize(image: np.ndarray, size: tuple[int, ...], fit: Fit = PLAIN) -> np.ndarray:
-    """uint8 [h, w] or [h, w, c] -> the same at `size`."""
-    if image.shape[2:] == (1,):  # which PIL does not know
+    """Resize an image, uint8 [h, w] or [h, w, c], to `size` as `fit` specifies."""
+    if image.shape[2:] == (1,):  # a shape that PIL does not support
         return resize(image[..., 0], size, fit)[..., None]
     if not fit.crop:
         return stretch(image, size, fit.interpolation)
     (height, width), (rows, columns) = image.shape[:2], size
-    # A hair more, so that 224 / 0.875 is 256 whatever the rounding.
-    down, across = (int(side / fit.crop + 1e-6) for side in size)
-    if height * across <= width * down:
-        across = int(down * width / height)
+    # The small addition makes 224 / 0.875 equal 256 despite rounding errors.
+    new_height, new_width = (int(side / fit.crop + 1e-6) for side in size)
+    if height * new_width <= width * new_height:
+        new_width = int(new_height * width / height)
     else:
-        down = int(across * height / width)
-    image = stretch(image, (down, across), fit.interpolation)
-    top, left = round((down - rows) / 2), round((across - columns) / 2)
+        new_height = int(new_width * height / width)
+    image = stretch(image, (new_height, new_width), fit.interpolation)
+    top, left = round((new_height - rows) / 2), round((new_width - columns) / 2)
     return image[top : top + rows, left : left + columns]
 
 
 def stretch(image: np.ndarray, size: tuple[int, ...], interpolation: str = 'auto') -> np.ndarray:
-    """uint8 [h, w] or [h, w, 3] -> the same at `size`, whatever its aspect."""
+    """Resize an image, uint8 [h, w] or [h, w, 3], to `size` without keeping its aspect."""
     height, width = size
     if image.shape[:2] == size:
         return image

@@ -1,9 +1,9 @@
-"""Host transforms: what becomes of an image between its file and the batch.
+"""Host transforms, which are applied to each image between its file and the batch.
 
-A transform is `f(image, number) -> image`: a function, or a small frozen dataclass where it has
+A transform is `f(image, number) -> image`: a function, or a small frozen dataclass if it has
 settings. The image is the bytes of a file until it is decoded, then uint8 [height, width] or
-[height, width, channels]; the number is what a random choice goes by, None where none is made. To
-add one, write it here and name it in `make_transforms`.
+[height, width, channels]. The number determines random choices; it is None where no random choice
+is made. To add a transform, define it here and use it in `make_transforms`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,17 +14,17 @@ import numpy as np
 
 from jaxtrain.data.images.crop import Shares, make_random_crop, random_region
 from jaxtrain.data.images.decode import BadImage, decode, decode_part
-from jaxtrain.data.images.resize import PLAIN, Fit, asked_size, cut, make_fit, resize, stretch
+from jaxtrain.data.images.resize import PLAIN, Fit, cut, make_fit, requested_size, resize, stretch
 from jaxtrain.errors import UserError
 
 Image = bytes | np.ndarray
-# (image, number) -> image. Some take only bytes or only pixels, and some need a number.
+# (image, number) -> image. Some accept only bytes or only pixels, and some require a number.
 Transform = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Bytes to pixels; pixels stay as they are."""
+    """A transform that decodes bytes and leaves pixels unchanged."""
 
     channels: int
     upright: bool = False
@@ -37,7 +37,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Resize:
-    """The whole image at another size."""
+    """A transform that resizes the whole image."""
 
     size: tuple[int, int]
     fit: Fit = PLAIN
@@ -48,8 +48,9 @@ class Resize:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random part of the image at (height, width, channels), by area if it shrinks, else
-    bilinear. It decodes bytes itself, because a small part of a JPEG takes less.
+    """A transform that resizes a random part of the image, by area if it shrinks, else bilinear.
+
+    It decodes bytes itself, because decoding a part of a JPEG is cheaper than decoding all of it.
     """
 
     shape: tuple[int, int, int]
@@ -67,12 +68,12 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class Transforms:
-    """What the host does to each image of a split.
+    """The host transforms of the images of a split, in order.
 
     Attributes:
-      shape: (height, width, channels) that comes out.
-      fixed: in order, where there is no number.
-      random: in order, where there is one; () for the same as without.
+      shape: (height, width, channels) of the output.
+      fixed: the transforms where no number is given.
+      random: the transforms where a number is given; () uses `fixed`.
     """
 
     shape: tuple[int, int, int]
@@ -80,26 +81,26 @@ class Transforms:
     random: tuple[Transform, ...] = ()
 
     def __call__(self, image: Image, number: int | None = None) -> np.ndarray:
-        """uint8 [height, width, channels]. BadImage for bytes that are no image."""
+        """Transform an image to uint8 [height, width, channels]; raise BadImage if it is broken."""
         out: Any = image
         for transform in self.fixed if number is None else self.random or self.fixed:
             out = transform(out, number)
         return out.reshape(self.shape)
 
     def batch(self, images: Sequence[Image], numbers: np.ndarray | None = None) -> np.ndarray:
-        """uint8 [images, height, width, channels]."""
+        """Transform several images to uint8 [images, height, width, channels]."""
         pairs = zip(images, each(numbers, len(images)), strict=True)
         return np.stack([self(image, number) for image, number in pairs])
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What `config.data` says of the images of a split.
+    """The settings of `config.data` for the images of a split.
 
     Attributes:
-      size: (height, width) that they get, () to leave them as they are.
-      fit: how the whole of one gets it.
-      shares: of the random part that is trained on; None for the whole.
+      size: (height, width) to which images are resized, () to keep their size.
+      fit: how whole images are resized.
+      shares: the range of the area of random crops in training; None uses whole images.
     """
 
     size: tuple[int, ...]
@@ -108,8 +109,8 @@ class ImageSettings:
 
 
 def image_settings(cfg, split: str) -> ImageSettings:
-    """As `config.data` says, for a split. UserError for what is malformed or out of range."""
-    size = asked_size(cfg)
+    """Return the settings of `config.data` for a split; raise UserError for an invalid key."""
+    size = requested_size(cfg)
     fit = make_fit(cfg)
     return ImageSettings(size, fit, make_random_crop(cfg, size) if split == cfg.train else None)
 
@@ -117,12 +118,12 @@ def image_settings(cfg, split: str) -> ImageSettings:
 def make_transforms(
     settings: ImageSettings, shape: tuple[int, int, int], upright: bool = False
 ) -> Transforms:
-    """The transforms of a split's images.
+    """Return the transforms of a split's images.
 
     Args:
-      settings: what is asked for.
-      shape: (height, width, channels) that comes out.
-      upright: whether files are turned as their EXIF orientation says.
+      settings: the settings of the split.
+      shape: (height, width, channels) of the output.
+      upright: whether to apply the EXIF orientation of files.
     """
     fixed = (Decode(shape[2], upright), Resize(shape[:2], settings.fit))
     if settings.shares is None:
@@ -131,22 +132,22 @@ def make_transforms(
 
 
 def each(numbers: np.ndarray | None, count: int) -> Iterable[int | None]:
-    """A number for each of `count` examples, or as often None."""
+    """Return the numbers of `count` examples, or None for each of them."""
     return [None] * count if numbers is None else numbers
 
 
 def read_image(path: str, transforms: Transforms, number: int | None = None) -> np.ndarray:
-    """The image in a file, transformed.
+    """Read and transform the image in a file.
 
     Raises:
-      BadImage: no such file, not an image, or a broken one; the message names the file.
-      UserError: the file system failed, which says nothing about the image.
+      BadImage: If the file is missing, is not an image, or is broken; the message names the file.
+      UserError: If the file system failed, in which case the image may be fine.
     """
     try:
         with open(path, 'rb') as file:
             data = file.read()
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadImage(f'{path} cannot be read ({error.strerror}); mend or remove it') from error
+        raise BadImage(f'{path} cannot be read ({error.strerror}); fix or remove it') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}); try again') from error
     try:

@@ -1,1 +1,1 @@
-"""Images inside the jitted step: normalisation, augmentation, mixing."""
+"""Image operations inside the jitted step: normalisation, augmentation and mixing."""

@@ -1,4 +1,4 @@
-"""What the model is given of a batch: augmented and mixed in training, normalised always."""
+"""Model inputs from a batch: augmented and mixed in training, and always normalised."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Pure functions.
+    """Pure functions that make model inputs from a batch.
 
     Attributes:
-      train: (batch, key) -> (model inputs, augmented; the batch with what augmentation makes of its
-        labels).
+      train: (batch, key) -> (augmented model inputs, the batch with the labels that augmentation
+        changed).
       evaluate: batch -> model inputs.
     """
 
@@ -28,10 +28,10 @@ class Inputs:
 
 
 def make_inputs(cfg, source: Source) -> Inputs:
-    """Reads `config.data` for data as that of the source.
+    """Return the inputs that `config.data` specifies for the data of a source.
 
     Raises:
-      UserError: a normalisation, augmentation or mixing that is wrong.
+      UserError: If the normalisation, augmentation or mixing is invalid.
     """
     name = source.inputs
     if source.model_input.meaning == TOKENS:

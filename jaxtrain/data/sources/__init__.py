@@ -1,1 +1,1 @@
-"""Where examples come from: one file a source, and what all of them become."""
+"""Sources of examples, one file each, and the `Source` that all of them return."""

@@ -1,4 +1,4 @@
-"""Arrays as a data set: npz files, as numpy.savez writes them."""
+"""The source 'npz': arrays in npz files, as numpy.savez writes them."""
 
 import os
 import zipfile
@@ -23,14 +23,14 @@ from jaxtrain.errors import UserError
 
 @dataclass(frozen=True)
 class Arrays:
-    """What an npz file holds.
+    """The content of an npz file.
 
     Attributes:
-      images: uint8 [n, h, w, c], transformed already where no random part of them is wanted.
-      transforms: that were done, or are to be done.
+      images: uint8 [n, h, w, c]; already transformed unless a transform is random.
+      transforms: the host transforms, applied on loading or, if one is random, on fetching.
       labels: integers [n].
-      classes: class names by label, () without any.
-      checksum: of the images.
+      classes: class names by label; () if the file has none.
+      checksum: the checksum of the images.
     """
 
     images: np.ndarray
@@ -41,14 +41,14 @@ class Arrays:
 
 
 def open_npz(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
-    """A split of the arrays `config.data.path`, which are always kept in memory.
+    """Open a split of the arrays in `config.data.path`, which are always kept in memory.
 
-    That is FILE.npz, whose rows are dealt out to splits by their numbers, or a folder with a file
-    SPLIT.npz per split. A file has `image`, uint8 [n, h, w, c] or [n, h, w] with 1 or 3 channels;
-    `label`, integers [n]; and if wanted `classes`, the names of the labels. Without them classes
-    are called by their numbers, and labels of other splits are taken for the same ones.
+    The path is FILE.npz, whose rows are assigned to splits by their row numbers, or a folder with a
+    file SPLIT.npz per split. A file has `image`, uint8 [n, h, w, c] or [n, h, w] with 1 or 3
+    channels; `label`, integers [n]; and optionally `classes`, the names of the labels. Without
+    names, classes are named by their numbers, and a label means the same class in every split.
 
-    Args, raises: as `folder.open_folder`.
+    Args, Raises: As in `folder.open_folder`.
     """
     path = os.path.expanduser(cfg.path)
     whole = not os.path.isdir(path)
@@ -57,8 +57,8 @@ def open_npz(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
         stamp = os.stat(file)
     except OSError as error:
         raise UserError(
-            f"config.data.path: {file} cannot be read ({error.strerror}); for source='npz' name "
-            'an npz file, or a folder with one for each split'
+            f"config.data.path: {file} cannot be read ({error.strerror}); for source='npz' give "
+            'an npz file, or a folder with one per split'
         ) from error
     arrays = _load(file, (stamp.st_mtime_ns, stamp.st_size), image_settings(cfg, split))
     transforms = arrays.transforms
@@ -72,33 +72,33 @@ def open_npz(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         images = arrays.images[rows[indices]]
-        if transforms.random:  # else they were transformed when they were loaded
+        if transforms.random:  # otherwise they were transformed on loading
             images = transforms.batch(images, numbers)
         return {'image': images, 'label': labels[indices]}
 
     names = [f'{arrays.checksum}/{row}' for row in rows]
-    marked = digest(names, (classes[label] for label in labels))
+    checksum = digest(names, (classes[label] for label in labels))
     features = classified_image(*transforms.shape)
-    return Source(fetch, len(rows), features, 'image', classes, marked, labels=labels)
+    return Source(fetch, len(rows), features, 'image', classes, checksum, labels=labels)
 
 
 @lru_cache(maxsize=8)
 def _load(file: str, stamp: tuple[int, int], settings: ImageSettings) -> Arrays:
     # Cached: the splits of one file, and the seeds and arms of a comparison, share their data.
-    del stamp  # when the file was written and how long it is: another one is loaded again
+    del stamp  # (modification time, size): a changed file is loaded again
     if not zipfile.is_zipfile(file):
-        raise UserError(f'{file} is no npz file, or a broken one; write it with numpy.savez')
+        raise UserError(f'{file} is not an npz file, or a broken one; write it with numpy.savez')
     try:
-        with np.load(file, allow_pickle=False) as found:
-            arrays = {n: found[n] for n in ('image', 'label', 'classes') if n in found.files}
-            names = found.files
+        with np.load(file, allow_pickle=False) as data:
+            arrays = {n: data[n] for n in ('image', 'label', 'classes') if n in data.files}
+            names = data.files
         with zipfile.ZipFile(file) as archive:
             checksum = f'{archive.getinfo("image.npy").CRC:08x}' if 'image' in arrays else ''
     except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f'{file} is a broken npz file ({error}); write it again with numpy.savez'
         ) from error
-    except ValueError as error:  # what numpy says of an array of objects
+    except ValueError as error:  # raised for an array of objects
         raise UserError(
             f'{file} holds an array of objects ({error}); give image and label as arrays of '
             'numbers, and classes as one of strings'
@@ -116,7 +116,7 @@ def _load(file: str, stamp: tuple[int, int], settings: ImageSettings) -> Arrays:
 
 
 def _check(file: str, arrays: dict[str, np.ndarray]) -> None:
-    """UserError unless the arrays have the types and shapes that `open_npz` tells."""
+    """Raise UserError unless the arrays have the types and shapes documented in `open_npz`."""
     images, labels = arrays['image'], arrays['label']
     if images.dtype != np.uint8:
         raise UserError(f'{file}: image is {images.dtype}; give uint8, 0 to 255')
@@ -152,7 +152,7 @@ def _names(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
 def _labels(
     arrays: Arrays, classes: tuple[str, ...], file: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as int32 [n] that refer to the classes of the run, and those classes."""
+    """Return labels, int32 [n], that refer to the classes of the run, and those classes."""
     count = int(arrays.labels.max()) + 1
     if not classes:
         classes = arrays.classes or _numbers(arrays.labels, file)
@@ -171,12 +171,12 @@ def _labels(
 
 
 def _numbers(labels: np.ndarray, file: str) -> tuple[str, ...]:
-    """The names of classes that have none."""
-    found = np.unique(labels)
-    if found[-1] != len(found) - 1:
-        missing = int(np.argmax(found != np.arange(len(found))))
+    """Return class names for a file without any: the labels as strings."""
+    present = np.unique(labels)
+    if present[-1] != len(present) - 1:
+        missing = int(np.argmax(present != np.arange(len(present))))
         raise UserError(
-            f'{file}: label goes up to {found[-1]}, but no example has {missing}; number the '
+            f'{file}: label goes up to {present[-1]}, but no example has {missing}; number the '
             'classes from 0 without gaps, or name them all in an array called classes'
         )
-    return tuple(map(str, found.tolist()))
+    return tuple(map(str, present.tolist()))

@@ -1,4 +1,4 @@
-"""Text to learn a language from: files of it as a stream of tokens, cut into windows."""
+"""The source 'corpus': text files for language modelling, as windows of a token stream."""
 
 import fnmatch
 import os
@@ -19,22 +19,23 @@ from jaxtrain.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Text:
-    """A file of text: what it is called, and what is in it."""
+    """The name and content of a text file."""
 
     name: str
     content: str
 
 
 def open_corpus(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
-    """A split of the text files `config.data.path`, which is always kept in memory.
+    """Open a split of the text files in `config.data.path`, which is always kept in memory.
 
-    That is a folder of files whose names fit `config.data.pattern`, at any depth: in folders called
-    like the splits, or else each file is dealt to one by its path; or a single file, which is cut
-    into the splits in the order of `config.data.shares`. The texts of a split are joined, each with
-    the tokenizer's end of text, and cut into windows of `config.data.length` tokens, each with the
-    token that follows as its target: all but the first of a split are counted, once each.
+    The path is a folder or a file. In a folder, all files at any depth whose names match
+    `config.data.pattern` are used: they are split by top-level folders named like the splits, or
+    otherwise each file is assigned to a split by its path. A single file is divided into the splits
+    in the order of `config.data.shares`. The texts of a split are concatenated, each followed by
+    the tokenizer's end token, and divided into windows of `config.data.length` tokens. The target
+    of each token is the next one, so every token of a split but the first is predicted once.
 
-    Args, raises: as `text.open_text`; `classes` is not used, as there are none.
+    Args, Raises: As in `text.open_text`; `classes` is unused, because there are no classes.
     """
     del classes
     tokenizer = open_tokenizer(cfg.tokenizer)
@@ -42,21 +43,21 @@ def open_corpus(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     texts = open_texts(cfg, split, key)
     stream = _stream(tokenizer, tuple(texts))
     if len(stream) < 2:
-        raise UserError(f'{key}={split!r}: {cfg.path} has no text in it for that split; add some')
+        raise UserError(f'{key}={split!r}: {cfg.path} has no text for that split; add some')
     tokens, targets = windows(stream, cfg.length)
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {'tokens': tokens[indices], 'targets': targets[indices]}
 
-    named = digest(
+    checksum = digest(
         [tokenizer.definition, *(t.name for t in texts)], ['', *(t.content for t in texts)]
     )
     features = continued_tokens(cfg.length)
-    return Source(fetch, len(tokens), features, 'tokens', digest=named, tokenizer=tokenizer)
+    return Source(fetch, len(tokens), features, 'tokens', digest=checksum, tokenizer=tokenizer)
 
 
 def open_texts(cfg, split: str, key: str) -> list[Text]:
-    """The texts of a split, as they are; args as of `open_corpus`."""
+    """Return the raw texts of a split; the arguments are those of `open_corpus`."""
     root = os.path.expanduser(cfg.path)
     if os.path.isfile(root):
         return _part(cfg, root, split, key)
@@ -64,22 +65,22 @@ def open_texts(cfg, split: str, key: str) -> list[Text]:
 
 
 def windows(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens in a row -> (tokens, targets), int32 [windows, length].
+    """Divide a stream of tokens into (tokens, targets), int32 [windows, length].
 
-    The last window is filled up with token 0, whose targets are -1.
+    The last window is padded with token 0 and the target -1.
     """
     count = -(-(len(stream) - 1) // length)
-    spare = count * length - (len(stream) - 1)
-    tokens = np.pad(stream[:-1], (0, spare)).reshape(count, length)
-    targets = np.pad(stream[1:], (0, spare), constant_values=-1).reshape(count, length)
+    padding = count * length - (len(stream) - 1)
+    tokens = np.pad(stream[:-1], (0, padding)).reshape(count, length)
+    targets = np.pad(stream[1:], (0, padding), constant_values=-1).reshape(count, length)
     return tokens.astype(np.int32), targets.astype(np.int32)
 
 
 def _files(cfg, root: str, split: str, key: str) -> list[Text]:
     if not os.path.isdir(root):
         raise UserError(
-            f"config.data.path={cfg.path!r} does not exist; for source='corpus' name a file of "
-            'text, or a folder of them'
+            f"config.data.path={cfg.path!r} does not exist; for source='corpus' give a text "
+            'file, or a folder of text files'
         )
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
     if folders & {cfg.train, cfg.val, cfg.test} - {''}:
@@ -97,30 +98,34 @@ def _files(cfg, root: str, split: str, key: str) -> list[Text]:
 
 
 def text_files(root: str, pattern: str, skip_folders: Collection[str] = ()) -> list[str]:
-    """Paths of the files in a folder whose names fit a pattern, relative to it and sorted; hidden
-    ones, and what lies in folders of some names, are left out. UserError if there are none.
+    """Return the sorted relative paths of the files under a folder whose names match a pattern.
+
+    Hidden files and folders are omitted, and so are folders named in `skip_folders`.
+
+    Raises:
+      UserError: If there are no such files.
     """
-    found = []
+    paths = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f[:1] != '.' and f not in skip_folders)
-        fit = fnmatch.filter((f for f in files if not f.startswith('.')), pattern)
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in fit]
-    if not found:
+        matches = fnmatch.filter((f for f in files if not f.startswith('.')), pattern)
+        paths += [os.path.relpath(os.path.join(folder, name), root) for name in matches]
+    if not paths:
         raise UserError(
             f'{root} holds no file {pattern}; add some, or set config.data.pattern to their names'
         )
-    return sorted(found)
+    return sorted(paths)
 
 
 def _part(cfg, file: str, split: str, key: str) -> list[Text]:
-    """The stretch of a single file that belongs to a split, from the start of a line to another."""
+    """Return the part of a single file that belongs to a split, in whole lines."""
     text = read_text(file)
     low, high = (_line_start(text, share) for share in bounds(cfg.shares, split, key))
     return [Text(split, text[low:high])]
 
 
 def _line_start(text: str, share: float) -> int:
-    """Where the first line begins that is not before this share of the text."""
+    """Return the start of the first line at or after this share of the text."""
     at = round(share * len(text))
     if at in (0, len(text)):
         return at

@@ -1,7 +1,8 @@
-"""Deals the examples of one set out to splits, by a hash of each example's name.
+"""Assigns the examples of a data set to splits, by a hash of each example's name.
 
-An example's place depends on its own name and the seed alone. So adding, removing or reordering
-examples moves no other one from training to test, and neither does moving the whole set.
+The assignment of an example depends only on its name and the seed. So adding, removing or
+reordering other examples never moves it from training to test, and neither does moving the data
+set.
 """
 
 import hashlib
@@ -14,32 +15,33 @@ from jaxtrain.errors import UserError, nearest
 
 
 def deal(cfg, names: Sequence[str], split: str, key: str) -> np.ndarray:
-    """Indices of the examples that fall into a split, int64, in order.
+    """Return the indices of the examples in a split, int64, in ascending order.
 
     Args:
-      cfg: `config.data`; reads shares and split_seed.
-      names: what each example is called, the same on every machine.
+      cfg: `config.data`; its shares and split_seed are used.
+      names: the name of each example, the same on every machine.
       split: a split of `config.data.shares`.
       key: the config key or flag that names the split, for messages.
 
     Raises:
-      UserError: shares that are none, a split that has none, or one that is left empty.
+      UserError: If the shares are invalid, or the split has no share or no examples.
     """
     low, high = bounds(cfg.shares, split, key)
-    places = np.array([place(name, cfg.split_seed) for name in names])
-    indices = np.flatnonzero((low <= places) & (places < high))
+    positions = np.array([position(name, cfg.split_seed) for name in names])
+    indices = np.flatnonzero((low <= positions) & (positions < high))
     if not len(indices):
         raise UserError(
             f'{key}={split!r}: none of the {len(names)} examples of {cfg.path} falls into it; give '
-            'it a larger share in config.data.shares, or add data'
+            'it a larger share in config.data.shares, or add examples'
         )
     return indices
 
 
-def place(name: str, seed: int) -> float:
-    """Where an example lies in [0, 1): the first 53 bits of the sha256 of 'SEED/NAME'.
+def position(name: str, seed: int) -> float:
+    """Return the position of an example in [0, 1): the first 53 bits of the SHA-256 of 'SEED/NAME'.
 
-    The name is brought into Unicode's composed form first, because file systems differ in theirs.
+    The name is converted to Unicode's composed form first, because file systems differ in the form
+    that they use.
     """
     text = unicodedata.normalize('NFC', f'{seed}/{name}')
     digest = hashlib.sha256(text.encode('utf-8', 'surrogateescape')).digest()
@@ -47,10 +49,10 @@ def place(name: str, seed: int) -> float:
 
 
 def bounds(shares: tuple, split: str, key: str) -> tuple[float, float]:
-    """The stretch of [0, 1) that belongs to a split of `config.data.shares`.
+    """Return the interval of [0, 1) that belongs to a split of `config.data.shares`.
 
     Raises:
-      UserError: shares that are none, or a split that has none; `key` names it in the message.
+      UserError: If the shares are invalid or the split, which `key` names, has no share.
     """
     try:
         names = [str(name) for name, _ in shares]
@@ -67,9 +69,9 @@ def bounds(shares: tuple, split: str, key: str) -> tuple[float, float]:
     if split not in names:
         raise UserError(
             f'{key}={split!r} has no share in config.data.shares{nearest(split, names)}, which has '
-            f'{", ".join(names)}; name one of them, or give it a share'
+            f'{", ".join(names)}; choose one of them, or give it a share'
         )
-    # Rounded, so that shares which sum to 1 reach up to it: 0.8 + 0.1 + 0.1 < 1 in floating point.
+    # Round, so that shares that sum to 1 end at 1: 0.8 + 0.1 + 0.1 < 1 in floating point.
     edges = np.round(np.cumsum([0.0, *parts]), 12)
     at = names.index(split)
     return edges[at], edges[at + 1]

@@ -1,4 +1,4 @@
-"""Sources of image files, however they were found: by folder or by manifest."""
+"""Sources of image files, which a folder or a manifest lists."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ from jaxtrain.data.images.transforms import (
 from jaxtrain.data.sources.source import Source, digest
 from jaxtrain.errors import UserError
 
-CHUNK = 64  # files that a thread decodes at a time
+CHUNK = 64  # the number of files that a thread decodes per task
 THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files of one split, hashable.
+    """The image files of one split, hashable.
 
     Attributes:
-      names: what each is called, relative to the data set.
-      paths: where each lies.
+      names: the name of each file, relative to the data set.
+      paths: the path of each file.
       labels: indices into `classes`.
       classes: class names by label.
     """
@@ -50,24 +50,23 @@ class Files:
 
 
 def file_source(cfg, files: Files, split: str) -> Source:
-    """A source of RGB images, kept in memory if they take at most `memory_mib`.
+    """Return a source of RGB images, kept in memory if they take at most `memory_mib`.
 
     Args:
-      cfg: `config.data`; reads on_bad_image, exif, memory_mib and what `image_settings` reads.
-      files: what to read.
-      split: the split that they are of; in training a random part may be taken of each, and then
-        they are not kept.
+      cfg: `config.data`; its on_bad_image, exif, memory_mib and image settings are used.
+      files: the files of the split.
+      split: the name of the split; images with random crops in training are not kept in memory.
 
     Raises:
-      UserError: no size; or, if the images are kept or on_bad_image='skip', a file that cannot be
-        read, or a class of which no file can. Else `fetch` raises it for a file that cannot be.
+      UserError: If there is no size. If images are kept or on_bad_image='skip', also if a file (or
+        every file of a class) cannot be read; otherwise `fetch` raises it for such a file.
     """
     skip = cfg.choose('on_bad_image', ('error', 'skip')) == 'skip'
     settings = image_settings(cfg, split)
     if not settings.size:
         raise UserError(
-            'config.data.image_size: image files may differ in size; give (height, width) to '
-            'resize them to, such as (224, 224)'
+            'config.data.image_size: image files may differ in size; set it to (height, width), '
+            'such as (224, 224), to resize them'
         )
     height, width = settings.size
     transforms = make_transforms(settings, (height, width, 3), cfg.exif)
@@ -79,11 +78,11 @@ def _open(files: Files, transforms: Transforms, skip: bool, memory_mib: int) -> 
     # Cached: the seeds and arms of a comparison share their data.
     size = len(files.paths) * int(np.prod(transforms.shape))
     keeps = not transforms.random and size <= memory_mib * 2**20
-    kept, good = _look_through(files.paths, transforms, keeps, skip)
-    rows = np.flatnonzero(good)
-    skipped = tuple(files.paths[i] for i in np.flatnonzero(~good))
+    kept, readable = _read_all(files.paths, transforms, keeps, skip)
+    rows = np.flatnonzero(readable)
+    skipped = tuple(files.paths[i] for i in np.flatnonzero(~readable))
     if skipped:
-        files = _require_some(files, files.take(rows), skipped)
+        files = _require_every_class(files, files.take(rows), skipped)
     labels = np.array(files.labels, np.int32)
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -93,68 +92,68 @@ def _open(files: Files, transforms: Transforms, skip: bool, memory_mib: int) -> 
         images = [_read(files.paths[i], transforms, number) for i, number in pairs]
         return {'image': np.stack(images), 'label': labels[indices]}
 
-    marked = digest(files.names, (files.classes[label] for label in files.labels))
+    checksum = digest(files.names, (files.classes[label] for label in files.labels))
     return Source(
-        fetch, len(labels), classified_image(*transforms.shape), 'image', files.classes, marked,
+        fetch, len(labels), classified_image(*transforms.shape), 'image', files.classes, checksum,
         skipped, labels,
     )  # fmt: skip
 
 
 def _read(path: str, transforms: Transforms, number: int | None = None) -> np.ndarray:
-    """The image in a file. UserError if it cannot be read."""
+    """Read the image in a file; raise UserError if it cannot be read."""
     try:
         return read_image(path, transforms, number)
     except BadImage as error:
         raise UserError(
-            f"{error}, or leave such files out with config.data.on_bad_image='skip'"
+            f"{error}, or skip such files with config.data.on_bad_image='skip'"
         ) from error
 
 
-def _look_through(
+def _read_all(
     paths: Sequence[str], transforms: Transforms, keeps: bool, skip: bool
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """(all images if they are kept, bool [paths]: which of them are not to be skipped)."""
+    """Return (all images if they are kept, bool [paths]: whether each is readable or unchecked)."""
     kept = np.empty((len(paths), *transforms.shape), np.uint8) if keeps else None
-    good = np.ones(len(paths), bool)
+    readable = np.ones(len(paths), bool)
 
-    def look(index: int) -> None:
+    def read(index: int) -> None:
         try:
             image = (read_image if skip else _read)(paths[index], transforms)
-        except BadImage:  # only where it is to be skipped
-            good[index] = False
+        except BadImage:  # `_read` raises UserError instead
+            readable[index] = False
             return
         if kept is not None:
             kept[index] = image
 
     if keeps or skip:
-        _for_all(look, len(paths))
-    return kept, good
+        _for_all(read, len(paths))
+    return kept, readable
 
 
-def _for_all(look: Callable[[int], None], count: int) -> None:
-    """Calls `look` on 0..count in threads: decoding lets go of Python's lock."""
+def _for_all(function: Callable[[int], None], count: int) -> None:
+    """Call a function on 0..count-1 in threads; decoding releases Python's global lock."""
 
     def chunk(start: int) -> None:
         for index in range(start, min(start + CHUNK, count)):
-            look(index)
+            function(index)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(chunk, range(0, count, CHUNK)):
-            pass  # raises what a chunk raised, in the order of the files
+            pass  # iterating re-raises the first error in the order of the files
 
 
-def _require_some(files: Files, left: Files, skipped: tuple[str, ...]) -> Files:
-    """`left`, or UserError if nothing is left of a class that there was."""
-    gone = sorted(set(files.labels) - set(left.labels))
-    if not left.paths:
+def _require_every_class(files: Files, readable: Files, skipped: tuple[str, ...]) -> Files:
+    """Return the readable files; raise UserError if a class has lost all of its files."""
+    lost = sorted(set(files.labels) - set(readable.labels))
+    if not readable.paths:
         raise UserError(
-            f'{skipped[0]} cannot be read, and none of the {len(skipped)} images can; '
+            f'{skipped[0]} cannot be read, and neither can any other of {len(skipped)} images; '
             'check config.data.path'
         )
-    if gone:
-        name = files.classes[gone[0]]
+    if lost:
+        name = files.classes[lost[0]]
         raise UserError(
             f'class {name!r}: none of its images can be read, for instance {skipped[0]}; '
             'replace them, or remove the class'
         )
-    return left
+    return readable

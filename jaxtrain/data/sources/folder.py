@@ -1,4 +1,4 @@
-"""A folder of images as a data set: DIR/SPLIT/CLASS/**, or DIR/CLASS/** dealt out to splits."""
+"""The source 'folder': images in DIR/SPLIT/CLASS/**, or in DIR/CLASS/** with assigned splits."""
 
 import os
 
@@ -8,32 +8,32 @@ from jaxtrain.data.sources.files import Files, file_source
 from jaxtrain.data.sources.source import Source, check_classes, relabel, require_all
 from jaxtrain.errors import UserError, nearest
 
-# Folders so called are taken for splits, and never for classes that hold images directly.
+# Folders with these names are taken for splits, and not for class folders of images.
 SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing', 'eval'}
 
 
 def open_folder(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
-    """A split of the folder `config.data.path`.
+    """Open a split of the folder `config.data.path`.
 
-    It is split already if it holds folders called like the run's splits that hold folders of their
-    own. Else its folders are the classes, and each image is dealt to a split by its path without
-    the suffix, so that neither other images nor another format move it. What is hidden or has
-    another suffix than those of `find.SUFFIXES` is ignored.
+    The folder has explicit splits if it contains folders named like the splits of the run, which
+    contain folders themselves. Otherwise its folders are the classes, and each image is assigned to
+    a split by its path without the suffix, so that neither adding images nor converting them to
+    another format moves it. Hidden files and files without a suffix in `find.SUFFIXES` are ignored.
 
     Args:
       cfg: `config.data`.
       split: the split to open.
-      key: the config key or flag that names it, for messages.
-      classes: class names by label; () takes those of the data, sorted.
+      key: the config key or flag that names the split, for messages.
+      classes: class names by label; () uses the sorted classes of the data.
 
     Raises:
-      UserError: see the messages.
+      UserError: If the folder is missing, malformed or empty; see the messages.
     """
     root = os.path.expanduser(cfg.path)
     if not os.path.isdir(root):
         what = 'is not a folder' if os.path.exists(root) else 'does not exist'
         raise UserError(
-            f"config.data.path={cfg.path!r} {what}; for source='folder' name a folder of images"
+            f"config.data.path={cfg.path!r} {what}; for source='folder' give a folder of images"
         )
     folders = _folders(root)
     splits = {split, cfg.train, cfg.val, cfg.test}
@@ -59,11 +59,11 @@ def open_folder(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
 
 
 def list_classes(root: str, classes: tuple[str, ...]) -> Files:
-    """All images of the class folders of `root`, sorted by class and path.
+    """Return all images in the class folders of `root`, sorted by class and path.
 
     Raises:
-      UserError: no class folders, an empty one, or one that is not among `classes`; or a single
-        class where `classes` are not given; or two images that differ in the suffix alone.
+      UserError: If there are no class folders; if one is empty or not among `classes`; if there is
+        only one and `classes` is (); or if two images differ only in the suffix.
     """
     folders = _folders(root)
     if not folders:
@@ -76,7 +76,7 @@ def list_classes(root: str, classes: tuple[str, ...]) -> Files:
         check_classes(folders, root)
     labels = relabel(folders, classes or tuple(folders), root)
     names: list[str] = []
-    found: list[int] = []
+    numbers: list[int] = []
     for folder in folders:
         inside = walk(os.path.join(root, folder))
         if not inside:
@@ -86,9 +86,9 @@ def list_classes(root: str, classes: tuple[str, ...]) -> Files:
             )
         _require_distinct(os.path.join(root, folder), inside)
         names += [f'{folder}/{name}' for name in inside]
-        found += [labels[folder]] * len(inside)
+        numbers += [labels[folder]] * len(inside)
     paths = tuple(os.path.join(root, name) for name in names)
-    return Files(tuple(names), paths, tuple(found), classes or tuple(folders))
+    return Files(tuple(names), paths, tuple(numbers), classes or tuple(folders))
 
 
 def _folders(root: str) -> list[str]:
@@ -101,7 +101,7 @@ def _require_distinct(folder: str, inside: list[str]) -> None:
         stem = os.path.splitext(name)[0]
         if stem in seen:
             raise UserError(
-                f'{folder} holds {seen[stem]} and {name}: the same example twice; remove or rename '
+                f'{folder} holds {seen[stem]} and {name}, the same example twice; remove or rename '
                 'one of them'
             )
         seen[stem] = name

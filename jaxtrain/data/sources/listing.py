@@ -1,6 +1,7 @@
-"""Lists of examples: CSV (RFC 4180, with a header) or JSON Lines, a line an example.
+"""Lists of examples in CSV (RFC 4180, with a header) or JSON Lines, with one example per line.
 
-A line has what the example is (`path` of an image, or `text`), its `label`, and perhaps `split`.
+A line has the content of the example (the `path` of an image, or `text`), its `label`, and
+optionally its `split`.
 """
 
 import csv
@@ -19,13 +20,13 @@ SUFFIXES = ('.csv', '.jsonl')
 
 @dataclass(frozen=True)
 class Row:
-    """One line.
+    """One example of a list.
 
     Attributes:
-      line: its number in the file, from 1; of a CSV record over several, the last.
+      line: its line number in the file, from 1; the last one of a CSV record of several lines.
       content: the path or the text.
-      label: the class, '' where none is read.
-      split: the split if it names one.
+      label: the class; '' if labels are not read.
+      split: the split; None if the list has no splits.
     """
 
     line: int
@@ -36,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Listed:
-    """The examples of a split: the file that lists them, and of each its line and its label."""
+    """The examples of a split: the file that lists them, their rows, labels and class names."""
 
     file: str
     rows: tuple[Row, ...]
@@ -53,19 +54,19 @@ def open_list(
     clean: Callable[[str, list[Row]], list[Row]],
     name: Callable[[Row], str],
 ) -> Listed:
-    """A split of the list `config.data.path`, or of the folder that holds a list per split.
+    """Open a split of the list `config.data.path`, or of a folder with a list per split.
 
     Args:
       cfg: `config.data`.
       split: the split to open.
-      key: the config key or flag that names it, for messages.
-      column: as of `read_list`.
-      classes: class names by label; () takes those of the data, sorted.
-      clean: (file, its rows) -> the rows as they are to be used.
-      name: what an example is called, by which it is dealt to a split where no line has one.
+      key: the config key or flag that names the split, for messages.
+      column: as in `read_list`.
+      classes: class names by label; () uses the sorted classes of the data.
+      clean: (file, its rows) -> the cleaned rows.
+      name: row -> the name by which the example is assigned to a split, if the list has no splits.
 
     Raises:
-      UserError: see the messages.
+      UserError: If the list is missing, malformed or empty; see the messages.
     """
     path = os.path.expanduser(cfg.path)
     whole = not os.path.isdir(path)
@@ -89,40 +90,40 @@ def open_list(
 def read_list(
     file: str, column: str, labelled: bool = True, key: str = 'config.data.path'
 ) -> list[Row]:
-    """All lines of a list.
+    """Return all rows of a list.
 
     Args:
       file: a .csv or .jsonl file.
-      column: what holds the content of an example, 'path' or 'text'.
-      labelled: whether a line must have a label.
-      key: what names the file, for messages.
+      column: the column of the content of an example, 'path' or 'text'.
+      labelled: whether each line must have a label.
+      key: the config key or flag that names the file, for messages.
 
     Raises:
-      UserError: not a readable CSV or JSONL file in UTF-8, no lines, or one that is malformed.
+      UserError: If the file is not a readable CSV or JSONL file in UTF-8, or is empty or malformed.
     """
     kind = os.path.splitext(file)[1].lower()
     if kind not in SUFFIXES:
         raise UserError(
-            f'{key}: {file} is not a list of examples; name a file that ends in '
-            f'{" or ".join(SUFFIXES)}, or a folder with one for each split'
+            f'{key}: {file} is not a list of examples; give a file that ends in '
+            f'{" or ".join(SUFFIXES)}, or a folder with one per split'
         )
     text = read_text(file, key)
-    wanted = (column, 'label') if labelled else (column,)
+    columns = (column, 'label') if labelled else (column,)
     rows: list[Row] = []
-    for line, fields in (_csv if kind == '.csv' else _jsonl)(file, text, wanted):
+    for line, fields in (_csv if kind == '.csv' else _jsonl)(file, text, columns):
         row = _row(file, line, fields, column, labelled)
         if rows and (row.split is None) != (rows[0].split is None):
             raise UserError(f'{file}, line {line}: give a split in every line, or in none')
         rows.append(row)
     if not rows:
         raise UserError(
-            f'{file} is empty; give a line with {" and ".join(wanted)} for each example'
+            f'{file} is empty; give a line with {" and ".join(columns)} for each example'
         )
     return rows
 
 
 def read_text(path: str, key: str = 'config.data.path') -> str:
-    """The content of a file in UTF-8. UserError if it is none; `key` is what names it."""
+    """Return the content of a UTF-8 file; raise UserError, which names `key`, if it fails."""
     try:
         with open(path, encoding='utf-8-sig', newline='') as opened:
             return opened.read()
@@ -137,7 +138,7 @@ def read_text(path: str, key: str = 'config.data.path') -> str:
 
 
 def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
-    """The file SPLIT.csv or the like in a folder. UserError if there is none, or more than one."""
+    """Return the one file SPLIT.csv or similar of a folder; raise UserError if there is not one."""
     names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in suffixes)
     fit = [name for name in names if os.path.splitext(name)[0] == split]
     if len(fit) > 1:
@@ -153,21 +154,21 @@ def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] =
 
 
 def _of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> list[Row]:
-    """The rows of a split; in a file for one split alone (not `whole`) there must be no others."""
-    found = [row for row in rows if row.split in (split, None)]
+    """Return the rows of a split; raise UserError for others in the list of one split."""
+    selected = [row for row in rows if row.split in (split, None)]
     others = sorted({row.split for row in rows if row.split is not None} - {split})
     if not whole and others:
         raise UserError(f'{file} has lines of the split {others[0]!r}; move them to their own file')
-    if not found:
+    if not selected:
         raise UserError(
             f'{key}={split!r}: no line of {file} has that split{nearest(split, others)}; it has '
             f'{", ".join(others)}'
         )
-    return found
+    return selected
 
 
 def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of labels: as numbers if all of them are."""
+    """Sort class names, as numbers if all of them are numbers."""
     try:
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     except ValueError:
@@ -175,7 +176,7 @@ def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _csv(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    # Some fields, being whole texts, are longer than the module's usual limit.
+    # Fields that are whole texts may exceed the default limit of the module.
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
     try:
@@ -190,13 +191,13 @@ def _csv(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, d
         for fields in reader:
             if None in fields or None in fields.values():
                 raise UserError(
-                    f'{file}, line {reader.line_num}: it has not the {len(columns)} fields of the '
-                    'first line; put fields with a comma in quotes'
+                    f'{file}, line {reader.line_num}: it does not have {len(columns)} fields, as '
+                    'the first line does; put fields with a comma in quotes'
                 )
             yield reader.line_num, fields
     except csv.Error as error:
-        line = reader.line_num + 1  # the last one that was whole is counted
-        raise UserError(f'{file}, line {line}: {error}; mend the line') from error
+        line = reader.line_num + 1  # line_num counts complete lines
+        raise UserError(f'{file}, line {line}: {error}; fix the line') from error
 
 
 def _jsonl(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
@@ -206,7 +207,7 @@ def _jsonl(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int,
         try:
             fields = json.loads(words)
         except (ValueError, RecursionError) as error:
-            raise UserError(f'{file}, line {line}: it is not JSON ({error}); mend it') from error
+            raise UserError(f'{file}, line {line}: it is not JSON ({error}); fix it') from error
         if not isinstance(fields, dict) or not set(wanted) <= set(fields):
             has = ', '.join(fields) or 'none' if isinstance(fields, dict) else 'no keys'
             raise UserError(

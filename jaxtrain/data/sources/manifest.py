@@ -1,4 +1,4 @@
-"""A list of image files and labels as a data set (listing.py tells how it is written)."""
+"""The source 'manifest': a list of image files and labels, in the format of listing.py."""
 
 import os
 from collections.abc import Iterable
@@ -11,30 +11,30 @@ from jaxtrain.errors import UserError
 
 
 def open_manifest(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
-    """A split of the manifest `config.data.path`.
+    """Open a split of the manifest `config.data.path`.
 
-    That is FILE.csv or FILE.jsonl with the columns path, label and (or else each example is dealt
-    to a split by its path without the suffix) split; or a folder with a file SPLIT.csv or
-    SPLIT.jsonl per split. Paths are relative to the manifest's folder, or absolute. Labels are
-    names or integers; further columns are ignored.
+    The path is FILE.csv or FILE.jsonl with the columns path, label and optionally split (without
+    it, each example is assigned to a split by its path without the suffix); or a folder with a file
+    SPLIT.csv or SPLIT.jsonl per split. Paths are absolute or relative to the manifest's folder.
+    Labels are names or integers; other columns are ignored.
 
-    Args, raises: as `folder.open_folder`.
+    Args, Raises: As in `folder.open_folder`.
     """
-    found = open_list(cfg, split, key, 'path', classes, _clean, _stem)
-    folder = os.path.dirname(found.file)
+    listed = open_list(cfg, split, key, 'path', classes, _clean, _stem)
+    folder = os.path.dirname(listed.file)
     files = Files(
-        tuple(row.content for row in found.rows),
-        tuple(os.path.join(folder, row.content) for row in found.rows),
-        found.labels,
-        found.classes,
+        tuple(row.content for row in listed.rows),
+        tuple(os.path.join(folder, row.content) for row in listed.rows),
+        listed.labels,
+        listed.classes,
     )
     if cfg.on_bad_image != 'skip':
-        _require_files(found.file, found.rows, files.paths)
+        _require_files(listed.file, listed.rows, files.paths)
     return file_source(cfg, files, split)
 
 
 def _clean(file: str, rows: list[Row]) -> list[Row]:
-    """The rows with paths as `_path` gives them. UserError if two name the same image."""
+    """Normalise the paths of rows; raise UserError if two rows name the same image."""
     lines: dict[str, int] = {}
     folder = os.path.dirname(file)
     rows = [replace(row, content=_path(row.content, folder)) for row in rows]
@@ -49,7 +49,7 @@ def _clean(file: str, rows: list[Row]) -> list[Row]:
 
 
 def _path(path: str, folder: str) -> str:
-    """Relative to the manifest's folder where it lies in it, so that the whole may be moved."""
+    """Make a path inside the manifest's folder relative to it, so that the folder can be moved."""
     path = path.strip()
     if os.path.isabs(path) and not os.path.relpath(path, folder or '.').startswith('..'):
         path = os.path.relpath(path, folder or '.')

@@ -1,4 +1,4 @@
-"""Opens the data that a config names: a split of it, as a Source of examples addressed by index."""
+"""Opens a split of the data that a config names, as a `Source`."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from jaxtrain.errors import UserError
 
 __all__ = ['Source', 'data_name', 'input_feature', 'open_source']
 
-# config.data.source -> (what opens a split of it, the meaning of what the model is given).
+# config.data.source -> (the function that opens a split, the meaning of the model's input).
 SOURCES: dict[str, tuple[Callable[..., Source], str]] = {
     'tfds': (open_tfds, IMAGE),
     'folder': (open_folder, IMAGE),
@@ -26,45 +26,45 @@ SOURCES: dict[str, tuple[Callable[..., Source], str]] = {
 
 
 def open_source(cfg, split: str, key: str, limit: int = 0, classes: tuple[str, ...] = ()) -> Source:
-    """A split of the data that `config.data` names.
+    """Open a split of the data that `config.data` names.
 
     Args:
       cfg: `config.data`.
-      split: a split, in TFDS's notation for source='tfds'; else its plain name.
+      split: a split, in TFDS's notation if source='tfds', otherwise its plain name.
       key: the config key or flag that names the split, for messages.
       limit: keep the first `limit` examples of each class; 0 keeps all.
-      classes: class names of the run, to which labels are to refer; () takes the data's own.
+      classes: class names of the run, to which labels refer; () uses those of the data.
 
     Raises:
-      UserError: anything wrong with the data or what the config says of it, such as an unknown
-        split, images of different sizes with no `image_size`, a class that is not among `classes`,
-        or a limit larger than the data.
+      UserError: If the data or its config is invalid, such as an unknown split, images of different
+        sizes without `image_size`, a class that is not among `classes`, or a limit larger than the
+        data.
     """
     if limit < 0:
         raise UserError(f'config.data.limit={limit} must be 0 (all) or more')
     kind = cfg.choose('source', SOURCES)
     name = data_name(cfg)
     if not name:
-        wanted = 'name is empty; give the name of a data set, such as digits'
+        problem = 'name is empty; give the name of a data set, such as digits'
         if kind != 'tfds':
-            wanted = f'path is empty; name the folder or file of source={kind!r}'
-        raise UserError(f'config.data.{wanted}')
-    opens, _ = SOURCES[kind]
-    source = opens(cfg, split, key, tuple(classes))
+            problem = f'path is empty; give the folder or file of source={kind!r}'
+        raise UserError(f'config.data.{problem}')
+    open_split, _ = SOURCES[kind]
+    source = open_split(cfg, split, key, tuple(classes))
     return first_per_class(source, limit, f'{name!r} {split!r}') if limit else source
 
 
 def data_name(cfg) -> str:
-    """What the data of `config.data` is called: a TFDS name, or the path of the user's own."""
+    """Return the name of the data of `config.data`: a TFDS name, or the path of the user's data."""
     return cfg.name if cfg.source == 'tfds' else cfg.path
 
 
 def input_feature(cfg, shape: tuple[int, ...]) -> Feature:
-    """What the model of a run was given of an example.
+    """Return the feature that is the input of a run's model.
 
     Args:
       cfg: the run's `config.data`.
-      shape: as its config.json has it.
+      shape: the shape in the run's config.json.
     """
     _, meaning = SOURCES[cfg.choose('source', SOURCES)]
     return feature(meaning, *shape)

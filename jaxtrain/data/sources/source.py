@@ -1,4 +1,4 @@
-"""Source: what every kind of data set becomes, examples addressed by index."""
+"""`Source`, the common form of all data sets: examples addressed by index."""
 
 import hashlib
 import json
@@ -12,40 +12,41 @@ from jaxtrain.data.features import TOKENS, Feature
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError, nearest
 
-BLOCK = 4096  # examples fetched at once where all of them are gone through
+BLOCK = 4096  # examples fetched at a time when all of them are read
 
 
 class Fetch(Protocol):
-    """Reads a batch of examples."""
+    """A function that reads a batch of examples."""
 
     def __call__(
         self, indices: np.ndarray, numbers: np.ndarray | None = None, /
     ) -> dict[str, np.ndarray]:
-        """Arrays by name, as `Source.features` declares them, with an axis of examples in front.
+        """Return the arrays of `Source.features` by name, with a leading axis of examples.
 
         Args:
           indices: int64 [n], the examples.
-          numbers: uint64 [n], what the random choices of each example's transforms go by; None
-            where no choice is to be made, as in evaluation. A source that makes none ignores them.
+          numbers: uint64 [n], the numbers that determine the random choices of each example's
+            transforms; None to make no random choices, as in evaluation. A source without random
+            transforms ignores them.
         """
 
 
 @dataclass(frozen=True)
 class Source:
-    """Examples of one split.
+    """The examples of one split.
 
     Attributes:
-      fetch: the one way to read them.
-      size: number of examples.
+      fetch: the one way to read examples.
+      size: the number of examples.
       features: the arrays of an example by name.
-      inputs: the name of the one that the model is given.
-      classes: class names by label; () for text that is learned from without labels.
-      digest: sha256 of the names and classes of all examples of the split, for data that belongs
-        to the user and may change between two starts of a run; '' for TFDS.
-      skipped: files that could not be read and are left out.
-      labels: int32 [size] where known without fetching, else None.
-      tokenizer: what made the tokens of text; None for images.
-      cut: texts that are longer than the tokens of an example, and lose their end.
+      inputs: the name of the array that is the model's input.
+      classes: class names by label; () for text without labels.
+      digest: SHA-256 of the names and classes of all examples of the split, for the user's data,
+        which may change before a run resumes; '' for TFDS.
+      skipped: files that could not be read and are omitted.
+      labels: int32 [size] if they are known without fetching, otherwise None.
+      tokenizer: the tokenizer of text; None for images.
+      cut: the number of texts that are truncated to the tokens of an example.
     """
 
     fetch: Fetch
@@ -64,28 +65,28 @@ class Source:
 
     @property
     def model_input(self) -> Feature:
-        """What the model is given of an example."""
+        """The feature that is the model's input."""
         return self.features[self.inputs]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of what the model is given of an example."""
+        """The shape of the model's input, without the axis of examples."""
         return self.model_input.shape
 
     @property
     def tokens(self) -> int:
-        """How many tokens the model is given of an example; 0 where it is given something else."""
+        """The number of tokens of an example; 0 if the model's input is not text."""
         return self.shape[0] if self.model_input.meaning == TOKENS else 0
 
 
 def digest(names: Sequence[str], classes: Iterable[str]) -> str:
-    """sha256, in hex, of what the examples are called and are; their order does not matter."""
+    """Return the SHA-256, in hex, of the names and classes of examples, whatever their order."""
     lines = sorted(map(json.dumps, zip(names, classes, strict=True)))
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
 def in_memory(source: Source) -> Source:
-    """The same examples, fetched once and kept."""
+    """Return a source of the same examples, fetched once and kept in memory."""
     parts = [source.fetch(block) for block in _blocks(len(source))]
     kept = {name: np.concatenate([part[name] for part in parts]) for name in source.features}
 
@@ -96,10 +97,10 @@ def in_memory(source: Source) -> Source:
 
 
 def first_per_class(source: Source, limit: int, where: str) -> Source:
-    """The first `limit` examples of each class, in the order of the data set.
+    """Return the first `limit` examples of each class, in the order of the data set.
 
     Raises:
-      UserError: a class has fewer, or there are none; `where` names the data in the message.
+      UserError: If a class has fewer, or there are no classes; `where` names the data in messages.
     """
     if not source.classes:
         raise UserError(
@@ -131,37 +132,42 @@ def first_per_class(source: Source, limit: int, where: str) -> Source:
     )
 
 
-def relabel(found: Sequence[str], classes: tuple[str, ...], where: str) -> dict[str, int]:
-    """Class name -> label among `classes`, the classes of the run.
+def relabel(names: Sequence[str], classes: tuple[str, ...], where: str) -> dict[str, int]:
+    """Return a dict from class name to label in `classes`, the classes of the run.
+
+    Args:
+      names: the class names in the data.
+      classes: class names of the run by label.
+      where: the name of the data, for messages.
 
     Raises:
-      UserError: a class that was found in the data is not among them.
+      UserError: If a class of the data is not among `classes`.
     """
     labels = {name: label for label, name in enumerate(classes)}
-    for name in found:
+    for name in names:
         if name not in labels:
             raise UserError(
                 f'{where}: class {name!r} is not one of the {len(classes)} classes that the run '
-                f'trains on{nearest(name, classes)}; rename it, or take it away'
+                f'trains on{nearest(name, classes)}; rename or remove it'
             )
     return labels
 
 
 def check_classes(classes: Sequence[str], where: str) -> None:
-    """UserError unless there are two classes or more to tell apart."""
+    """Raise UserError unless there are at least two classes."""
     if len(classes) < 2:
         raise UserError(
-            f'{where} has the one class {classes[0]!r}; a classifier takes two or more, give the '
-            'others examples too'
+            f'{where} has only the class {classes[0]!r}; a classifier needs at least two, so '
+            'add examples of others'
         )
 
 
 def require_all(labels: Iterable[int], classes: Sequence[str], key: str, split: str) -> None:
-    """UserError if a class has no example in what was dealt to the split that is trained on."""
+    """Raise UserError if a class has no example in the training split."""
     for label in sorted(set(range(len(classes))) - set(labels)):
         raise UserError(
             f'{key}={split!r}: none of the examples of class {classes[label]!r} falls into it; add '
-            'some, or let another config.data.split_seed deal them out'
+            'some, or set another config.data.split_seed'
         )
 
 

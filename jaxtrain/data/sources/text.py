@@ -1,4 +1,4 @@
-"""Texts with labels as a data set: one list of them (listing.py), or a list per split."""
+"""The source 'text': labelled texts in a list (listing.py), or in a list per split."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,27 +14,27 @@ from jaxtrain.errors import UserError
 
 
 def open_text(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
-    """A split of the texts `config.data.path`, which are always kept in memory.
+    """Open a split of the texts in `config.data.path`, which are always kept in memory.
 
-    That is FILE.csv or FILE.jsonl with the columns text, label and (or else each example is dealt
-    to a split by its text, so that the same text is never in two of them) split; or a folder with a
-    file SPLIT.csv or SPLIT.jsonl per split. Labels are names or integers.
+    The path is FILE.csv or FILE.jsonl with the columns text, label and optionally split (without
+    it, each example is assigned to a split by its text, so that equal texts are in the same split);
+    or a folder with a file SPLIT.csv or SPLIT.jsonl per split. Labels are names or integers.
 
     Args:
       cfg: `config.data`.
       split: the split to open.
-      key: the config key or flag that names it, for messages.
-      classes: class names by label; () takes those of the data, sorted.
+      key: the config key or flag that names the split, for messages.
+      classes: class names by label; () uses the sorted classes of the data.
 
     Raises:
-      UserError: see the messages.
+      UserError: If the list is missing, malformed or empty; see the messages.
     """
     tokenizer = open_tokenizer(cfg.tokenizer)
     check_length(cfg.length)
-    found = open_list(cfg, split, key, 'text', classes, lambda file, rows: rows, _content)
-    texts = [row.content for row in found.rows]
-    source = text_source(texts, found.labels, found.classes, tokenizer, cfg.length)
-    labels = [found.classes[label] for label in found.labels]
+    listed = open_list(cfg, split, key, 'text', classes, lambda file, rows: rows, _content)
+    texts = [row.content for row in listed.rows]
+    source = text_source(texts, listed.labels, listed.classes, tokenizer, cfg.length)
+    labels = [listed.classes[label] for label in listed.labels]
     return replace(source, digest=digest([tokenizer.definition, *texts], ['', *labels]))
 
 
@@ -42,32 +42,32 @@ def text_source(
     texts: Sequence[str], labels: Sequence[int], classes: tuple[str, ...], tokenizer: Tokenizer,
     length: int,
 ) -> Source:  # fmt: skip
-    """Texts and their labels as a source of int32 tokens.
+    """Return a source of int32 tokens of texts, with their labels.
 
     Raises:
-      UserError: a tokenizer that has no token to fill shorter texts up with.
+      UserError: If the tokenizer has no padding token.
     """
     if tokenizer.pad < 0:
         raise UserError(
-            "config.data.tokenizer has no token to fill up shorter texts with, such as '[PAD]'; "
-            'classes of texts take one that does'
+            "config.data.tokenizer has no token to pad shorter texts with, such as '[PAD]'; "
+            'give one that has, which text classification requires'
         )
-    tokens, cut = _encode(tokenizer, tuple(texts), length)
-    known = np.array(labels, np.int32)
+    tokens, truncated = _encode(tokenizer, tuple(texts), length)
+    label_array = np.array(labels, np.int32)
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        return {'tokens': tokens[indices], 'label': known[indices]}
+        return {'tokens': tokens[indices], 'label': label_array[indices]}
 
     return Source(
-        fetch, len(known), classified_tokens(length), 'tokens', classes, labels=known,
-        tokenizer=tokenizer, cut=cut,
+        fetch, len(label_array), classified_tokens(length), 'tokens', classes, labels=label_array,
+        tokenizer=tokenizer, cut=truncated,
     )  # fmt: skip
 
 
 def check_length(length: int) -> None:
-    """UserError unless `config.data.length` leaves room for a token."""
+    """Raise UserError unless `config.data.length` is at least 1."""
     if length < 1:
-        raise UserError(f'config.data.length={length} must be at least 1, the tokens of an example')
+        raise UserError(f'config.data.length={length} must be at least 1 token per example')
 
 
 def _content(row: Row) -> str:

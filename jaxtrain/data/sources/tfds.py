@@ -1,6 +1,7 @@
-"""Data sets of TFDS, read without TensorFlow.
+"""The source 'tfds': data sets of TFDS, read without TensorFlow.
 
-Images that fit are decoded once and kept in memory; a larger split is decoded batch by batch.
+A split that fits into `memory_mib` is decoded once and kept in memory; a larger split is decoded
+batch by batch.
 """
 
 from dataclasses import dataclass, replace
@@ -16,13 +17,13 @@ from jaxtrain.errors import UserError
 
 
 def open_tfds(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
-    """A split of the TFDS data set `config.data.name`, prepared on first use.
+    """Open a split of the TFDS data set `config.data.name`, which is prepared on first use.
 
-    Args, raises: as `folder.open_folder`; and UserError for a data set that is not known, or one
-    without images and labels.
+    Args, Raises: As in `folder.open_folder`; also UserError if the data set is unknown, or has no
+    images or labels.
     """
-    wanted = _Wanted(cfg.name, cfg.dir, split, key, cfg.memory_mib)
-    source = _open(wanted, image_settings(cfg, split))
+    request = _Request(cfg.name, cfg.dir, split, key, cfg.memory_mib)
+    source = _open(request, image_settings(cfg, split))
     if classes in ((), source.classes):
         return source
     labels = relabel(source.classes, classes, f'config.data.name={cfg.name!r}')
@@ -32,34 +33,34 @@ def open_tfds(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
         rows = source.fetch(indices, numbers)
         return {**rows, 'label': order[rows['label']]}
 
-    known = None if source.labels is None else order[source.labels]
-    return replace(source, fetch=fetch, classes=classes, labels=known)
+    relabelled = None if source.labels is None else order[source.labels]
+    return replace(source, fetch=fetch, classes=classes, labels=relabelled)
 
 
 def image_shape(
-    name: str, size: tuple[int, ...], own: tuple[int | None, ...]
+    name: str, size: tuple[int, ...], stored: tuple[int | None, ...]
 ) -> tuple[int, int, int]:
-    """(height, width, channels) of images as the model is given them.
+    """Return (height, width, channels) of the images that the source returns.
 
     Args:
-      name: of the data set.
-      size: (height, width) that is asked for, or ().
-      own: the shape of the data set's images, None for what differs.
+      name: the name of the data set.
+      size: the requested (height, width), or ().
+      stored: the shape of the stored images, with None for axes that differ between images.
 
     Raises:
-      UserError: neither has a size.
+      UserError: If no size is requested and stored images differ in size.
     """
-    height, width = size or own[:2]
+    height, width = size or stored[:2]
     if height is None or width is None:
         raise UserError(
             f'config.data.image_size: the images of {name!r} differ in size; give (height, width)'
         )
-    return height, width, 1 if own[2] == 1 else 3
+    return height, width, 1 if stored[2] == 1 else 3
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What is opened: keys of `config.data`, and the key that names the split."""
+class _Request:
+    """The split to open: keys of `config.data`, and the key that names the split."""
 
     name: str
     dir: str
@@ -69,14 +70,14 @@ class _Wanted:
 
 
 @lru_cache(maxsize=8)
-def _open(wanted: _Wanted, settings: ImageSettings) -> Source:
+def _open(request: _Request, settings: ImageSettings) -> Source:
     # Cached: the seeds and arms of a comparison share their data.
-    made = _prepared(wanted)
-    features = made.info.features
-    shape = image_shape(wanted.name, settings.size, features['image'].shape)
-    # Orientation tags are left alone: data sets are stored as they are meant to be seen.
+    dataset = _prepared(request)
+    features = dataset.info.features
+    shape = image_shape(request.name, settings.size, features['image'].shape)
+    # EXIF orientation is ignored, because data sets store images upright.
     transforms = make_transforms(settings, shape)
-    records = _records(made, wanted)
+    records = _records(dataset, request)
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         rows = records.__getitems__([int(i) for i in indices])
@@ -84,7 +85,7 @@ def _open(wanted: _Wanted, settings: ImageSettings) -> Source:
             images = transforms.batch([row['image'] for row in rows], numbers)
         except BadImage as error:
             raise UserError(
-                f'config.data.name={wanted.name!r}: an image of {made.data_dir} cannot be read '
+                f'config.data.name={request.name!r}: an image of {dataset.data_dir} cannot be read '
                 f'({error}); prepare the data set again'
             ) from error
         return {'image': images, 'label': np.array([row['label'] for row in rows], np.int32)}
@@ -92,34 +93,36 @@ def _open(wanted: _Wanted, settings: ImageSettings) -> Source:
     source = Source(
         fetch, len(records), classified_image(*shape), 'image', tuple(features['label'].names)
     )
-    fits = len(records) * int(np.prod(shape)) <= wanted.memory_mib * 2**20
+    fits = len(records) * int(np.prod(shape)) <= request.memory_mib * 2**20
     return in_memory(source) if fits and not transforms.random else source
 
 
-def _prepared(wanted: _Wanted):
-    """The builder of a data set of images with classes that has the split, ready to be read."""
+def _prepared(request: _Request):
+    """Return a prepared builder, which has the split and the features image and label."""
     from jaxtrain.data.datasets.prepare import builder, check_split, prepare
 
-    made = builder(wanted.name, wanted.dir)
-    prepare(made)
-    check_split(made.info.full_name, made.info.splits, wanted.split, wanted.key)
-    features = made.info.features
+    dataset = builder(request.name, request.dir)
+    prepare(dataset)
+    check_split(dataset.info.full_name, dataset.info.splits, request.split, request.key)
+    features = dataset.info.features
     if not {'image', 'label'} <= set(features):
         raise UserError(
-            f'config.data.name={wanted.name!r} has the features {", ".join(features)}; '
+            f'config.data.name={request.name!r} has the features {", ".join(features)}; '
             'a data set for classification must have image and label'
         )
-    return made
+    return dataset
 
 
-def _records(made, wanted: _Wanted):
-    """The examples as they are stored, images encoded. UserError if they have no labels."""
+def _records(dataset, request: _Request):
+    """Return the stored examples, with encoded images; raise UserError if they have no labels."""
     import tensorflow_datasets as tfds
 
-    records = made.as_data_source(wanted.split, decoders={'image': tfds.decode.SkipDecoding()})
-    if any(records[i]['label'] < 0 for i in (0, len(records) - 1)):  # in TFDS, -1 for unknown
+    records = dataset.as_data_source(request.split, decoders={'image': tfds.decode.SkipDecoding()})
+    if any(
+        records[i]['label'] < 0 for i in (0, len(records) - 1)
+    ):  # TFDS uses -1 for unknown labels
         raise UserError(
-            f'{wanted.key}={wanted.split!r}: the examples of {wanted.name!r} have no labels there; '
-            f'name another of its splits: {", ".join(sorted(made.info.splits))}'
+            f'{request.key}={request.split!r}: the examples of {request.name!r} have no labels; '
+            f'choose another of its splits: {", ".join(sorted(dataset.info.splits))}'
         )
     return records

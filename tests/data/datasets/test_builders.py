@@ -1,4 +1,4 @@
-"""The data sets that the package makes by itself: glyphs and digits."""
+"""Tests of the data sets that the package generates: glyphs and digits."""
 
 import collections
 import hashlib
@@ -24,7 +24,7 @@ GREEK = 'αβγδεζηθικλμνξοπρστυφχψω'
 
 
 def read(source: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a split the way that the pipeline does: images uint8 [n, h, w], labels [n]."""
+    """Read a split as the pipeline does: images uint8 [n, h, w], labels [n]."""
     rows = source.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
     images = [
         cv2.imdecode(np.frombuffer(row['image'], np.uint8), cv2.IMREAD_UNCHANGED) for row in rows
@@ -33,7 +33,7 @@ def read(source: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.n
 
 
 def digest(source: tfds.core.DatasetBuilder) -> str:
-    """Hashes every record of every split, in order."""
+    """Return a hash of every record of every split, in order."""
     total = hashlib.sha256()
     for split in sorted(source.info.splits):
         for row in source.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()}):
@@ -59,10 +59,10 @@ def small_digits(tmp_path_factory):
     return made
 
 
-def test_greek_holds_the_promised_number_of_images_per_split_and_class(greek):
-    promised = {'train': 2000, 'val': 1000, 'test': 2000}
-    assert {name: split.num_examples for name, split in greek.info.splits.items()} == promised
-    for split, count in promised.items():
+def test_greek_has_the_documented_number_of_images_per_split_and_class(greek):
+    expected_sizes = {'train': 2000, 'val': 1000, 'test': 2000}
+    assert {name: split.num_examples for name, split in greek.info.splits.items()} == expected_sizes
+    for split, count in expected_sizes.items():
         images, labels = read(greek, split)
         assert images.shape == (count, 20, 20) and images.dtype == np.uint8
         per_class = np.bincount(labels, minlength=24)
@@ -75,8 +75,8 @@ def test_greek_labels_are_the_24_letters(greek):
     assert 'ς' not in greek.info.features['label'].names
 
 
-def test_greek_images_are_those_that_example_makes(greek):
-    """The record has the very pixels and the label: PNG loses nothing, and no row is misfiled."""
+def test_greek_images_are_those_of_example(greek):
+    """Each record has the exact pixels and the label: PNG is lossless, and no row is mixed up."""
     images, labels = read(greek, 'val')
     stored = collections.Counter(
         (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
@@ -85,12 +85,12 @@ def test_greek_images_are_those_that_example_makes(greek):
     assert stored == collections.Counter((image.tobytes(), label) for image, label in made)
 
 
-def test_greek_images_are_all_different_over_all_splits(greek):
+def test_greek_images_are_distinct_across_all_splits(greek):
     images = np.concatenate([read(greek, split)[0] for split in greek.info.splits])
     assert len({image.tobytes() for image in images}) == 5000
 
 
-def test_greek_is_light_ink_on_a_dark_ground_and_its_classes_differ(greek):
+def test_greek_is_light_ink_on_a_dark_background_and_its_classes_differ(greek):
     images, labels = read(greek, 'train')
     border = np.ones((20, 20), bool)
     border[2:-2, 2:-2] = False
@@ -98,7 +98,7 @@ def test_greek_is_light_ink_on_a_dark_ground_and_its_classes_differ(greek):
     ground = np.median(images[:, border], axis=1)
     assert np.mean(brightest > ground + 40) > 0.99
     assert images.std(axis=(1, 2)).min() > 5
-    # The nearest class mean is a poor reader of warped letters, but no class is beyond it.
+    # The nearest class mean classifies warped letters poorly, but above chance for every class.
     flat = images.reshape(len(images), -1) / 255.0
     flat = flat - flat.mean(1, keepdims=True)
     means = np.stack([flat[labels == label].mean(0) for label in range(24)])
@@ -108,7 +108,7 @@ def test_greek_is_light_ink_on_a_dark_ground_and_its_classes_differ(greek):
 
 
 def run_python(code: str, *args: str, **env: str) -> tuple[str, str]:
-    """Runs code in a fresh process, which finds the package where this one does."""
+    """Run code in a fresh process that has the import path of this one."""
     done = subprocess.run(
         [sys.executable, '-c', code, *args],
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), **env},
@@ -153,7 +153,9 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     'stream, quiet, seen', [(Terminal, False, True), (Terminal, True, False), (io.StringIO, 0, 0)]
 )
-def test_the_bar_is_for_a_terminal_that_wants_it(stream, quiet, seen, tmp_path, monkeypatch):
+def test_the_progress_bar_is_shown_only_on_a_terminal_unless_quiet(
+    stream, quiet, seen, tmp_path, monkeypatch
+):
     small = glyphs.GlyphsConfig(name='small', characters='ab', splits={'train': 4, 'val': 2})
     made = glyphs.Glyphs(config=small, data_dir=str(tmp_path))
     monkeypatch.setattr(sys, 'stderr', stream())
@@ -164,17 +166,17 @@ def test_the_bar_is_for_a_terminal_that_wants_it(stream, quiet, seen, tmp_path, 
     assert [len(made.as_data_source(split)) for split in ('train', 'val')] == [4, 2]
 
 
-def test_latin_cyrillic_promises_54000_3000_3000_over_90_classes():
-    promised = {'train': 54_000, 'val': 3_000, 'test': 3_000}
-    assert config('latin_cyrillic').splits == promised
+def test_latin_cyrillic_has_54000_3000_3000_images_of_90_classes():
+    expected_sizes = {'train': 54_000, 'val': 3_000, 'test': 3_000}
+    assert config('latin_cyrillic').splits == expected_sizes
     characters = config('latin_cyrillic').characters
     assert len(characters) == len(set(characters)) == 90
     assert sum('LATIN' in unicodedata.name(c) for c in characters) == 52
     assert sum('CYRILLIC' in unicodedata.name(c) for c in characters) == 38
 
 
-def test_latin_cyrillic_generates_what_it_promises_balanced(tmp_path, monkeypatch):
-    """The true generator runs over all 60,000 indices; the drawing alone is left out."""
+def test_latin_cyrillic_generates_balanced_splits_of_the_documented_sizes(tmp_path, monkeypatch):
+    """The real generator runs over all 60,000 indices; only the drawing is left out."""
     monkeypatch.setattr(glyphs, 'render', lambda character, face: None)
     monkeypatch.setattr(glyphs, 'distort', lambda glyph, rng: np.zeros((20, 20), np.uint8))
     made = builder('glyphs/latin_cyrillic', str(tmp_path))
@@ -213,8 +215,8 @@ def test_every_font_has_every_character():
         assert not {ord(c) for c in characters} - set(FT2Font(str(path)).get_charmap()), face
 
 
-def test_a_glyph_is_centred_whole_and_a_capital_is_larger():
-    def extent(character):  # of the ink: [[first row, last row], [first column, last column]]
+def test_glyphs_are_centred_and_complete_and_capitals_are_larger():
+    def extent(character):  # extent of the ink: [[first row, last row], [first col, last col]]
         ink = np.nonzero(glyphs.render(character, face))
         return np.array([[axis.min(), axis.max()] for axis in ink])
 
@@ -231,12 +233,13 @@ def test_thicker_strokes_have_more_ink():
     assert ink[0] < ink[1] == glyph.sum(dtype=int) == ink[2] < ink[3] < ink[4]
 
 
-def test_the_warp_moves_the_centre_by_the_shift_and_turns_and_scales():
+def test_the_warp_shifts_the_centre_and_rotates_and_scales():
     plain = {'rotation': 0.0, 'scale_x': 1.0, 'scale_y': 1.0, 'shear': 0.0}
     moved = glyphs._affine({**plain, 'shift_x': 2.0, 'shift_y': -1.0})
     np.testing.assert_allclose(moved @ [35.5, 35.5, 1.0], [11.5, 8.5])
     still = {'shift_x': 0.0, 'shift_y': 0.0}
-    # Three pixels of the half canvas are one of the image; y points down, so +90 takes x to y.
+    # Three pixels of the half canvas are one pixel of the image; y points down, so +90 degrees
+    # maps x to y.
     turned = glyphs._affine({**plain, **still, 'rotation': 90.0})
     np.testing.assert_allclose(turned @ [38.5, 35.5, 1.0], [9.5, 10.5])
     np.testing.assert_allclose(turned @ [35.5, 38.5, 1.0], [8.5, 9.5])
@@ -245,7 +248,7 @@ def test_the_warp_moves_the_centre_by_the_shift_and_turns_and_scales():
     np.testing.assert_allclose(wide @ [35.5, 38.5, 1.0], [10.0, 10.5])
 
 
-def test_digits_are_scikit_learns_pixels_each_in_one_split(small_digits):
+def test_digits_are_the_pixels_of_scikit_learn_each_in_one_split(small_digits):
     bunch = load_digits()
     expected = collections.Counter(
         ((image * 255 / 16).round().astype(np.uint8).tobytes(), int(label))
@@ -265,17 +268,17 @@ def test_digits_splits_are_disjoint_cover_all_and_are_stratified(small_digits):
     labels = load_digits().target
     rows = digits.split_rows(labels)
     assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(1797))
-    promised = {'train': 897, 'val': 300, 'test': 600}
-    assert {name: len(chosen) for name, chosen in rows.items()} == promised
-    assert {name: s.num_examples for name, s in small_digits.info.splits.items()} == promised
+    expected_sizes = {'train': 897, 'val': 300, 'test': 600}
+    assert {name: len(chosen) for name, chosen in rows.items()} == expected_sizes
+    assert {name: s.num_examples for name, s in small_digits.info.splits.items()} == expected_sizes
     whole = np.bincount(labels)
-    for split, count in promised.items():
+    for split, count in expected_sizes.items():
         stored = np.bincount(read(small_digits, split)[1], minlength=10)
         assert np.array_equal(stored, np.bincount(labels[rows[split]], minlength=10))
         assert np.abs(stored - whole * count / 1797).max() <= 2
 
 
-def test_digits_split_is_the_published_one():
+def test_the_split_of_digits_is_the_published_one():
     """A golden value: the split is part of version 1.0.0 and must not move."""
     rows = digits.split_rows(load_digits().target)
     assert rows['val'][:8].tolist() == [0, 2, 6, 11, 12, 17, 30, 40]
@@ -292,7 +295,7 @@ def test_two_preparations_of_digits_are_equal(small_digits, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['greek', 'small_digits'])
-def test_the_builders_bring_their_description(name, request):
+def test_the_builders_have_a_description(name, request):
     info = request.getfixturevalue(name).info
     assert '8x8 grey images' in info.description or '20x20 images' in info.description
     assert name != 'small_digits' or 'Alpaydin' in info.citation

@@ -1,7 +1,7 @@
-"""TFDS's imagenet2012, made without TensorFlow.
+"""Tests of TFDS's imagenet2012, prepared without TensorFlow.
 
-The archives are surrogates (tests/support/surrogates.py): official layout, few images. What TFDS
-with TensorFlow makes of them is in golden/tfds_digests.json and golden/imagenet2012.npz.
+The archives are surrogates (tests/support/surrogates.py): official layout, few images. The results
+of TFDS with TensorFlow are in golden/tfds_digests.json and golden/imagenet2012.npz.
 """
 
 import io
@@ -43,7 +43,7 @@ def archives(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data_dir(archives, tmp_path, monkeypatch) -> Path:
-    """A data_dir with the surrogates where a user puts archives; they pass for the official."""
+    """A data_dir with the surrogates as its archives, accepted as the official ones."""
     monkeypatch.setattr(Imagenet2012, 'url_infos', surrogates.url_infos(Imagenet2012, archives))
     shutil.copytree(archives, tmp_path / MANUAL)
     return tmp_path
@@ -69,7 +69,7 @@ def describe(data_dir: Path) -> dict[str, list]:
 
 
 def refusal(data_dir: Path) -> str:
-    """The one line that preparing ends with, after which nothing else is there than before."""
+    """Return the one-line error of preparing, which must leave no other files behind."""
     with pytest.raises(UserError) as caught:
         prepare(builder('imagenet2012', str(data_dir)))
     assert '\n' not in str(caught.value)
@@ -91,8 +91,8 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize('name', surrogates.SPECIAL)
-def test_what_was_not_an_rgb_jpeg_is_what_tensorflow_makes_of_it(name, prepared):
-    """The PNG to the byte. CMYK within the 3 levels of another inverse DCT, encoded once more."""
+def test_images_that_are_not_rgb_jpegs_are_converted_as_by_tensorflow(name, prepared):
+    """The PNG matches to the byte; CMYK differs by up to 3 levels before it is encoded again."""
     found = tfds.builder('imagenet2012', data_dir=str(prepared))
     rows = found.as_data_source('train', decoders=SKIP)
     (ours,) = (row['image'] for row in rows if row['file_name'].decode() == name)
@@ -102,11 +102,11 @@ def test_what_was_not_an_rgb_jpeg_is_what_tensorflow_makes_of_it(name, prepared)
         assert ours == theirs
     difference = np.abs(pixels(ours) - pixels(theirs))
     assert difference.max() <= 8 and difference.mean() < 1
-    assert pixels(theirs).std() > 30  # there is something to differ in
+    assert pixels(theirs).std() > 30  # the image has contrast, so that a difference would show
 
 
-def test_inks_of_known_strength():
-    """Half of the light by one ink and half of that by black: a quarter."""
+def test_cmyk_inks_of_known_strength_become_rgb():
+    """One ink leaves half of the light, and black leaves half of that: a quarter."""
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[..., 0], inks[..., 3] = 127, 127
     file = io.BytesIO()
@@ -114,7 +114,7 @@ def test_inks_of_known_strength():
     assert np.abs(pixels(rgb_jpeg(file.getvalue())) - (64, 128, 128)).max() <= 2
 
 
-def test_more_than_fits_into_memory_is_sorted_in_files_to_the_same_order(data_dir, monkeypatch):
+def test_a_split_larger_than_memory_is_sorted_in_files_to_the_same_order(data_dir, monkeypatch):
     used = []
 
     class Counted(buckets.Bucket):
@@ -124,7 +124,7 @@ def test_more_than_fits_into_memory_is_sorted_in_files_to_the_same_order(data_di
 
     monkeypatch.setattr(buckets, 'Bucket', Counted)
     monkeypatch.setattr(buckets, '_PENDING', 1)
-    monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 5000)  # bytes, of TFDS's gigabyte
+    monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 5000)  # bytes, in place of one gigabyte
     theirs = shuffle._Bucket
     prepare(builder('imagenet2012', str(data_dir)))
     assert describe(data_dir) == GOLDEN['imagenet2012']['splits']
@@ -132,7 +132,7 @@ def test_more_than_fits_into_memory_is_sorted_in_files_to_the_same_order(data_di
     assert not list(data_dir.rglob('bucket*'))
 
 
-def test_without_the_test_images_there_is_no_such_split(data_dir):
+def test_without_the_test_archive_there_is_no_test_split(data_dir):
     (data_dir / MANUAL / 'ILSVRC2012_img_test.tar').unlink()
     prepare(builder('imagenet2012', str(data_dir)))
     expected = {**GOLDEN['imagenet2012']['splits']}
@@ -140,13 +140,13 @@ def test_without_the_test_images_there_is_no_such_split(data_dir):
     assert describe(data_dir) == expected
 
 
-def test_an_older_version_is_refused_and_no_other_made_in_its_place(data_dir):
-    """TFDS only ever prepares the newest."""
-    with pytest.raises(UserError, match="another one: 'imagenet2012:5.1.0'"):
+def test_an_older_version_is_refused_and_not_replaced_by_another(data_dir):
+    """TFDS only prepares the newest version."""
+    with pytest.raises(UserError, match="another version can be prepared: 'imagenet2012:5.1.0'"):
         builder('imagenet2012:5.0.0', str(data_dir))
 
 
-def test_missing_archives_are_named_with_where_to_get_them(data_dir, jaxtrain):
+def test_missing_archives_are_named_with_their_source(data_dir, jaxtrain):
     for split in ('train', 'val'):
         (data_dir / MANUAL / f'ILSVRC2012_img_{split}.tar').unlink()
     both = 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar cannot be downloaded'
@@ -162,8 +162,8 @@ def test_missing_archives_are_named_with_where_to_get_them(data_dir, jaxtrain):
     assert outcome.code == 2 and message in outcome.err
 
 
-def test_other_archives_than_the_official_ones_are_refused(archives, tmp_path):
-    """Nothing is patched: the sizes are those that TFDS comes with."""
+def test_unofficial_archives_are_refused(archives, tmp_path):
+    """Nothing is patched: the expected sizes are those of TFDS."""
     assert sorted(int(info.size) for info in OFFICIAL_INFOS.values()) == [
         6_744_924_160,
         147_897_477_120,
@@ -171,28 +171,28 @@ def test_other_archives_than_the_official_ones_are_refused(archives, tmp_path):
     shutil.copytree(archives, tmp_path / MANUAL)
     message = refusal(tmp_path)
     path = tmp_path / MANUAL / 'ILSVRC2012_img_train.tar'
-    assert f'{path} is not the official file, or is damaged: its size is' in message
+    assert f'{path} is damaged or not the official file: its size is' in message
     assert f'{path.stat().st_size}, not 147897477120; get it from https://image-net.org' in message
 
 
 @pytest.mark.parametrize('archive', ['ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'])
-def test_one_wrong_byte_is_seen(archive, data_dir):
+def test_one_wrong_byte_is_detected(archive, data_dir):
     path = data_dir / MANUAL / archive
     data = bytearray(path.read_bytes())
     data[1500] ^= 1
     path.write_bytes(data)
-    assert f'{path} is not the official file, or is damaged: its SHA-256 is' in refusal(data_dir)
+    assert f'{path} is damaged or not the official file: its SHA-256 is' in refusal(data_dir)
 
 
-def test_a_disk_that_is_too_small_is_told_beforehand(data_dir, monkeypatch):
+def test_insufficient_disk_space_is_reported_beforehand(data_dir, monkeypatch):
     usage = shutil.disk_usage(data_dir)._replace(free=10_000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
     message = refusal(data_dir)
-    assert message.startswith('config.data.dir: imagenet2012 takes')
+    assert message.startswith('config.data.dir: imagenet2012 needs')
     assert f'{data_dir} has 0 GB left' in message
 
 
-def test_training_reads_it(prepared):
+def test_the_prepared_data_set_opens_as_a_source(prepared):
     cfg = Config(base().to_dict()).replace(
         data__name='imagenet2012', data__dir=str(prepared), data__image_size=(16, 12)
     )
@@ -211,12 +211,12 @@ def test_images_without_labels_are_not_evaluated(prepared):
     for split in ('test', 'validation+test', 'test[1:]'):
         with pytest.raises(UserError) as caught:
             open_source(resolve(cfg, None).data, split, 'config.data.test')
-        said = str(caught.value)
-        assert said.startswith(f'config.data.test={split!r}: ') and "'imagenet2012'" in said
-        assert 'no labels' in said and said.endswith('test, train, validation')
+        message = str(caught.value)
+        assert message.startswith(f'config.data.test={split!r}: ') and "'imagenet2012'" in message
+        assert 'no labels' in message and message.endswith('test, train, validation')
 
 
-def test_plain_tfds_reads_it_with_neither_jaxtrain_nor_tensorflow(prepared):
+def test_plain_tfds_reads_it_without_jaxtrain_and_tensorflow(prepared):
     code = """
 import sys
 import tensorflow_datasets as tfds
@@ -233,8 +233,8 @@ print({'jaxtrain', 'tensorflow'} & set(sys.modules))
     assert done.stdout.splitlines() == ["11 {((33, 26, 3), 'uint8')}", 'set()'], done.stderr
 
 
-def test_the_class_is_tfds_own_but_for_reading():
-    """A new version of TFDS with other archives, versions or features must not go unseen."""
+def test_the_class_differs_from_the_one_of_tfds_only_in_reading():
+    """A version of TFDS with other archives, versions or features must not go unnoticed."""
     theirs = tfds.builder_cls('imagenet2012')
     assert issubclass(Imagenet2012, theirs) and Imagenet2012 is not theirs
     assert (Imagenet2012.VERSION, Imagenet2012.name) == (theirs.VERSION, 'imagenet2012')

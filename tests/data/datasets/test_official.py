@@ -1,8 +1,7 @@
-"""TFDS's mnist, fashion_mnist, cifar10 and cifar100, made without TensorFlow.
+"""Tests of TFDS's mnist, fashion_mnist, cifar10 and cifar100, prepared without TensorFlow.
 
-The archives are surrogates (tests/support/surrogates.py): official layout, few images. That what
-is made of them is what TFDS with TensorFlow makes of them is in golden/tfds_digests.json, which
-that wrote.
+The archives are surrogates (tests/support/surrogates.py): official layout, few images. The results
+are compared with those of TFDS with TensorFlow, which wrote golden/tfds_digests.json.
 """
 
 import functools
@@ -37,14 +36,14 @@ MANUAL = {name: f'downloads/manual/{name}' for name in surrogates.NAMES}
 
 
 class Server:
-    """Serves a folder on 127.0.0.1 and keeps the names of the files that it was asked for."""
+    """A server of a folder on 127.0.0.1 that records the names of the requested files."""
 
     def __init__(self, folder: Path):
-        self.asked = asked = []
+        self.requested = requested = []
 
         class Handler(SimpleHTTPRequestHandler):
             def log_message(self, *args):
-                asked.append(self.path.rpartition('/')[2])
+                requested.append(self.path.rpartition('/')[2])
 
         handler = functools.partial(Handler, directory=str(folder))
         self._server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
@@ -58,7 +57,7 @@ class Server:
 
 @pytest.fixture(scope='module')
 def archives(tmp_path_factory) -> Path:
-    """A folder with the archives of NAME in the folder NAME."""
+    """A folder that contains the archives of each data set in a folder of its name."""
     folder = tmp_path_factory.mktemp('archives')
     for name in surrogates.NAMES:
         surrogates.write(name, folder / name)
@@ -73,34 +72,34 @@ def server(archives):
 
 
 def accept(patch: pytest.MonkeyPatch, name: str, folder: Path, url: str = '') -> None:
-    """Makes the surrogates in a folder the official archives; from `url`, if there is one."""
+    """Register the surrogates in a folder as the official archives, served from `url` if given."""
     cls = OFFICIAL[name]
     infos = surrogates.url_infos(cls, folder)
     if url:
         infos = {f'{url}/{name}/{info.filename}': info for info in infos.values()}
         if name.startswith('cifar'):
-            there = builder(name, str(folder))._cifar_info._replace(url=next(iter(infos)))
-            patch.setattr(cls, '_cifar_info', there)
+            moved = builder(name, str(folder))._cifar_info._replace(url=next(iter(infos)))
+            patch.setattr(cls, '_cifar_info', moved)
         else:
             patch.setattr(cls, 'URL', f'{url}/{name}/')
     patch.setattr(cls, 'url_infos', infos)
 
 
 def by_hand(archives: Path, name: str, data_dir: Path) -> Path:
-    """Puts the archives where the error says, and returns that folder."""
+    """Put the archives into the folder that the error names, and return that folder."""
     return Path(shutil.copytree(archives / name, data_dir / MANUAL[name], dirs_exist_ok=True))
 
 
 def no_network(patch: pytest.MonkeyPatch) -> None:
     def refuse(what, **options):
-        raise AssertionError(f'asked the network for {what}')
+        raise AssertionError(f'network access to {what}')
 
     patch.setattr(requests, 'get', refuse)
-    patch.setattr(gcs_utils, 'is_dataset_on_gcs', refuse)  # TFDS's question before it prepares
+    patch.setattr(gcs_utils, 'is_dataset_on_gcs', refuse)  # called by TFDS before it prepares
 
 
 def refusal(name: str, data_dir: Path) -> str:
-    """The one line that preparing ends with, after which there is nothing but archives."""
+    """Return the one-line error of preparing, which must leave only archives behind."""
     with pytest.raises(UserError) as caught:
         prepare(builder(name, str(data_dir)))
     message = str(caught.value)
@@ -116,7 +115,7 @@ def refusal(name: str, data_dir: Path) -> str:
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory, archives) -> Path:
-    """A data_dir with all four: two were downloaded, for two the archives were put by hand."""
+    """A data_dir with all four: two downloaded, two from archives placed by hand."""
     folder = tmp_path_factory.mktemp('prepared')
     server = Server(archives)
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +133,7 @@ def prepared(tmp_path_factory, archives) -> Path:
 
 @pytest.mark.parametrize('name', surrogates.NAMES)
 def test_pixels_labels_ids_and_order_are_those_of_tfds_with_tensorflow(name, prepared):
-    found = tfds.builder(name, data_dir=str(prepared))  # TFDS's own class, and its own finding
+    found = tfds.builder(name, data_dir=str(prepared))  # finds TFDS's class
     assert type(found).__module__.startswith('tensorflow_datasets.image_classification')
     features = found.info.features
 
@@ -156,7 +155,7 @@ def test_pixels_labels_ids_and_order_are_those_of_tfds_with_tensorflow(name, pre
     }
 
 
-def test_plain_tfds_reads_them_with_neither_jaxtrain_nor_tensorflow(prepared):
+def test_plain_tfds_reads_them_without_jaxtrain_and_tensorflow(prepared):
     code = """
 import sys
 import tensorflow_datasets as tfds
@@ -187,34 +186,34 @@ print({'jaxtrain', 'tensorflow'} & set(sys.modules))
     ]
 
 
-def test_nothing_here_can_or_did_import_tensorflow(prepared):
+def test_tensorflow_is_not_imported(prepared):
     if importlib.util.find_spec('tensorflow') is not None:
         pytest.skip('TensorFlow is installed here')
     assert 'tensorflow' not in sys.modules
 
 
 @pytest.mark.parametrize('name', surrogates.NAMES)
-def test_archives_that_are_not_the_official_ones_are_refused(name, archives, tmp_path, monkeypatch):
-    """Nothing is patched but the network: the checksums are those that TFDS comes with."""
+def test_unofficial_archives_are_refused(name, archives, tmp_path, monkeypatch):
+    """Only the network is patched: the expected checksums are those of TFDS."""
     no_network(monkeypatch)
     folder = by_hand(archives, name, tmp_path)
     message = refusal(name, tmp_path)
     found = [
         (url, info)
         for url, info in REGISTERED[name].items()
-        if f'{folder / info.filename} is not the official file' in message
+        if f'{folder / info.filename} is damaged or not the official file' in message
     ]
     assert len(found) == 1, message
     url, info = found[0]
     assert f'config.data.name = {name!r}' in message
     assert f'its SHA-256 is not {info.checksum}; remove it' in message
-    assert message.endswith(f'put {url} in its place')
+    assert message.endswith(f'replace it with {url}')
 
 
 @pytest.mark.parametrize(
     'name, archive', [('mnist', 't10k-images-idx3-ubyte.gz'), ('cifar10', 'cifar-10-binary.tar.gz')]
 )
-def test_a_truncated_archive_is_refused_and_a_whole_one_in_its_place_works(
+def test_a_truncated_archive_is_refused_and_a_complete_one_works(
     name, archive, archives, tmp_path, monkeypatch
 ):
     no_network(monkeypatch)
@@ -222,35 +221,39 @@ def test_a_truncated_archive_is_refused_and_a_whole_one_in_its_place_works(
     path = by_hand(archives, name, tmp_path) / archive
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert f'{path} is not the official file, or is damaged' in refusal(name, tmp_path)
+    assert f'{path} is damaged or not the official file' in refusal(name, tmp_path)
     path.write_bytes(whole)
     prepare(builder(name, str(tmp_path)))
     assert len(builder(name, str(tmp_path)).as_data_source('test')) == surrogates.TEST
 
 
-def test_without_a_network_the_line_says_which_files_to_put_where(archives, tmp_path, monkeypatch):
+def test_without_a_network_the_error_gives_the_files_and_their_folder(
+    archives, tmp_path, monkeypatch
+):
     server = Server(archives)
-    server.close()  # from here on, connections are refused
+    server.close()  # connections are refused from now on
     accept(monkeypatch, 'mnist', archives / 'mnist', server.url)
     message = refusal('mnist', tmp_path)
     url = f'{server.url}/mnist/train-images-idx3-ubyte.gz'
     assert message.startswith(f"config.data.name = 'mnist': cannot download {url} (ConnectionError")
-    folder, _, urls = message.partition('and put into ')[2].partition(': ')
+    folder, _, urls = message.partition('and put them into ')[2].partition(': ')
     names = [path.name for path in (archives / 'mnist').iterdir()]
     assert sorted(urls.split()) == sorted(f'{server.url}/mnist/{name}' for name in names)
 
-    # Doing what it says, one file after the other, works.
+    # Following the instruction works, also one file at a time.
     first, *others = (url.rpartition('/')[2] for url in urls.split())
     Path(folder).mkdir(parents=True, exist_ok=True)
     shutil.copy(archives / 'mnist' / first, folder)
-    assert first not in refusal('mnist', tmp_path)  # which is there now
+    assert first not in refusal('mnist', tmp_path)  # because it exists now
     for name in others:
         shutil.copy(archives / 'mnist' / name, folder)
     prepare(builder('mnist', str(tmp_path)))
     assert len(builder('mnist', str(tmp_path)).as_data_source('train')) == surrogates.TRAIN
 
 
-def test_the_command_ends_with_that_line_and_code_2(archives, tmp_path, monkeypatch, jaxtrain):
+def test_the_command_ends_with_that_error_and_exit_code_2(
+    archives, tmp_path, monkeypatch, jaxtrain
+):
     server = Server(archives)
     server.close()
     accept(monkeypatch, 'cifar10', archives / 'cifar10', server.url)
@@ -260,20 +263,18 @@ def test_the_command_ends_with_that_line_and_code_2(archives, tmp_path, monkeypa
     )
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
-    assert f'put into {tmp_path}/data/downloads/manual/cifar10: {server.url}/cifar10/' in line
+    assert f'put them into {tmp_path}/data/downloads/manual/cifar10: {server.url}/cifar10/' in line
 
 
-def test_only_what_is_missing_is_downloaded(archives, tmp_path, monkeypatch, server):
+def test_only_missing_archives_are_downloaded(archives, tmp_path, monkeypatch, server):
     accept(monkeypatch, 'mnist', archives / 'mnist', server.url)
     folder = by_hand(archives, 'mnist', tmp_path)
     (folder / 'train-labels-idx1-ubyte.gz').unlink()
     prepare(builder('mnist', str(tmp_path)))
-    assert server.asked == ['train-labels-idx1-ubyte.gz']
+    assert server.requested == ['train-labels-idx1-ubyte.gz']
 
 
-def test_what_a_proxy_sends_instead_is_not_kept_and_the_next_try_works(
-    archives, tmp_path, monkeypatch
-):
+def test_the_page_of_a_proxy_is_not_kept_and_the_next_try_works(archives, tmp_path, monkeypatch):
     wrong = tmp_path / 'wrong'
     shutil.copytree(archives / 'mnist', wrong / 'mnist')
     (wrong / 'mnist' / 'train-labels-idx1-ubyte.gz').write_text('<html>Please log in</html>')
@@ -282,23 +283,21 @@ def test_what_a_proxy_sends_instead_is_not_kept_and_the_next_try_works(
     data_dir = tmp_path / 'data'
     data_dir.mkdir()
     message = refusal('mnist', data_dir)
-    assert f'{server.url}/mnist/train-labels-idx1-ubyte.gz (what came has 26 bytes' in message
+    assert f'{server.url}/mnist/train-labels-idx1-ubyte.gz (the download has 26 bytes' in message
     kept = [path.name for path in (data_dir / MANUAL['mnist']).iterdir()]
-    assert kept == ['train-images-idx3-ubyte.gz']  # the one before it, verified
+    assert kept == ['train-images-idx3-ubyte.gz']  # the file before it, which was verified
     shutil.copytree(archives / 'mnist', wrong / 'mnist', dirs_exist_ok=True)
     prepare(builder('mnist', str(data_dir)))
     server.close()
     assert len(builder('mnist', str(data_dir)).as_data_source('train')) == surrogates.TRAIN
 
 
-def test_a_file_that_is_gone_is_told_with_its_status(archives, tmp_path, monkeypatch, server):
+def test_a_missing_url_is_reported_with_its_http_status(archives, tmp_path, monkeypatch, server):
     accept(monkeypatch, 'cifar100', archives / 'cifar100', f'{server.url}/moved')
     assert '(404 Client Error' in refusal('cifar100', tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_error(
-    archives, tmp_path, monkeypatch, server
-):
+def test_an_unwritable_folder_is_a_user_error(archives, tmp_path, monkeypatch, server):
     accept(monkeypatch, 'mnist', archives / 'mnist', server.url)
     (tmp_path / 'downloads').mkdir()
     (tmp_path / 'downloads' / 'manual').write_text('not a folder')
@@ -306,15 +305,17 @@ def test_a_folder_that_cannot_be_written_is_the_users_error(
         prepare(builder('mnist', str(tmp_path)))
 
 
-def test_the_archives_of_mnist_and_fashion_mnist_lie_apart(tmp_path):
-    """For these are files of the same names."""
+def test_mnist_and_fashion_mnist_have_separate_archive_folders(tmp_path):
+    """Their files have the same names."""
     folders = {manual_dir(builder(name, str(tmp_path))) for name in ('mnist', 'fashion_mnist')}
     assert folders == {tmp_path / MANUAL['mnist'], tmp_path / MANUAL['fashion_mnist']}
     files = [{info.filename for info in REGISTERED[name].values()} for name in MANUAL]
     assert files[0] == files[1]
 
 
-def test_who_waited_for_another_process_knows_the_label_names_too(archives, tmp_path, monkeypatch):
+def test_a_builder_that_waited_for_another_process_has_the_label_names(
+    archives, tmp_path, monkeypatch
+):
     by_hand(archives, 'cifar100', tmp_path)
     accept(monkeypatch, 'cifar100', archives / 'cifar100')
     waits, writes = (builder('cifar100', str(tmp_path)) for _ in range(2))
@@ -333,7 +334,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     'stream, quiet, seen', [(Terminal, False, True), (Terminal, True, False), (io.StringIO, 0, 0)]
 )
-def test_bars_are_for_a_terminal_that_wants_them(
+def test_progress_bars_are_shown_only_on_a_terminal_unless_quiet(
     stream, quiet, seen, archives, tmp_path, monkeypatch, server
 ):
     accept(monkeypatch, 'cifar10', archives / 'cifar10', server.url)
@@ -346,8 +347,8 @@ def test_bars_are_for_a_terminal_that_wants_them(
 
 
 @pytest.mark.parametrize('name', surrogates.NAMES)
-def test_the_classes_are_tfds_own_but_for_reading(name):
-    """A new version of TFDS with other archives, versions or features must not go unseen."""
+def test_the_classes_differ_from_those_of_tfds_only_in_reading(name):
+    """A version of TFDS with other archives, versions or features must not go unnoticed."""
     ours, theirs = OFFICIAL[name], tfds.builder_cls(name)
     assert issubclass(ours, theirs) and ours is not theirs
     assert (ours.VERSION, ours.url_infos, ours.name) == (theirs.VERSION, REGISTERED[name], name)

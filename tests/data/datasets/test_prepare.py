@@ -1,4 +1,4 @@
-"""Finding a data set by name, and preparing it: once, whole, and whoever is killed on the way."""
+"""Tests of finding a data set by name, and of preparing it once and completely."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ from jaxtrain.data.datasets.digits import Digits
 from jaxtrain.data.datasets.prepare import builder, prepare
 from jaxtrain.errors import UserError
 
-# Prepares digits in argv[1]. It says "ready" and waits for the file argv[1]/go; then it says
-# "generating" for each split that it writes, and there it stops for argv[2] seconds.
+# Prepares digits in argv[1]. It prints "ready" and waits for the file argv[1]/go. Then it prints
+# "generating" for each split that it writes, and pauses for argv[2] seconds.
 CHILD = """
 import os, pathlib, sys, time
 from jaxtrain.data.datasets import digits
@@ -28,7 +28,7 @@ generate = digits.Digits._generate_examples
 def slow(self, *args):
     rows = generate(self, *args)
     yield next(rows)
-    os.write(1, b"generating\\n")  # for print goes nowhere while TFDS is being silenced
+    os.write(1, b"generating\\n")  # because print is silenced while TFDS runs
     time.sleep(float(sys.argv[2]))
     yield from rows
 
@@ -53,7 +53,7 @@ def start(data_dir: Path, pause: float) -> subprocess.Popen:
 
 
 def digest(data_dir: Path) -> str:
-    """Hashes the records of digits in a data_dir, found by TFDS alone."""
+    """Return a hash of the records of digits in a data_dir, read with plain TFDS."""
     found = tfds.builder('digits', data_dir=str(data_dir))
     total = hashlib.sha256()
     for split in ('train', 'val', 'test'):
@@ -64,26 +64,26 @@ def digest(data_dir: Path) -> str:
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """The digest of digits, prepared without any trouble."""
+    """The digest of digits, prepared without interruption."""
     folder = tmp_path_factory.mktemp('whole')
     prepare(builder('digits', str(folder)))
     return digest(folder)
 
 
-def test_of_two_processes_at_once_one_writes_and_both_read(tmp_path, whole):
+def test_two_concurrent_processes_prepare_once_and_both_read(tmp_path, whole):
     children = [start(tmp_path, 0.3) for _ in range(2)]
     for child in children:
         assert child.stderr.readline() == 'ready\n'
     (tmp_path / 'go').touch()
-    said = [child.communicate(timeout=60) for child in children]
-    assert [child.returncode for child in children] == [0, 0], said
-    lines = sorted(out.splitlines() for out, _ in said)
-    # Both builders were made before the data was there; yet both end up able to read it.
+    outputs = [child.communicate(timeout=60) for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+    lines = sorted(out.splitlines() for out, _ in outputs)
+    # Both builders were made before the data existed, and both can read it in the end.
     assert lines == [['generating'] * 3 + ['read 897 300 600'], ['read 897 300 600']]
     assert digest(tmp_path) == whole
 
 
-def test_after_a_kill_half_way_nothing_is_ready_and_the_next_one_prepares_anew(tmp_path, whole):
+def test_after_a_kill_nothing_is_prepared_and_the_next_process_starts_again(tmp_path, whole):
     (tmp_path / 'go').touch()
     child = start(tmp_path, 60)
     assert child.stdout.readline() == 'generating\n'
@@ -112,7 +112,7 @@ def test_after_a_kill_half_way_nothing_is_ready_and_the_next_one_prepares_anew(t
     assert digest(tmp_path) == whole
 
 
-def test_what_is_ready_is_left_alone_and_needs_no_right_to_write(tmp_path):
+def test_a_prepared_data_set_is_not_changed_and_needs_no_write_permission(tmp_path):
     prepare(builder('digits', str(tmp_path)))
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
     (tmp_path / 'digits/1.0.0.lock').unlink()
@@ -125,13 +125,13 @@ def test_what_is_ready_is_left_alone_and_needs_no_right_to_write(tmp_path):
     assert all(path.stat().st_mtime_ns == files[path] for path in records)
 
 
-def test_a_folder_that_is_no_whole_data_set_is_refused(tmp_path):
+def test_a_folder_without_a_complete_data_set_is_refused(tmp_path):
     (tmp_path / 'digits/1.0.0').mkdir(parents=True)
-    with pytest.raises(UserError, match=r'digits/1\.0\.0 is not a whole data set: remove it'):
+    with pytest.raises(UserError, match=r'digits/1\.0\.0 is not a complete data set; remove it'):
         prepare(builder('digits', str(tmp_path)))
 
 
-def test_an_unwritable_data_dir_is_the_users_error(tmp_path):
+def test_an_unwritable_data_dir_is_a_user_error(tmp_path):
     (tmp_path / 'file').write_text('not a folder')
     with pytest.raises(UserError) as caught:
         prepare(builder('digits', str(tmp_path / 'file' / 'data')))
@@ -163,7 +163,7 @@ def test_a_bucket_is_refused_before_anything_is_written(tmp_path, monkeypatch):
         ('', 'digits, glyphs/latin_cyrillic, glyphs/greek, mnist, '),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest_ones(name, nearest, tmp_path):
+def test_an_unknown_name_is_reported_with_the_nearest_ones(name, nearest, tmp_path):
     with pytest.raises(UserError) as caught:
         builder(name, str(tmp_path))
     message = str(caught.value)
@@ -173,7 +173,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones(name, nearest, tmp_pa
 
 
 @pytest.mark.parametrize('name', ['kmnist', 'kmnist:3.*.*'])
-def test_a_tfds_name_that_is_not_prepared_tells_how_to_do_it_once(name, tmp_path):
+def test_an_unprepared_tfds_name_is_reported_with_how_to_prepare_it(name, tmp_path):
     with pytest.raises(UserError) as caught:
         builder(name, str(tmp_path))
     message = str(caught.value)
@@ -188,7 +188,7 @@ def test_a_tfds_name_that_is_not_prepared_tells_how_to_do_it_once(name, tmp_path
 
 
 def surrogate(data_dir: Path, name: str, version: str, config: str | None = None) -> None:
-    """Prepares the digits under another name: a data set that nothing here has the code of."""
+    """Prepare the digits under another name: a data set whose code is not available."""
     body = {'name': name, 'VERSION': tfds.core.Version(version)}
     if config:
         body['BUILDER_CONFIGS'] = [tfds.core.BuilderConfig(name=config)]
@@ -200,7 +200,7 @@ def surrogate(data_dir: Path, name: str, version: str, config: str | None = None
 
 @pytest.fixture(scope='module')
 def others(tmp_path_factory) -> Path:
-    """A data_dir that somebody else prepared."""
+    """A data_dir prepared with code that is not available."""
     folder = tmp_path_factory.mktemp('others')
     surrogate(folder, 'mnist', '3.0.0')
     surrogate(folder, 'kmnist', '2.1.0')
@@ -208,7 +208,9 @@ def others(tmp_path_factory) -> Path:
     surrogate(folder, 'my_set', '1.0.0')
     surrogate(folder, 'my_set', '1.2.3')
     surrogate(folder, 'with_configs', '1.2.0', 'small')
-    (folder / 'with_configs/.config/metadata.json').unlink()  # as if it had been copied alone
+    (
+        folder / 'with_configs/.config/metadata.json'
+    ).unlink()  # as if only the version folder had been copied
     return folder
 
 
@@ -222,20 +224,20 @@ def others(tmp_path_factory) -> Path:
         ('with_configs/small', 'with_configs/small/1.2.0'),
         ('with_configs/small:1.2.0', 'with_configs/small/1.2.0'),
         ('with_configs/small:1.2.*', 'with_configs/small/1.2.0'),
-        # TFDS knows these, and in another version.
+        # TFDS has other versions of these.
         ('kmnist', 'kmnist/2.1.0'),
         ('kmnist:2.0.0', 'kmnist/2.0.0'),
         ('mnist', 'mnist/3.0.0'),  # rather than downloading 3.0.1
     ],
 )
-def test_what_is_prepared_is_found_by_its_name(name, where, others):
+def test_a_prepared_data_set_is_found_by_its_name(name, where, others):
     found = builder(name, str(others))
     assert found.data_dir == str(others / where)
     prepare(found)
     assert len(found.as_data_source('val')) == found.info.splits['val'].num_examples == 300
 
 
-def test_the_version_of_the_code_is_meant_where_it_is_prepared(tmp_path):
+def test_the_version_of_the_code_is_used_if_it_is_prepared(tmp_path):
     surrogate(tmp_path, 'kmnist', '3.0.1')
     surrogate(tmp_path, 'kmnist', '3.9.0')
     assert builder('kmnist', str(tmp_path)).data_dir == f'{tmp_path}/kmnist/3.0.1'
@@ -251,15 +253,15 @@ def test_the_version_of_the_code_is_meant_where_it_is_prepared(tmp_path):
         ('mnist:1.0.0', 'mnist:3.0.0'),
     ],
 )
-def test_a_version_or_config_that_is_not_there_is_answered_with_those_that_are(name, there, others):
+def test_a_missing_version_or_config_is_reported_with_the_existing_ones(name, there, others):
     with pytest.raises(UserError) as caught:
         builder(name, str(others))
-    said = str(caught.value)
-    assert said.startswith(f'config.data.name = {name!r}: ')
-    assert said.endswith(f'in {others}: {there}')
+    message = str(caught.value)
+    assert message.startswith(f'config.data.name = {name!r}: ')
+    assert message.endswith(f'in {others}: {there}')
 
 
-def test_a_data_set_with_damaged_metadata_is_the_users_error(tmp_path):
+def test_a_data_set_with_damaged_metadata_is_a_user_error(tmp_path):
     surrogate(tmp_path, 'my_set', '1.0.0')
     info = tmp_path / 'my_set/1.0.0/dataset_info.json'
     info.write_text(info.read_text()[:100])
@@ -267,7 +269,7 @@ def test_a_data_set_with_damaged_metadata_is_the_users_error(tmp_path):
         builder('my_set', str(tmp_path))
 
 
-def test_our_own_have_versions_too(tmp_path):
+def test_generated_data_sets_have_versions(tmp_path):
     assert builder('digits:1.0.0', str(tmp_path)).data_dir == f'{tmp_path}/digits/1.0.0'
     found = builder('glyphs/greek:1.*.*', str(tmp_path))
     assert found.data_dir == f'{tmp_path}/glyphs/greek/1.0.0'
@@ -276,10 +278,13 @@ def test_our_own_have_versions_too(tmp_path):
 @pytest.mark.parametrize(
     'name, remedy',
     [
-        ('digits', 'remove it, and it is prepared anew as array_record'),
-        ('mnist', 'remove it, and it is prepared anew as array_record'),
-        ('kmnist', 'remove it, and do once where that is installed, and copy the folder data/k'),
-        ('my_set', 'remove it, and prepare it anew by the code that made it, with file_format='),
+        ('digits', 'remove it, and it will be prepared again as array_record'),
+        ('mnist', 'remove it, and it will be prepared again as array_record'),
+        (
+            'kmnist',
+            'remove it, and run this once where TensorFlow is installed, and copy the folder',
+        ),
+        ('my_set', 'remove it, and prepare it again with the code that made it and file_format='),
     ],
 )
 def test_a_data_set_in_another_format_is_refused(name, remedy, tmp_path):
@@ -288,17 +293,17 @@ def test_a_data_set_in_another_format_is_refused(name, remedy, tmp_path):
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
     with pytest.raises(UserError) as caught:
         builder(name, str(tmp_path))
-    message = f'{info.parent} holds tfrecord, which takes TensorFlow to read; {remedy}'
+    message = f'{info.parent} holds tfrecord, which requires TensorFlow to read; {remedy}'
     assert message in str(caught.value)
 
 
-def test_an_empty_data_dir_is_tfds_own_and_a_tilde_is_home(monkeypatch, tmp_path):
+def test_an_empty_data_dir_is_the_default_of_tfds_and_a_tilde_is_home(monkeypatch, tmp_path):
     assert builder('digits').data_dir == f'{tfds.core.constants.DATA_DIR}/digits/1.0.0'
     monkeypatch.setenv('HOME', str(tmp_path))
     assert builder('digits', '~/data').data_dir == f'{tmp_path}/data/digits/1.0.0'
 
 
-def test_the_users_log_level_is_put_back(tmp_path):
+def test_the_log_level_is_restored(tmp_path):
     before = logging.get_verbosity()
     try:
         logging.set_verbosity(logging.INFO)

@@ -1,4 +1,4 @@
-"""Random crops on the host: which part it is, and that its pixels are those of the image."""
+"""Tests of random crops on the host: the choice of the part, and its pixels."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from jaxtrain.weights.bundle import resolve
 from tests.support.inputs import decode
 
 PHOTO = load_sample_images().images[0]  # 427 x 640
-# As large, but its colours tell the place.
+# An image of the same size whose colours encode the position.
 PLACES = np.stack(
     [*(x / (side - 1) * 255 for x, side in zip(np.indices((427, 640)), (427, 640), strict=True)),
      np.full((427, 640), 99)], -1
@@ -38,7 +38,7 @@ def encoded(pixels: np.ndarray, kind: str = 'JPEG', orientation: int = 1) -> byt
 
 
 def part(pixels: np.ndarray, box: tuple, size: tuple) -> np.ndarray:
-    """By the definition: cut out, then by area if it shrinks, else bilinear."""
+    """Return the expected result: crop, then resize by area if it shrinks, otherwise bilinear."""
     top, left, height, width = box
     piece = np.ascontiguousarray(pixels[top : top + height, left : left + width])
     shrinks = height > size[0] or width > size[1]
@@ -46,21 +46,21 @@ def part(pixels: np.ndarray, box: tuple, size: tuple) -> np.ndarray:
     return cv2.resize(piece, size[::-1], interpolation=method)
 
 
-def test_regions_have_their_shares_aspects_and_places():
+def test_regions_have_the_specified_distributions_of_area_aspect_and_position():
     height, width = 3000, 2900
     boxes = np.array([random_region((0.05, 0.4), n)(height, width) for n in range(2000)])
-    top, left, down, across = boxes.T
+    top, left, rows, columns = boxes.T
     assert (boxes[:, 2:] > 0).all() and (boxes[:, :2] >= 0).all()
-    assert (top + down <= height).all() and (left + across <= width).all()
-    shares, aspects = down * across / height / width, np.log(across / down)
+    assert (top + rows <= height).all() and (left + columns <= width).all()
+    shares, aspects = rows * columns / height / width, np.log(columns / rows)
     assert stats.kstest(shares, stats.uniform(0.05, 0.35).cdf).pvalue > 0.01
     assert stats.kstest(aspects, stats.uniform(np.log(3 / 4), 2 * np.log(4 / 3)).cdf).pvalue > 0.01
-    for place, room in ((top, height - down), (left, width - across)):
+    for place, room in ((top, height - rows), (left, width - columns)):
         assert stats.kstest(place / room, stats.uniform().cdf).pvalue > 0.01
-    assert abs(np.corrcoef(top / (height - down), left / (width - across))[0, 1]) < 0.1
+    assert abs(np.corrcoef(top / (height - rows), left / (width - columns))[0, 1]) < 0.1
 
 
-def test_the_last_row_and_column_are_taken_as_often_as_the_first():
+def test_the_last_row_and_column_are_as_likely_as_the_first():
     boxes = [random_region((0.25, 0.25), number)(8, 8) for number in range(800)]
     places = np.array([box[:2] for box in boxes if box[2:] == (4, 4)])
     for axis in (0, 1):
@@ -72,11 +72,11 @@ def test_the_last_row_and_column_are_taken_as_often_as_the_first():
     'size, box',
     [((9, 900), (0, 444, 9, 12)), ((900, 9), (444, 0, 12, 9)), ((1, 1), (0, 0, 1, 1))],
 )
-def test_where_none_fits_it_is_the_largest_in_the_middle(size, box):
+def test_if_no_region_fits_it_is_the_largest_in_the_centre(size, box):
     assert {random_region((0.9, 1.0), number)(*size) for number in range(9)} == {box}
 
 
-def test_a_region_goes_by_its_number_alone():
+def test_a_region_depends_on_its_number_alone():
     first, second = random_region((0.1, 1.0), 5), random_region((0.1, 1.0), 6)
     assert first(200, 300) == first(200, 300) == random_region((0.1, 1.0), np.uint64(5))(200, 300)
     assert first(200, 300) != second(200, 300)
@@ -91,8 +91,8 @@ def decoded_part(data: bytes, shape: tuple, region, upright: bool = False) -> np
 def test_part_of_an_image_at_its_full_scale(kind, box):
     data, size = encoded(PHOTO, kind), (223, 224)
     whole = decode(data, PHOTO.shape)
-    found = decoded_part(data, (*size, 3), lambda *_: box)
-    np.testing.assert_array_equal(found, part(whole, box, size))
+    result = decoded_part(data, (*size, 3), lambda *_: box)
+    np.testing.assert_array_equal(result, part(whole, box, size))
     grey = decoded_part(data, (*size, 1), lambda *_: box)
     np.testing.assert_array_equal(
         grey[..., 0], part(decode(data, (*PHOTO.shape[:2], 1))[..., 0], box, size)
@@ -110,28 +110,28 @@ def test_part_of_an_image_at_its_full_scale(kind, box):
     ],
 )
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_jpeg_is_decoded_at_the_scale_that_the_region_takes(
+def test_jpeg_is_decoded_at_the_scale_that_the_region_needs(
     box, size, scale, orientation, monkeypatch
 ):
-    """Smaller, but no smaller than what is asked for, and of the same place, turned as it is."""
+    """The scale is the smallest that covers the size; position and orientation are kept."""
     data = encoded(PLACES, orientation=orientation)
     upright = decode(data, _turned(orientation), upright=True)
     decoded, rgb = [], images._rgb
     monkeypatch.setattr(images, '_rgb', lambda image: decoded.append(image.size) or rgb(image))
     seen = []
-    if orientation >= 5:  # the same box of the image as it is stored lies across
+    if orientation >= 5:  # the same box in the stored image has its axes swapped
         box = (box[1], box[0], box[3], box[2])
 
     def region(*whole):
         seen.append(whole)
         return box
 
-    found = decoded_part(data, (*size, 3), region, upright=True)
+    result = decoded_part(data, (*size, 3), region, upright=True)
     assert seen == [upright.shape[:2]]
     assert decoded == [(-(-640 // scale), -(-427 // scale))]
     expected = part(upright, box, size).astype(int)
-    # A level is two pixels or three, and JPEG is off by one or two.
-    assert np.abs(found - expected).max() <= 4
+    # One level spans two or three pixels, and JPEG is off by one or two levels.
+    assert np.abs(result - expected).max() <= 4
 
 
 def _turned(orientation: int) -> tuple[int, int, int]:
@@ -181,7 +181,7 @@ def settings(pets, kind: str) -> dict:
 
 
 @pytest.mark.parametrize('kind', ['tfds', 'folder', 'manifest', 'npz'])
-def test_every_source_crops_for_training_alone(pets, kind):
+def test_every_source_crops_in_training_only(pets, kind):
     plain = settings(pets, kind)
     cropped = {**plain, 'random_crop': (0.2, 0.9)}
     train, whole = opened(**cropped), opened(**{**plain, 'image_size': _full(kind)})
@@ -190,11 +190,11 @@ def test_every_source_crops_for_training_alone(pets, kind):
     originals = whole.fetch(order)
     np.testing.assert_array_equal(rows['label'], originals['label'])
     assert rows['image'].dtype == np.uint8 and rows['image'].shape == (16, *train.shape)
-    for found, image, number in zip(rows['image'], originals['image'], NUMBERS, strict=False):
+    for result, image, number in zip(rows['image'], originals['image'], NUMBERS, strict=False):
         box = random_region((0.2, 0.9), number)(*image.shape[:2])
-        expected = part(image, box, plain['image_size']).reshape(found.shape)
-        np.testing.assert_array_equal(found, expected)
-    # Without numbers they are as without it, and evaluation knows nothing of it.
+        expected = part(image, box, plain['image_size']).reshape(result.shape)
+        np.testing.assert_array_equal(result, expected)
+    # Without numbers there is no crop, and evaluation never crops.
     for split, numbers in (('train', None), ('val', None), ('val', NUMBERS[:16])):
         one, other = opened(split, **cropped), opened(split, **plain)
         assert one.features == other.features and one.digest == other.digest
@@ -219,12 +219,12 @@ def test_limited_and_relabelled_sources_crop_too(pets):
 
 
 @pytest.mark.parametrize('shares', [(0.0, 1.0), (0.5, 0.4), (0.5, 1.1), (0.5,), (-0.1, 0.5)])
-def test_wrong_shares(shares):
+def test_wrong_shares_are_refused(shares):
     with pytest.raises(UserError, match=r'config.data.random_crop=\(.* must be the least and the'):
         opened(name='digits', image_size=(8, 8), random_crop=shares)
 
 
 @pytest.mark.parametrize('kind', ['tfds', 'folder', 'manifest', 'npz'])
-def test_it_needs_a_size(pets, kind):
+def test_cropping_requires_a_size(pets, kind):
     with pytest.raises(UserError, match='config.data.image_size'):
         opened(**{**settings(pets, kind), 'image_size': (), 'random_crop': (0.5, 1.0)})

@@ -1,7 +1,7 @@
-"""Every kind of image decodes to the pixels that were put into it, and a broken one is an error.
+"""Tests that every kind of image decodes to the right pixels, and that a broken one is an error.
 
-The references are the arrays that lossless kinds were made from, and for lossy ones PIL's decoder
-or the arithmetic of the format.
+The reference for a lossless kind is the encoded array; for a lossy kind it is PIL's decoder or the
+arithmetic of the format.
 """
 
 import io
@@ -26,7 +26,7 @@ from tests.support.inputs import decode
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 30, 41
-# Smooth, so that lossy kinds keep it, and of every brightness.
+# Smooth, so that lossy kinds preserve it, and with every brightness.
 RGB = cv2.resize(
     RNG.integers(0, 256, (4, 5, 3)).astype(np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
 )
@@ -55,7 +55,7 @@ def by_pil(data: bytes) -> np.ndarray:
 
 
 def levels(bits: int) -> tuple[bytes, np.ndarray]:
-    """A grey PNG of fewer than 8 bits, written by hand, and its pixels from 0 to 255."""
+    """Return a handwritten grey PNG of fewer than 8 bits, and its pixels scaled to 0..255."""
     top = 2**bits - 1
     values = RNG.integers(0, top + 1, (HEIGHT, WIDTH)).astype(np.uint8)
     flags = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(HEIGHT, -1)
@@ -67,7 +67,7 @@ def levels(bits: int) -> tuple[bytes, np.ndarray]:
 
 
 def deep(pixels: np.ndarray, colour: int) -> bytes:
-    """A PNG of 16 bits a channel, written by hand."""
+    """Return a handwritten PNG of 16 bits per channel."""
     lines = b''.join(b'\0' + line.astype('>u2').tobytes() for line in pixels)
     head = struct.pack('>IIBBBBB', WIDTH, HEIGHT, 16, colour, 0, 0, 0)
     return png((b'IHDR', head), (b'IDAT', zlib.compress(lines)), (b'IEND', b''))
@@ -81,7 +81,7 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def palette() -> tuple[Image.Image, np.ndarray]:
-    """An image of 64 colours, and its pixels."""
+    """Return an image with a palette of 64 colours, and its pixels."""
     colours = RNG.integers(0, 256, (64, 3)).astype(np.uint8)
     places = RNG.integers(0, 64, (HEIGHT, WIDTH)).astype(np.uint8)
     image = Image.fromarray(places, 'P')
@@ -95,10 +95,10 @@ def bilevel() -> tuple[Image.Image, np.ndarray]:
 
 
 def cmyk(inks: np.ndarray, transform: int = 0) -> bytes:
-    """An Adobe JPEG of four components that hold 255 - inks: 0 is full ink, by hand.
+    """Return an Adobe JPEG whose four components hold 255 - inks, so that 0 is full ink.
 
-    PIL writes what it is given inverted and an APP14 marker with transform 0; the last byte of the
-    marker says what the components are.
+    PIL inverts its input and writes an APP14 marker with transform 0; the last byte of the marker
+    gives the colour space of the components.
     """
     data = bytearray(encoded('JPEG', Image.fromarray(inks, 'CMYK'), quality=100, subsampling=0))
     place = data.index(b'Adobe')
@@ -108,7 +108,7 @@ def cmyk(inks: np.ndarray, transform: int = 0) -> bytes:
 
 
 def lossless() -> dict[str, tuple[bytes, np.ndarray]]:
-    """Name -> (file, the RGB it was made from, as float where it had more than 8 bits)."""
+    """Return name -> (file, its original RGB pixels, as float if they had more than 8 bits)."""
     paletted, colours = palette()
     black, white = bilevel()
     clear = bytes(RNG.integers(0, 256, 64).astype(np.uint8))
@@ -174,52 +174,52 @@ ALL = {**{name: data for name, (data, _) in LOSSLESS.items()}, **LOSSY}
 
 
 @pytest.mark.parametrize('name', LOSSLESS)
-def test_pixels_are_what_was_put_in(name):
+def test_lossless_pixels_are_the_original_ones(name):
     data, expected = LOSSLESS[name]
-    found = decode(data, (HEIGHT, WIDTH, 3))
-    assert found.dtype == np.uint8
-    np.testing.assert_allclose(found, expected, atol=1 if expected.dtype == float else 0)
+    result = decode(data, (HEIGHT, WIDTH, 3))
+    assert result.dtype == np.uint8
+    np.testing.assert_allclose(result, expected, atol=1 if expected.dtype == float else 0)
 
 
 @pytest.mark.parametrize('name', LOSSY)
-def test_pixels_are_what_pil_reads(name):
-    found = decode(LOSSY[name], (HEIGHT, WIDTH, 3))
-    np.testing.assert_allclose(found, by_pil(LOSSY[name]).astype(int), atol=1)
-    if name != 'jpeg-cv2':  # PIL itself is right: the kinds above keep the picture
-        assert np.abs(found - (rgb(GREY) if 'grey' in name else RGB).astype(float)).mean() < 6
+def test_lossy_pixels_are_those_of_pil(name):
+    result = decode(LOSSY[name], (HEIGHT, WIDTH, 3))
+    np.testing.assert_allclose(result, by_pil(LOSSY[name]).astype(int), atol=1)
+    if name != 'jpeg-cv2':  # PIL itself is right: these kinds preserve the picture
+        assert np.abs(result - (rgb(GREY) if 'grey' in name else RGB).astype(float)).mean() < 6
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_grey(name):
+def test_decoding_to_grey_gives_the_luma(name):
     coloured = decode(ALL[name], (HEIGHT, WIDTH, 3)).astype(float)
-    found = decode(ALL[name], (HEIGHT, WIDTH, 1))
-    np.testing.assert_allclose(found[..., 0], luma(coloured), atol=1)
+    result = decode(ALL[name], (HEIGHT, WIDTH, 1))
+    np.testing.assert_allclose(result[..., 0], luma(coloured), atol=1)
 
 
-def test_sixteen_bits_are_scaled_not_cut():
+def test_sixteen_bits_are_scaled_not_clipped():
     ramp = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1).astype(np.uint16)
-    found = decode(deep(ramp, 0), (HEIGHT, WIDTH, 1))
-    np.testing.assert_allclose(found, ramp * (255 / 65535), atol=0.51)
+    result = decode(deep(ramp, 0), (HEIGHT, WIDTH, 1))
+    np.testing.assert_allclose(result, ramp * (255 / 65535), atol=0.51)
 
 
 def test_cmyk_as_adobe_writes_it():
     inks = np.dstack([RGB, GREY // 2])
     pure = (255 - RGB.astype(float)) * (255 - GREY[..., None] // 2) / 255
-    found = decode(cmyk(inks), (HEIGHT, WIDTH, 3))
-    np.testing.assert_allclose(found, pure, atol=4)  # JPEG's own rounding, on four planes
+    result = decode(cmyk(inks), (HEIGHT, WIDTH, 3))
+    np.testing.assert_allclose(result, pure, atol=4)  # the rounding of JPEG in four planes
     raw = Image.open(io.BytesIO(cmyk(inks)))
     assert raw.mode == 'CMYK'
     planes = 255 - np.asarray(raw).astype(float)
-    np.testing.assert_allclose(found, planes[..., :3] * planes[..., 3:] / 255, atol=1)
+    np.testing.assert_allclose(result, planes[..., :3] * planes[..., 3:] / 255, atol=1)
 
 
 def test_ycck():
-    """Adobe's YCCK: Y, Cb, Cr of 255 - what a CMYK file would hold, so of the inks; and 255 - K."""
+    """Adobe's YCCK holds Y, Cb, Cr of the inks (255 - the values of a CMYK file), and 255 - K."""
     y, cr, cb = np.moveaxis(cv2.cvtColor(RGB, cv2.COLOR_RGB2YCrCb), -1, 0)
     stored = np.dstack([y, cb, cr, 255 - GREY // 2])
-    found = decode(cmyk(255 - stored, transform=2), (HEIGHT, WIDTH, 3))
+    result = decode(cmyk(255 - stored, transform=2), (HEIGHT, WIDTH, 3))
     expected = (255 - RGB.astype(float)) * (255 - GREY[..., None] // 2) / 255
-    np.testing.assert_allclose(found, expected, atol=6)
+    np.testing.assert_allclose(result, expected, atol=6)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
@@ -233,7 +233,7 @@ def test_exif_orientation(kind, orientation):
     np.testing.assert_array_equal(decode(data, RGB.shape), by_pil(data))
 
 
-def test_broken_exif_says_nothing():
+def test_broken_exif_is_ignored():
     data = encoded('JPEG', RGB, exif=b'Exif\0\0MM\0*\xff\xff\xff\xff rubbish')
     np.testing.assert_array_equal(decode(data, RGB.shape, upright=True), by_pil(data))
 
@@ -248,7 +248,7 @@ def test_resizing(size, method):
     np.testing.assert_array_equal(decode(ALL['bmp-24'], (*size, 3)), expected)
 
 
-def test_turned_upright_before_it_is_resized():
+def test_images_are_turned_upright_before_they_are_resized():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded('PNG', RGB, exif=exif)
@@ -259,7 +259,7 @@ def test_turned_upright_before_it_is_resized():
 
 
 def test_image_larger_than_a_strip():
-    """700 x 1100 pixels are handed over in several strips."""
+    """700 x 1100 pixels are copied in several strips."""
     large = cv2.resize(RGB, (1100, 700), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_array_equal(decode(encoded('BMP', large), large.shape), large)
 
@@ -292,10 +292,10 @@ def test_decompression_bomb_is_an_error(kind):
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'BMP'])
-def test_what_pil_only_warns_of_is_an_error(kind, monkeypatch):
-    """Between once and twice the limit PIL warns and goes on."""
+def test_sizes_of_which_pil_only_warns_are_an_error(kind, monkeypatch):
+    """Between one and two times the limit, PIL only warns."""
     monkeypatch.setattr(images, 'MAX_PIXELS', HEIGHT * WIDTH - 1)
-    with pytest.raises(BadImage, match='its 41x30 pixels are more than the 1229 allowed'):
+    with pytest.raises(BadImage, match='its 41x30 pixels are more than the limit of 1229'):
         decode(encoded(kind, RGB), RGB.shape)
 
 
@@ -303,19 +303,21 @@ def test_what_pil_only_warns_of_is_an_error(kind, monkeypatch):
     ('data', 'words'),
     [
         (b'', 'it is empty'),
-        (b'<html>Not found</html>', 'it is no JPEG, PNG, WebP, BMP or GIF'),
-        (b'\0' * 5000, 'it is no JPEG'),
-        (b'\x89PNG\r\n\x1a\n', 'it is no JPEG'),
+        (b'<html>Not result</html>', 'it is not a JPEG, PNG, WebP, BMP or GIF'),
+        (b'\0' * 5000, 'it is not a JPEG'),
+        (b'\x89PNG\r\n\x1a\n', 'it is not a JPEG'),
     ],
 )
-def test_what_is_no_image_is_an_error(data, words):
+def test_data_that_is_not_an_image_is_an_error(data, words):
     with pytest.raises(BadImage, match=words):
         decode(data, (8, 8, 3))
 
 
 BROKEN = """
 import io, pickle, sys
+from jaxtrain.data.images import quiet_pil
 from jaxtrain.data.images.decode import BadImage, decode
+quiet_pil()  # as commands and workers do
 for data in pickle.load(sys.stdin.buffer):
     try:
         decode(data, 3, upright=True)
@@ -324,8 +326,8 @@ for data in pickle.load(sys.stdin.buffer):
 """
 
 
-def test_nothing_is_printed():
-    """In a process of its own: what C libraries print passes Python's stderr by."""
+def test_decoding_prints_nothing():
+    """This runs in a separate process, because output of C libraries bypasses Python's stderr."""
     import pickle
 
     half = [data[: len(data) // 2] for data in ALL.values()]
@@ -344,10 +346,10 @@ def whole(*shape: int) -> Transforms:
     return Transforms(shape, (Decode(shape[2]), Resize(shape[:2])))
 
 
-def test_read_names_the_file(tmp_path):
+def test_the_error_of_reading_names_the_file(tmp_path):
     path = str(tmp_path / 'a b.jpg')
     for data, words in (
-        (b'x', 'cannot be read as an image (it is no JPEG'),
+        (b'x', 'cannot be read as an image (it is not a JPEG'),
         (None, 'No such file'),
     ):
         if data is None:
@@ -360,34 +362,38 @@ def test_read_names_the_file(tmp_path):
         assert '\n' not in str(caught.value)
 
 
-def test_read_goes_by_content_not_by_suffix(tmp_path):
+def test_the_kind_depends_on_the_content_not_the_suffix(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(ALL['png-rgb8'])
     np.testing.assert_array_equal(read_image(str(tmp_path / 'a.jpg'), whole(*RGB.shape)), RGB)
 
 
-def test_find(tmp_path):
+def test_find_returns_named_files_and_visible_images_in_folders(tmp_path):
     for name in ('b/2.PNG', 'b/c/1.jpeg', 'b/.hidden.jpg', 'b/.git/3.jpg', 'b/notes.txt', 'a.dat'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find([str(tmp_path / 'b'), str(tmp_path / 'a.dat')])
-    assert [os.path.relpath(path, tmp_path) for path in found] == ['b/2.PNG', 'b/c/1.jpeg', 'a.dat']
+    result = find([str(tmp_path / 'b'), str(tmp_path / 'a.dat')])
+    assert [os.path.relpath(path, tmp_path) for path in result] == [
+        'b/2.PNG',
+        'b/c/1.jpeg',
+        'a.dat',
+    ]
 
 
 @pytest.mark.parametrize(('name', 'words'), [('x', 'no such file'), ('empty', 'holds no images')])
-def test_find_nothing(name, words, tmp_path):
+def test_finding_nothing_is_an_error(name, words, tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match=words):
         find([str(tmp_path / name)])
 
 
-def test_link_to_a_folder_above(tmp_path):
+def test_a_link_to_a_folder_above_is_an_error(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'up').symlink_to(tmp_path)
-    with pytest.raises(UserError, match='a/up is a link to a folder that it lies in'):
+    with pytest.raises(UserError, match='a/up is a link to a folder that contains it'):
         find([str(tmp_path)])
 
 
-def test_link_to_a_folder_elsewhere(tmp_path):
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b').mkdir()
     (tmp_path / 'b' / '1.png').touch()
@@ -396,16 +402,16 @@ def test_link_to_a_folder_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize('interpolation', ['auto', 'bilinear', 'bicubic', 'nearest'])
-def test_one_channel_is_resized_as_none(interpolation):
+def test_one_channel_is_resized_like_a_grey_image(interpolation):
     fit = Fit(0.5, interpolation)
     image = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
-    found = resize(image[..., None], (4, 6), fit)
-    np.testing.assert_array_equal(found, resize(image, (4, 6), fit)[..., None])
+    result = resize(image[..., None], (4, 6), fit)
+    np.testing.assert_array_equal(result, resize(image, (4, 6), fit)[..., None])
 
 
 @pytest.mark.parametrize(('width', 'left'), [(4, 0), (5, 0), (6, 1), (7, 2), (9, 2), (11, 4)])
-def test_the_middle_is_that_of_torchvision(width, left):
-    """Its center_crop begins at round((width - 4) / 2), and a half is rounded to even."""
+def test_the_centre_crop_is_that_of_torchvision(width, left):
+    """Its center_crop starts at round((width - 4) / 2), which rounds halves to even."""
     row = np.tile(np.arange(width, dtype=np.uint8), (4, 1))
     fit = Fit(1.0, 'bilinear')
     np.testing.assert_array_equal(resize(row, (4, 4), fit), row[:, left : left + 4])

@@ -1,4 +1,4 @@
-"""The chain of host transforms: in order, a random one where there is a number."""
+"""Tests of the chain of host transforms: their order, and random ones where a number is given."""
 
 import io
 import pickle
@@ -38,12 +38,12 @@ def add(image, number):
         ((half, add), 7, PIXELS // 2 + 7),
     ],
 )
-def test_they_are_applied_in_order(chain, number, expected):
-    found = Transforms(PIXELS.shape, chain)(PIXELS, number)
-    np.testing.assert_array_equal(found, expected)
+def test_transforms_are_applied_in_order(chain, number, expected):
+    result = Transforms(PIXELS.shape, chain)(PIXELS, number)
+    np.testing.assert_array_equal(result, expected)
 
 
-def test_random_ones_take_the_place_of_the_others_where_there_is_a_number():
+def test_random_transforms_replace_the_fixed_ones_where_a_number_is_given():
     chain = Transforms(PIXELS.shape, (half,), (add, half))
     np.testing.assert_array_equal(chain(PIXELS), PIXELS // 2)
     expected = [(PIXELS + np.uint8(n)) // 2 for n in (4, 9)]
@@ -51,13 +51,13 @@ def test_random_ones_take_the_place_of_the_others_where_there_is_a_number():
 
 
 @pytest.mark.parametrize('encoded', [False, True])
-def test_pixels_and_files_come_out_the_same(encoded):
+def test_pixels_and_files_give_the_same_result(encoded):
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, 'PNG')
     settings = ImageSettings((6, 5), Fit(0.5, 'bicubic'), (0.3, 0.8))
     chain = make_transforms(settings, (6, 5, 3))
-    found = chain.batch([file.getvalue() if encoded else PIXELS] * 2, np.array([4, 9]))
-    for image, number in zip(found, (4, 9), strict=True):
+    result = chain.batch([file.getvalue() if encoded else PIXELS] * 2, np.array([4, 9]))
+    for image, number in zip(result, (4, 9), strict=True):
         top, left, height, width = random_region((0.3, 0.8), number)(12, 9)
         part = PIXELS[top : top + height, left : left + width]
         np.testing.assert_array_equal(image, resize(part, (6, 5)))
@@ -66,7 +66,7 @@ def test_pixels_and_files_come_out_the_same(encoded):
 
 
 def test_a_chain_is_plain_data():
-    """Equal and hashable, which keeps opened data for the next arm; and it goes to workers."""
+    """Equality and hashes make caches work across arms, and pickling sends chains to workers."""
     settings = ImageSettings((6, 5), Fit(0.5), (0.3, 0.8))
     chain = make_transforms(settings, (6, 5, 3), upright=True)
     assert chain == make_transforms(settings, (6, 5, 3), upright=True)

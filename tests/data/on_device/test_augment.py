@@ -1,4 +1,4 @@
-"""Augmentations and normalisation, against numpy."""
+"""Tests of augmentations and normalisation against NumPy and SciPy."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ flip, noise, shift, erase, affine, randaugment = (
 
 
 @pytest.fixture(autouse=True, scope='module')
-def quickly():
+def without_optimisation():
     """These programs run for less time than it takes to optimise them."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -59,24 +59,24 @@ def test_flip_mirrors_half_of_the_images():
     assert abs(mirrored.mean() - 0.5) < 0.1
 
 
-def test_shift_is_a_crop_of_the_image_with_its_edges_repeated():
+def test_shift_is_a_crop_of_the_edge_padded_image():
     out = np.asarray(shift(KEY, IMAGES, 2))
     seen = set()
     for image, moved in zip(IMAGES, out, strict=True):
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode='edge')
-        found = [
+        matches = [
             (r, c)
             for r in range(5)
             for c in range(5)
             if (padded[r : r + 6, c : c + 5] == moved).all()
         ]
-        assert len(found) == 1
-        seen |= set(found)
+        assert len(matches) == 1
+        seen |= set(matches)
     rows, columns = zip(*seen, strict=True)
-    assert set(rows) == set(columns) == set(range(5))  # up to 2 either way, both ends included
+    assert set(rows) == set(columns) == set(range(5))  # up to 2 in each direction, inclusive
 
 
-def test_shift_draws_rows_and_columns_apart():
+def test_shift_draws_rows_and_columns_independently():
     out = np.asarray(shift(KEY, np.tile(IMAGES[:1], (200, 1, 1, 1)), 1))
     assert len({image.tobytes() for image in out}) == 9
 
@@ -88,8 +88,8 @@ def test_zero_is_the_identity(function, arguments):
     np.testing.assert_allclose(function(KEY, IMAGES, *arguments), IMAGES, atol=1e-2)
 
 
-def test_affine_turns_by_up_to_its_degrees():
-    """Of a line through the middle, found again by its second moments."""
+def test_affine_rotates_by_up_to_its_degrees():
+    """The angle of a line through the centre is computed from its second moments."""
     size, most = 41, 30.0
     rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
     line = 255 * np.exp(-((rows / 1.5) ** 2) - (columns / 9) ** 2)
@@ -106,7 +106,7 @@ def test_affine_turns_by_up_to_its_degrees():
 
 
 def test_affine_zooms_by_up_to_its_factor():
-    """Of a disc: its area goes with the square of the zoom, either way alike."""
+    """The area of a disc is proportional to the square of the zoom, which is symmetric."""
     size, scale = 41, 0.5
     rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
     disc = 255 * np.exp(-(rows**2 + columns**2) / 2 / 4**2)
@@ -119,24 +119,24 @@ def test_affine_zooms_by_up_to_its_factor():
 
 
 def test_affine_against_scipy():
-    """Some turn and zoom within the limits explains each image exactly."""
+    """Some rotation and zoom within the limits reproduces each image."""
     rng = np.random.default_rng(1)
     image = ndimage.gaussian_filter(rng.uniform(0, 255, (12, 10)), 1).astype(np.float32)
     out = np.asarray(affine(KEY, np.tile(image[None, ..., None], (3, 1, 1, 1)), 20.0, 0.2))
     rows, columns = np.meshgrid(np.arange(12) - 5.5, np.arange(10) - 4.5, indexing='ij')
 
-    def error(turned, degrees, zoom):
+    def error(rotated, degrees, zoom):
         c, s = np.cos(np.deg2rad(degrees)) / zoom, np.sin(np.deg2rad(degrees)) / zoom
         places = [c * rows - s * columns + 5.5, s * rows + c * columns + 4.5]
         return np.abs(
-            ndimage.map_coordinates(image, places, order=1, mode='nearest') - turned
+            ndimage.map_coordinates(image, places, order=1, mode='nearest') - rotated
         ).max()
 
-    for turned in out[..., 0]:
-        grid = [(error(turned, d, z), d, z) for d in np.arange(-20, 20.1, 1)
+    for rotated in out[..., 0]:
+        grid = [(error(rotated, d, z), d, z) for d in np.arange(-20, 20.1, 1)
                 for z in np.exp(np.linspace(-1, 1, 21) * np.log(1.2))]  # fmt: skip
         _, degrees, zoom = min(grid)
-        fine = [error(turned, degrees + d, zoom * z) for d in np.linspace(-1, 1, 41)
+        fine = [error(rotated, degrees + d, zoom * z) for d in np.linspace(-1, 1, 41)
                 for z in np.linspace(0.98, 1.02, 21)]  # fmt: skip
         assert min(fine) < 0.4 < np.ptp(image) / 100
 
@@ -153,28 +153,28 @@ def test_erase_fills_rectangles_with_noise():
     height, width = 60, 40
     images = np.full((400, height, width, 1), -1, np.float32)
     erased = np.asarray(erase(KEY, images, 0.7))
-    areas, aspects, middles = [], [], []
-    for found in erased[..., 0] != -1:
-        if not found.any():
+    areas, aspects, centres = [], [], []
+    for mask in erased[..., 0] != -1:
+        if not mask.any():
             continue
-        rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
-        assert found[np.ix_(rows, columns)].all()  # a rectangle without holes
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[np.ix_(rows, columns)].all()  # a filled rectangle
         assert len(rows) == np.ptp(rows) + 1 and len(columns) == np.ptp(columns) + 1
-        areas.append(found.mean())
+        areas.append(mask.mean())
         aspects.append(len(rows) / len(columns))
-        middles.append((rows.mean() / height, columns.mean() / width))
+        centres.append((rows.mean() / height, columns.mean() / width))
     assert abs(len(areas) / 400 - 0.7) < 0.1
-    # Whole pixels: sides of 5 or more are off by half of one.
+    # Sides of 5 pixels or more are rounded by up to half a pixel.
     assert 0.015 < min(areas) < 0.05 and 0.3 < max(areas) < 0.42
     assert 0.25 < min(aspects) < 0.5 and 2 < max(aspects) < 4
-    assert (np.ptp(middles, axis=0) > 0.6).all()
-    np.testing.assert_allclose(np.mean(middles, axis=0), 0.5, atol=0.05)
+    assert (np.ptp(centres, axis=0) > 0.6).all()
+    np.testing.assert_allclose(np.mean(centres, axis=0), 0.5, atol=0.05)
     pixels = erased[erased != -1]
     assert pixels.min() < 5 and pixels.max() > 250 and pixels.mean() == pytest.approx(127.5, abs=3)
 
 
 @pytest.mark.parametrize('probability, expected', [(0.0, 0.0), (1.0, 1.0)])
-def test_erase_never_and_always(probability, expected):
+def test_erase_with_probability_0_and_1(probability, expected):
     images = np.tile(IMAGES, (8, 5, 6, 1))
     changed = (np.asarray(erase(KEY, images, probability)) != images).any((1, 2, 3))
     assert changed.mean() == expected
@@ -195,7 +195,7 @@ def test_rectangles_are_clipped():
     ],
 )  # fmt: skip
 def test_examples_are_independent_of_each_other(function, arguments):
-    """What happens to one example depends on its place and not on its neighbours."""
+    """The augmentation of an example depends on its position and not on its neighbours."""
     out = np.asarray(function(KEY, IMAGES, *arguments))
     others = IMAGES.copy()
     others[1:] = 0
@@ -206,7 +206,7 @@ def test_examples_are_independent_of_each_other(function, arguments):
     assert (again != out).any()
 
 
-def test_chain_applies_in_order_with_a_key_each():
+def test_augmentations_are_applied_in_order_with_a_key_each():
     chain = jax.jit(make_augment(data(augment=(('flip',), ('shift', 1), ('flip',)))))
     images = IMAGES.astype(np.uint8)
     expected = flip(jax.random.fold_in(KEY, 0), images.astype(np.float32))
@@ -217,7 +217,7 @@ def test_chain_applies_in_order_with_a_key_each():
     np.testing.assert_array_equal(out, expected)
 
 
-def test_no_augmentation_is_a_cast():
+def test_without_augmentation_images_are_only_cast():
     out = make_augment(data())(KEY, jnp.asarray(IMAGES.astype(np.uint8)))
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, IMAGES.astype(np.uint8))
@@ -235,23 +235,23 @@ def test_no_augmentation_is_a_cast():
         (('randaugment', 2, 11), "magnitude of 'randaugment' is 11, but must be at most 10"),
         (('randaugment', 2.0, 9), "layers of 'randaugment' is 2.0, but must be a int of 0 or"),
         (('erase', 1.5), "probability of 'erase' is 1.5, but must be at most 1"),
-        ('flip', "write 'flip' as a tuple, like ('shift', 2)"),
-        ((), "write () as a tuple, like ('shift', 2)"),
+        ('flip', "write 'flip' as a tuple, such as ('shift', 2)"),
+        ((), "write () as a tuple, such as ('shift', 2)"),
     ],
 )
-def test_wrong_entry(entry, words):
+def test_invalid_entries_are_refused(entry, words):
     message = fault(make_augment, data(augment=(entry,)))
     assert message.startswith('config.data.augment: ')
     assert words in message
 
 
 @pytest.mark.parametrize('entry', [('shift', 'far'), ('shift', 1.5), ('shift', -1)])
-def test_wrong_argument(entry):
+def test_invalid_arguments_are_refused(entry):
     assert 'config.data.augment' in fault(make_augment, data(augment=(entry,)))
 
 
-def test_normalise_by_a_scale_and_in_bgr():
-    """What Keras calls 'caffe': blue, green, red, less a mean, not divided."""
+def test_normalise_with_a_scale_and_in_bgr():
+    """Keras calls this 'caffe': BGR minus a mean, without division."""
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3)).astype(np.uint8)
     mean = (103.939, 116.779, 123.68)
     settings = data(scale=1.0, channel_order='bgr', mean=mean, std=(1.0,))
@@ -268,7 +268,7 @@ def test_normalise_by_a_scale_and_in_bgr():
         ({'channel_order': 'brg'}, 3, "config.data.channel_order='brg'"),
     ],
 )
-def test_scale_and_order_that_make_no_sense(changes, channels, words):
+def test_invalid_channel_order_is_refused(changes, channels, words):
     assert words in fault(make_normalise, data(**changes), channels)
 
 
@@ -283,10 +283,10 @@ def test_normalise_against_numpy():
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'mean': (0.1, 0.2)}, 'config.data.mean=(0.1, 0.2) must have one value, or one for each'),
+        ({'mean': (0.1, 0.2)}, 'config.data.mean=(0.1, 0.2) must have one value or one for each'),
         ({'std': (0.5, 0.5)}, 'config.data.std=(0.5, 0.5) must have one value'),
         ({'std': (1.0, 0.0, 1.0)}, 'config.data.std=(1.0, 0.0, 1.0) must not be 0'),
     ],
 )
-def test_wrong_mean_or_std(changes, words):
+def test_invalid_mean_or_std_is_refused(changes, words):
     assert words in fault(make_normalise, data(**changes), 3)

@@ -1,4 +1,4 @@
-"""What the model is given of a batch, in training and in evaluation."""
+"""Tests of the model inputs functions from a batch, in training and in evaluation."""
 
 import jax
 import numpy as np
@@ -24,19 +24,19 @@ def inputs(source: Source = IMAGES, **changes) -> Inputs:
 
 
 def test_inputs_are_normalised_per_channel():
-    made = inputs(data__mean=(0.25, 0.5), data__std=(0.5, 2.0))
+    functions = inputs(data__mean=(0.25, 0.5), data__std=(0.5, 2.0))
     expected = (BATCH['image'] / 255 - np.array([0.25, 0.5])) / np.array([0.5, 2.0])
-    trained, batch = made.train(BATCH, jax.random.key(0))
+    trained, batch = functions.train(BATCH, jax.random.key(0))
     assert batch is BATCH
-    for found in (made.evaluate(BATCH), trained):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for result in (functions.evaluate(BATCH), trained):
+        np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-def test_augmentation_is_for_training_alone_and_comes_before_normalisation():
-    made = inputs(data__augment=(('noise', 10.0),), data__std=(0.01,))
+def test_augmentation_is_for_training_only_and_precedes_normalisation():
+    functions = inputs(data__augment=(('noise', 10.0),), data__std=(0.01,))
     plain = inputs(data__std=(0.01,)).evaluate(BATCH)
-    np.testing.assert_array_equal(made.evaluate(BATCH), plain)
-    noise = (made.train(BATCH, jax.random.key(0))[0] - plain) * 0.01 * 255
+    np.testing.assert_array_equal(functions.evaluate(BATCH), plain)
+    noise = (functions.train(BATCH, jax.random.key(0))[0] - plain) * 0.01 * 255
     assert 5 < float(noise.std()) < 15
 
 
@@ -51,11 +51,11 @@ def test_images_are_mixed_after_augmentation_and_before_normalisation():
     assert 'mix' not in BATCH and np.abs(mixed - plain).max() > 0.1
 
 
-def test_text_is_given_as_it_is():
+def test_text_is_passed_through():
     batch = {'tokens': np.arange(12, dtype=np.int32).reshape(3, 4)}
-    made = inputs(window_source(3, 4, Tokenizer('', 5, -1, -1)))
-    assert made.train(batch, jax.random.key(0)) == (batch['tokens'], batch)
-    assert made.evaluate(batch) is batch['tokens']
+    functions = inputs(window_source(3, 4, Tokenizer('', 5, -1, -1)))
+    assert functions.train(batch, jax.random.key(0)) == (batch['tokens'], batch)
+    assert functions.evaluate(batch) is batch['tokens']
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_text_is_given_as_it_is():
         ({'data__cutmix': -1.0}, 'config.data.cutmix=-1.0 must be 0 (off) or more'),
     ],
 )
-def test_what_is_refused(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     with pytest.raises(UserError) as caught:
         inputs(**changes)
     assert words in str(caught.value)
