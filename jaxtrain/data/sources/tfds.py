@@ -118,9 +118,8 @@ def _records(dataset, request: _Request):
     import tensorflow_datasets as tfds
 
     records = dataset.as_data_source(request.split, decoders={'image': tfds.decode.SkipDecoding()})
-    if any(
-        records[i]['label'] < 0 for i in (0, len(records) - 1)
-    ):  # TFDS uses -1 for unknown labels
+    # TFDS uses the label -1 where it is unknown, which is the case for a whole split.
+    if any(records[i]['label'] < 0 for i in (0, len(records) - 1)):
         raise UserError(
             f'{request.key}={request.split!r}: the examples of {request.name!r} have no labels; '
             f'choose another of its splits: {", ".join(sorted(dataset.info.splits))}'

@@ -1,4 +1,4 @@
-"""Data sets that are not here: their sizes, shapes and classes, without their examples."""
+"""Tests of data sets that are not available: sizes, shapes and classes without examples."""
 
 import numpy as np
 import pytest
@@ -31,20 +31,21 @@ def fault(opens, *arguments, **changes) -> str:
 
 
 @pytest.fixture
-def digits_too(monkeypatch):
-    """Digits, which are always here, are known like those that are not; so both can be compared."""
+def digits_known(monkeypatch):
+    """Digits, which are always available, get a known size, so that both sources are comparable."""
     monkeypatch.setitem(absent.SIZES, 'digits', DIGITS)
 
 
-def test_sizes_are_those_that_tfds_and_the_papers_tell(tmp_path):
+def test_sizes_are_those_of_tfds_and_the_papers(tmp_path):
     assert set(SIZES) == set(OFFICIAL)
     for name in ('mnist', 'fashion_mnist'):
         assert SIZES[name] == {'train': mnist._TRAIN_EXAMPLES, 'test': mnist._TEST_EXAMPLES}
     for cls in (cifar.Cifar10, cifar.Cifar100):
-        told = cls(data_dir=str(tmp_path)).info.description
-        assert 'There are 50000 training images and 10000 test images' in told.replace(
-            '\n', ' '
-        ) or ('500 training images and 100 testing images per class' in told)
+        description = cls(data_dir=str(tmp_path)).info.description.replace('\n', ' ')
+        assert (
+            'There are 50000 training images and 10000 test images' in description
+            or '500 training images and 100 testing images per class' in description
+        )
         assert SIZES[cls.name] == {'train': 50_000, 'test': 10_000}
     labels = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt').read_text().split()
     assert SIZES['imagenet2012'] == {'train': 1_281_167, 'validation': len(labels)}
@@ -55,19 +56,19 @@ def test_sizes_are_those_that_tfds_and_the_papers_tell(tmp_path):
     ['train', 'train[:99%]', 'train[99%:]', 'train[33%:66%]', 'train[-10:]', 'all']
     + ['train+test[:50%]', 'val[10:20]'],
 )
-def test_a_split_is_as_large_as_when_it_is_here(split, digits_too):
+def test_a_split_has_the_size_of_the_available_one(split, digits_known):
     cfg = config(name='digits')
     here = open_source(cfg, split, 'config.data.train')
     assert absent_source(cfg, split, 'config.data.train').size == len(here)
 
 
 @pytest.mark.parametrize('limit, size', [(0, ()), (3, ()), (0, (12, 10))])
-def test_a_source_is_what_it_is_when_it_is_here(limit, size, digits_too):
+def test_a_source_declares_what_the_available_one_declares(limit, size, digits_known):
     cfg = config(name='digits', image_size=size)
     here = open_source(cfg, 'train', 'config.data.train', limit)
-    away = absent_source(cfg, 'train', 'config.data.train', limit)
-    assert (away.size, away.shape, away.classes) == (here.size, here.shape, here.classes)
-    assert away.features == here.features
+    missing = absent_source(cfg, 'train', 'config.data.train', limit)
+    assert (missing.size, missing.shape, missing.classes) == (here.size, here.shape, here.classes)
+    assert missing.features == here.features
 
 
 @pytest.mark.parametrize(
@@ -82,11 +83,11 @@ def test_a_source_is_what_it_is_when_it_is_here(limit, size, digits_too):
         ('train', {'name': 'no_such_thing'}),
     ],
 )
-def test_what_is_wrong_here_is_wrong_there_in_the_same_words(split, changes, digits_too):
+def test_errors_are_those_of_the_available_source(split, changes, digits_known):
     arguments = (split, 'config.data.train')
     changes = {'name': 'digits', **changes}
-    said = fault(absent_source, *arguments, **changes)
-    assert said == fault(open_source, *arguments, **changes)
+    message = fault(absent_source, *arguments, **changes)
+    assert message == fault(open_source, *arguments, **changes)
 
 
 def test_imagenet_on_a_machine_without_it(tmp_path):
@@ -98,33 +99,33 @@ def test_imagenet_on_a_machine_without_it(tmp_path):
         'a',
         'b',
     )
-    with pytest.raises(UserError, match="'imagenet2012': its examples are not here"):
+    with pytest.raises(UserError, match="'imagenet2012': its examples are not on this machine"):
         train.fetch(np.arange(2))
     assert not list(tmp_path.iterdir())
 
 
-def test_images_of_all_sizes_ask_for_one(tmp_path):
-    said = fault(absent_source, 'train', '', name='imagenet2012', dir=str(tmp_path))
-    assert said == (
+def test_images_of_different_sizes_require_a_size(tmp_path):
+    message = fault(absent_source, 'train', '', name='imagenet2012', dir=str(tmp_path))
+    assert message == (
         "config.data.image_size: the images of 'imagenet2012' differ in size; give (height, width)"
     )
 
 
 def test_files_cannot_be_counted_before_they_are_written(tmp_path):
-    said = fault(absent_source, 'train[:2shard]', 'config.data.train', name='mnist')
-    assert said.startswith("config.data.train='train[:2shard]' counts files")
+    message = fault(absent_source, 'train[:2shard]', 'config.data.train', name='mnist')
+    assert message.startswith("config.data.train='train[:2shard]' counts files")
 
 
-def test_more_examples_of_each_class_than_there_can_be(tmp_path):
-    said = fault(absent_source, 'train', '', 5001, name='cifar10', dir=str(tmp_path))
-    assert said.startswith('config.data.limit=5001 must be 0 (all), or up to 5000')
+def test_a_limit_above_the_number_of_examples_per_class_is_refused(tmp_path):
+    message = fault(absent_source, 'train', '', 5001, name='cifar10', dir=str(tmp_path))
+    assert message.startswith('config.data.limit=5001 must be 0 (all) or at most 5000')
 
 
-def test_a_data_set_of_unknown_size_is_to_be_prepared_first(tmp_path):
-    said = fault(absent_source, 'train', '', name='svhn_cropped', dir=str(tmp_path))
-    assert f'not prepared in {tmp_path}' in said and 'download_and_prepare' in said
-    said = fault(absent_source, 'train', '', name='glyphs/greek', dir=str(tmp_path))
-    assert 'the size of this data set is not known before it is prepared' in said
+def test_a_data_set_of_unknown_size_must_be_prepared_first(tmp_path):
+    message = fault(absent_source, 'train', '', name='svhn_cropped', dir=str(tmp_path))
+    assert f'not prepared in {tmp_path}' in message and 'download_and_prepare' in message
+    message = fault(absent_source, 'train', '', name='glyphs/greek', dir=str(tmp_path))
+    assert 'the size of this data set is not known before it is prepared' in message
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,11 @@ def test_a_data_set_of_unknown_size_is_to_be_prepared_first(tmp_path):
         ({'name': 'no_such_thing'}, False),
     ],
 )
-def test_what_is_here(changes, expected, tmp_path):
+def test_whether_data_is_available(changes, expected, tmp_path):
     assert is_here(config(dir=str(tmp_path), **changes)) is expected
 
 
-def test_what_was_prepared_is_here(tmp_path, monkeypatch):
+def test_a_prepared_data_set_is_available(tmp_path, monkeypatch):
     folder = tmp_path / 'downloads/manual/mnist'
     surrogates.write('mnist', folder)
     monkeypatch.setattr(

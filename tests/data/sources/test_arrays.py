@@ -1,4 +1,4 @@
-"""Arrays in npz files: dealt out by row, or a file a split."""
+"""Tests of arrays in npz files, with assigned splits or one file per split."""
 
 import hashlib
 
@@ -42,30 +42,30 @@ def everything(opened) -> tuple[np.ndarray, np.ndarray]:
     return rows['image'], rows['label']
 
 
-def same(opened, rows, labels=LABELS):
-    found = everything(opened)
-    np.testing.assert_array_equal(found[0], IMAGES[rows])
-    np.testing.assert_array_equal(found[1], labels[rows])
+def assert_rows(opened, rows):
+    images, labels = everything(opened)
+    np.testing.assert_array_equal(images, IMAGES[rows])
+    np.testing.assert_array_equal(labels, LABELS[rows])
 
 
 def test_a_file_for_each_split(tmp_path):
     save(tmp_path / 'train.npz', IMAGES[:40], LABELS[:40])
     save(tmp_path / 'val.npz', IMAGES[40:], LABELS[40:])
-    same(source(tmp_path), slice(0, 40))
-    same(source(tmp_path, 'val'), slice(40, 60))
+    assert_rows(source(tmp_path), slice(0, 40))
+    assert_rows(source(tmp_path, 'val'), slice(40, 60))
     opened = source(tmp_path)
     assert (opened.classes, opened.shape, len(opened)) == (('0', '1', '2'), (6, 5, 3), 40)
 
 
-def test_rows_are_dealt_out_by_the_hash_of_their_number(tmp_path):
+def test_rows_are_assigned_to_splits_by_the_hash_of_their_number(tmp_path):
     file = save(tmp_path / 'all.npz')
-    places = np.array(
+    positions = np.array(
         [int(hashlib.sha256(f'3/{row}'.encode()).hexdigest()[:16], 16) for row in range(COUNT)]
     ) / float(16**16)
     shares = (('train', 0.6), ('val', 0.3))
     for split, low, high in (('train', 0, 0.6), ('val', 0.6, 0.9)):
         opened = source(file, split, split_seed=3, shares=shares)
-        same(opened, np.flatnonzero((low <= places) & (places < high)))
+        assert_rows(opened, np.flatnonzero((low <= positions) & (positions < high)))
 
 
 @pytest.mark.parametrize(('shape', 'channels'), [((6, 5), 1), ((6, 5, 1), 1), ((6, 5, 3), 3)])
@@ -79,8 +79,8 @@ def test_shapes_and_sizes(shape, channels, size, tmp_path):
         method = cv2.INTER_AREA if size == (3, 4) else cv2.INTER_LINEAR
         expected = np.stack([cv2.resize(x, size[::-1], interpolation=method) for x in images])
     assert opened.shape == (*(size or (6, 5)), channels)
-    found, _ = everything(opened)
-    np.testing.assert_array_equal(found, expected.reshape(found.shape))
+    result, _ = everything(opened)
+    np.testing.assert_array_equal(result, expected.reshape(result.shape))
 
 
 def test_examples_are_addressed_by_index(tmp_path):
@@ -94,7 +94,7 @@ def test_examples_are_addressed_by_index(tmp_path):
 @pytest.mark.parametrize('kind', [np.uint8, np.int64, np.uint64])
 def test_labels_of_any_integer_type(kind, tmp_path):
     save(tmp_path / 'train.npz', label=LABELS.astype(kind))
-    same(source(tmp_path), slice(None))
+    assert_rows(source(tmp_path), slice(None))
 
 
 def test_classes_have_names(tmp_path):
@@ -103,7 +103,7 @@ def test_classes_have_names(tmp_path):
 
 
 def test_labels_refer_to_the_classes_of_the_run(tmp_path):
-    """By name where there are names, else by number."""
+    """Labels match by name if the file has names, otherwise by number."""
     names = np.array(['owl', 'cat', 'dog'])
     save(tmp_path / 'val.npz', classes=names)
     save(tmp_path / 'test.npz')
@@ -111,10 +111,10 @@ def test_labels_refer_to_the_classes_of_the_run(tmp_path):
     val, test = (source(tmp_path, part, classes=classes) for part in ('val', 'test'))
     assert val.classes == test.classes == classes
     np.testing.assert_array_equal(np.array(classes)[everything(val)[1]], names[LABELS])
-    same(test, slice(None))
+    assert_rows(test, slice(None))
 
 
-def test_classes_that_the_run_does_not_know(tmp_path):
+def test_classes_unknown_to_the_run_are_refused(tmp_path):
     save(tmp_path / 'val.npz', classes=np.array(['owl', 'cat', 'dog']))
     save(tmp_path / 'test.npz')
     message = fault(tmp_path, 'val', classes=('owl', 'cats', 'dog'))
@@ -123,13 +123,13 @@ def test_classes_that_the_run_does_not_know(tmp_path):
     assert 'test.npz: label has 2; the run trains on 2 classes, 0 to 1' in message
 
 
-def test_limit(tmp_path):
+def test_a_limit_keeps_the_first_examples_of_each_class(tmp_path):
     save(tmp_path / 'train.npz')
-    same(source(tmp_path, limit=4), slice(0, 12))
+    assert_rows(source(tmp_path, limit=4), slice(0, 12))
     assert "limit=21 is larger than the data: class '0' has 20" in fault(tmp_path, limit=21)
 
 
-def test_digest_tells_when_the_data_changed(tmp_path):
+def test_the_digest_changes_with_the_data(tmp_path):
     first = source(save(tmp_path / 'train.npz').parent).digest
     assert source(save(tmp_path / 'other.npz'), shares=(('train', 1.0),)).digest == first
     images, labels = IMAGES.copy(), LABELS.copy()
@@ -143,8 +143,8 @@ def test_digest_tells_when_the_data_changed(tmp_path):
     assert len({first, *changed}) == 4
 
 
-def test_a_file_that_was_written_again_is_read_again(tmp_path):
-    same(source(save(tmp_path / 'train.npz').parent), slice(None))
+def test_a_changed_file_is_read_again(tmp_path):
+    assert_rows(source(save(tmp_path / 'train.npz').parent), slice(None))
     opened = source(save(tmp_path / 'train.npz', 255 - IMAGES[:50], LABELS[:50]).parent)
     np.testing.assert_array_equal(everything(opened)[0], 255 - IMAGES[:50])
 
@@ -170,7 +170,7 @@ OBJECTS = np.array([{}] * COUNT, object)
         ({'label': LABELS - 1}, 'label has -1; give 0 or more'),
         ({'label': LABELS + 1}, 'label goes up to 3, but no example has 0; number the classes'),
         ({'label': LABELS + (LABELS == 2) * 10**9}, 'no example has 2; number the classes from 0'),
-        ({'label': LABELS * 0}, "has the one class '0'"),
+        ({'label': LABELS * 0}, "has only the class '0'"),
         ({'classes': NAMES[:2]}, 'label has 2; give 0 to 1, as classes has'),
         ({'classes': np.arange(3)}, 'classes is int64 of shape (3,); give distinct strings'),
         ({'classes': NAMES[[0, 1, 1]]}, 'give distinct strings [classes]'),
@@ -178,19 +178,21 @@ OBJECTS = np.array([{}] * COUNT, object)
         ({'classes': np.array(['a', 'b', None])}, 'holds an array of objects'),
     ],
 )
-def test_wrong_arrays(arrays, words, tmp_path):
+def test_invalid_arrays_are_refused(arrays, words, tmp_path):
     message = fault(save(tmp_path / 'train.npz', **arrays).parent)
     assert message.startswith(f'{tmp_path}/train.npz') and words in message, message
 
 
 @pytest.mark.parametrize('share', [0.1, 0.5, 0.99])
-def test_truncated_file(share, tmp_path):
+def test_a_truncated_file_is_refused(share, tmp_path):
     file = save(tmp_path / 'train.npz')
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    assert 'train.npz is no npz file, or a broken one; write it with numpy.savez' in fault(tmp_path)
+    assert 'train.npz is not an npz file, or a broken one; write it with numpy.savez' in fault(
+        tmp_path
+    )
 
 
-def test_one_wrong_byte(tmp_path):
+def test_one_wrong_byte_is_detected(tmp_path):
     file = save(tmp_path / 'train.npz')
     data = bytearray(file.read_bytes())
     data[1000] ^= 255
@@ -198,12 +200,12 @@ def test_one_wrong_byte(tmp_path):
     assert 'train.npz is a broken npz file (Bad CRC-32 for file' in fault(tmp_path)
 
 
-def test_array_that_is_not_in_an_npz(tmp_path):
+def test_an_array_outside_an_npz_file_is_refused(tmp_path):
     np.save(tmp_path / 'image.npy', IMAGES)
-    assert 'image.npy is no npz file' in fault(tmp_path / 'image.npy')
+    assert 'image.npy is not an npz file' in fault(tmp_path / 'image.npy')
 
 
-def test_split_that_is_not_there(tmp_path):
+def test_a_missing_split_is_reported(tmp_path):
     save(tmp_path / 'valid.npz')
     message = fault(tmp_path, 'val', key='config.data.val')
     for part in ("config.data.val='val'", f'{tmp_path} has no val.npz', "'valid'"):
@@ -211,9 +213,9 @@ def test_split_that_is_not_there(tmp_path):
     assert 'no.npz cannot be read (No such file or directory)' in fault(tmp_path / 'no.npz')
 
 
-def test_class_without_training_examples(tmp_path):
+def test_a_class_without_training_examples_is_refused(tmp_path):
     labels = np.zeros(COUNT, int)
-    for row in range(COUNT):  # until the one example of class 1 is dealt to another split
+    for row in range(COUNT):  # until the one example of class 1 is assigned to another split
         labels[:] = 0
         labels[row] = 1
         file = save(tmp_path / f'{row}.npz', label=labels)
@@ -223,7 +225,7 @@ def test_class_without_training_examples(tmp_path):
     assert "config.data.train='train': none of the examples of class '1' falls into it" in message
 
 
-def test_keys_that_do_nothing_are_not_read(tmp_path):
+def test_keys_without_effect_are_not_read(tmp_path):
     save(tmp_path / 'train.npz')
     always = {'name', 'dir', 'on_bad_image', 'exif', 'memory_mib'}
     cfg = config(tmp_path, source='npz', image_size=())
@@ -232,7 +234,7 @@ def test_keys_that_do_nothing_are_not_read(tmp_path):
     assert unread(cfg) == always
 
 
-def test_images_get_their_size_as_the_config_says(tmp_path):
+def test_images_are_resized_as_configured(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 12, 3), np.uint8)
     np.savez(tmp_path / 'train.npz', image=images, label=np.array([0, 1, 0, 1]))
     for crop, interpolation in ((0.0, 'auto'), (0.5, 'bicubic')):

@@ -1,4 +1,4 @@
-"""Files of text to learn a language from: windows, splits, and wrong input."""
+"""Tests of text files for language modelling: windows, splits and invalid input."""
 
 import numpy as np
 import pytest
@@ -28,29 +28,29 @@ def fault(*arguments, **options) -> str:
 
 
 def counted(opened) -> list[int]:
-    """The targets that count, in order."""
+    """Return the targets that are not ignored, in order."""
     targets = opened.fetch(np.arange(len(opened)))['targets']
     return targets[targets >= 0].tolist()
 
 
 def text(opened) -> str:
-    """What a split holds, but for its first byte, an end of text as |."""
+    """Return the text of a split without its first byte, with | for the end of a text."""
     return ''.join('|' if t == BYTES.end else BYTES.decode([t]) for t in counted(opened))
 
 
 @pytest.mark.parametrize('count', [2, 8, 9, 10, 17, 18, 100])
 @pytest.mark.parametrize('length', [1, 4, 8])
-def test_every_token_but_the_first_is_a_target_once(count, length):
+def test_every_token_except_the_first_is_a_target_once(count, length):
     stream = np.arange(100, 100 + count, dtype=np.int32)
     tokens, targets = windows(stream, length)
     assert tokens.shape == targets.shape == (-(-(count - 1) // length), length)
     assert targets[targets >= 0].tolist() == stream[1:].tolist()
-    # And each is the one that follows.
+    # The target of each token is the next one.
     assert (targets[targets >= 0] == tokens[targets >= 0] + 1).all()
     assert (targets[:-1] >= 0).all() and tokens.min() >= 0
 
 
-def test_files_are_joined_in_order_each_with_its_end(tmp_path):
+def test_files_are_joined_in_order_with_an_end_token_each(tmp_path):
     (tmp_path / 'train' / 'sub').mkdir(parents=True)
     (tmp_path / 'train' / 'b.txt').write_text('second')
     (tmp_path / 'train' / 'a.txt').write_text('first')
@@ -65,75 +65,79 @@ def test_files_are_joined_in_order_each_with_its_end(tmp_path):
     assert batch.keys() == opened.features.keys()
 
 
-def test_other_names(tmp_path):
+def test_the_pattern_selects_files(tmp_path):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'a.py').write_text('import b')
     assert text(source(tmp_path, pattern='*.py')) == 'mport b|'
     assert 'holds no file *.txt' in fault(tmp_path)
 
 
-def test_files_are_dealt_out_by_their_names(tmp_path):
+def test_files_are_assigned_to_splits_by_their_names(tmp_path):
     for i in range(50):
         (tmp_path / f'{i:02}.txt').write_text(f'<{i:02}>')
     parts = {part: text(source(tmp_path, part)) for part in ('train', 'val', 'test')}
-    found = sorted(
+    numbers = sorted(
         n for t in parts.values() for n in t.replace('<', '').replace('>', '').split('|') if n
     )
-    assert found == [f'{i:02}' for i in range(50)]
+    assert numbers == [f'{i:02}' for i in range(50)]
     (tmp_path / 'new.txt').write_text('<new>')
     for part, before in parts.items():
         after = text(source(tmp_path, part))
         assert after.replace('<new>|', '') == before
 
 
-def test_one_file_is_cut_at_lines(tmp_path):
+def test_one_file_is_split_at_line_breaks(tmp_path):
     lines = [f'line {i}\n' for i in range(100)]
     (tmp_path / 'all.txt').write_text(''.join(lines))
     parts = [text(source(tmp_path / 'all.txt', part)) for part in ('train', 'val', 'test')]
-    # The first byte of each is no target.
+    # The first byte of each split is not a target.
     assert ''.join('l' + part.rstrip('|') for part in parts) == ''.join(lines)
     assert 0.78 < len(parts[0]) / len(''.join(lines)) < 0.82
     assert all(part.endswith('\n|') for part in parts)
 
 
-def test_one_file_without_line_breaks_is_all_in_the_first_part(tmp_path):
+def test_one_file_without_line_breaks_belongs_to_the_first_split(tmp_path):
     (tmp_path / 'all.txt').write_text('word ' * 50)
     assert len(counted(source(tmp_path / 'all.txt'))) == 250
-    assert 'has no text in it for that split' in fault(tmp_path / 'all.txt', 'val')
+    assert 'has no text for that split' in fault(tmp_path / 'all.txt', 'val')
 
 
-def test_digest_is_of_what_is_read(tmp_path):
+def test_the_digest_depends_on_the_content(tmp_path):
     (tmp_path / 'all.txt').write_text('a\n' * 100)
     before = source(tmp_path / 'all.txt').digest
     (tmp_path / 'all.txt').write_text('a\n' * 101)
     assert source(tmp_path / 'all.txt').digest != before
 
 
-def test_no_such_folder(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     assert 'does not exist' in fault(tmp_path / 'none')
 
 
-def test_no_such_split(tmp_path):
+def test_a_missing_split_is_reported(tmp_path):
     for part in ('train', 'vals'):
         (tmp_path / part).mkdir()
         (tmp_path / part / 'a.txt').write_text('text')
-    said = fault(tmp_path, 'val')
-    assert "config.data.val='val'" in said and "'vals'" in said
+    message = fault(tmp_path, 'val')
+    assert "config.data.val='val'" in message and "'vals'" in message
 
 
-def test_not_utf8(tmp_path):
+def test_a_file_that_is_not_utf8_is_reported(tmp_path):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'a.txt').write_bytes(b'ab\xff')
     assert 'a.txt is not UTF-8 (byte 2)' in fault(tmp_path)
 
 
-def test_limit_has_no_classes_to_count(tmp_path):
+def test_a_limit_is_refused_without_classes(tmp_path):
     (tmp_path / 'all.txt').write_text('a\n' * 100)
-    said = fault(tmp_path / 'all.txt', limit=5)
-    assert 'config.data.limit=5 counts the examples of each class' in said
+    message = fault(tmp_path / 'all.txt', limit=5)
+    assert 'config.data.limit=5 counts the examples of each class' in message
 
 
-def test_a_part_may_begin_just_where_a_line_does(tmp_path):
+def test_a_split_may_start_exactly_at_a_line(tmp_path):
     (tmp_path / 'all.txt').write_text('123456789\n' * 10)
     parts = [counted(source(tmp_path / 'all.txt', part)) for part in ('train', 'val', 'test')]
-    assert [len(part) for part in parts] == [80, 10, 10]  # an end for the first byte
+    assert [len(part) for part in parts] == [
+        80,
+        10,
+        10,
+    ]  # the end token makes up for the first byte

@@ -1,4 +1,4 @@
-"""Every source declares what its examples are, and keeps to it."""
+"""Tests that every source returns the features that it declares."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ DECLARED = {
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory, tokenizer):
-    """Kind of source -> its keys of `config.data`."""
+    """A dict from each kind of source to its keys of `config.data`."""
     root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 9, 7), np.uint8)
     rows = []
@@ -65,12 +65,12 @@ def data(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory) -> str:
-    """A tokenizer.json of bytes with a token to fill texts up with."""
-    made = json.loads(open_tokenizer('bytes').definition)
+    """A tokenizer.json of bytes with a padding token."""
+    definition = json.loads(open_tokenizer('bytes').definition)
     padding = {'strategy': 'BatchLongest', 'direction': 'Right', 'pad_to_multiple_of': None}
-    made['padding'] = {**padding, 'pad_id': 0, 'pad_type_id': 0, 'pad_token': '!'}
+    definition['padding'] = {**padding, 'pad_id': 0, 'pad_type_id': 0, 'pad_token': '!'}
     path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
-    path.write_text(json.dumps(made))
+    path.write_text(json.dumps(definition))
     return str(path)
 
 
@@ -87,17 +87,17 @@ def numbers(count: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 2**64, count, np.uint64)
 
 
-@pytest.mark.parametrize('how', ['whole', 'numbered', 'cropped', 'not in memory'])
+@pytest.mark.parametrize('mode', ['whole', 'numbered', 'cropped', 'not in memory'])
 @pytest.mark.parametrize('kind', SOURCES)
-def test_what_is_declared_is_what_is_fetched(kind, how, data):
+def test_fetched_arrays_are_those_declared(kind, mode, data):
     changes = {
         'cropped': {'random_crop': (0.3, 0.9)} if SOURCES[kind][1] == IMAGE else {},
         'not in memory': {'memory_mib': 0},
-    }.get(how, {})
+    }.get(mode, {})
     source = opened(kind, data[kind], **changes)
     assert source.features == DECLARED[kind]
     order = np.array([1, 0, 1]) % len(source)
-    batch = source.fetch(order, None if how in ('whole', 'not in memory') else numbers(3))
+    batch = source.fetch(order, None if mode in ('whole', 'not in memory') else numbers(3))
     assert list(batch) == list(source.features)
     for name, feature in source.features.items():
         assert batch[name].shape == (3, *feature.shape), name
@@ -105,16 +105,16 @@ def test_what_is_declared_is_what_is_fetched(kind, how, data):
 
 
 @pytest.mark.parametrize('kind', SOURCES)
-def test_an_old_run_has_the_input_that_its_source_declares(kind, data):
-    """From its config and the shape in its config.json alone."""
+def test_the_input_of_an_old_run_is_that_of_its_source(kind, data):
+    """The feature is derived from the config and the shape in config.json alone."""
     source = opened(kind, data[kind])
-    found = input_feature(config(kind, data[kind]).data, source.shape)
-    assert found == source.model_input == DECLARED[kind][source.inputs]
+    result = input_feature(config(kind, data[kind]).data, source.shape)
+    assert result == source.model_input == DECLARED[kind][source.inputs]
 
 
 @pytest.mark.parametrize('kind', SOURCES)
-def test_numbers_decide_the_crop_and_nothing_else(kind, data):
-    """Each its own example's; without a random transform they change nothing."""
+def test_numbers_determine_the_crops_only(kind, data):
+    """Each number affects its example only, and none without a random transform."""
     order, first = np.array([1, 0, 1, 0]), numbers(4)
     if SOURCES[kind][1] == IMAGE:
         source = opened(kind, data[kind], random_crop=(0.3, 0.6))
@@ -131,8 +131,8 @@ def test_numbers_decide_the_crop_and_nothing_else(kind, data):
         np.testing.assert_array_equal(array, source.fetch(order)[name])
 
 
-def test_shapes_of_one_length_do_not_tell_images_from_text(data):
-    """Windows of pixels in a row, say, are still images, and are refused to a text model."""
+def test_images_and_text_are_distinguished_by_meaning_not_shape(data):
+    """For example, windows of a row of pixels are images, and text models refuse them."""
     row = Feature((LENGTH,), np.uint8, IMAGE)
     text = opened('corpus', data['corpus'])
     assert len(row.shape) == len(text.shape)
@@ -143,7 +143,7 @@ def test_shapes_of_one_length_do_not_tell_images_from_text(data):
     }
     check_inputs(models['mlp'], row.meaning, None)
     check_inputs(models['gpt'], text.model_input.meaning, text.tokenizer)
-    for tokenizer in (None, text.tokenizer):  # it is the meaning that decides
+    for tokenizer in (None, text.tokenizer):  # the meaning decides
         with pytest.raises(UserError, match='gpt is a model of text, and the data is images'):
             check_inputs(models['gpt'], row.meaning, tokenizer)
     with pytest.raises(UserError, match='mlp is a model of images, and the data is text'):

@@ -1,4 +1,4 @@
-"""Folders of images, split already or dealt out by a hash."""
+"""Tests of folders of images, with explicit splits or splits assigned by a hash."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def fault(*arguments, **options) -> str:
 
 
 def image(name: str) -> np.ndarray:
-    """One colour, told by the name of the file without its suffix."""
+    """Return an image of one colour, derived from the name of the file without its suffix."""
     colour = hashlib.md5(os.path.splitext(name)[0].encode()).digest()[:3]
     return np.broadcast_to(np.frombuffer(colour, np.uint8), (*SIZE, 3))
 
@@ -56,7 +56,7 @@ def write(root, *names: str):
 
 
 def examples(opened) -> dict[bytes, str]:
-    """Pixels -> class name, of all examples."""
+    """Return a dict from pixels to class name of all examples."""
     rows = opened.fetch(np.arange(len(opened)))
     assert (rows['image'].dtype, rows['label'].dtype) == (np.uint8, np.int32)
     assert (opened.labels == rows['label']).all()
@@ -65,8 +65,8 @@ def examples(opened) -> dict[bytes, str]:
     }
 
 
-def told(*names: str, level: int = 0) -> dict[bytes, str]:
-    """What `examples` gives for files whose class is the folder at that level."""
+def labelled(*names: str, level: int = 0) -> dict[bytes, str]:
+    """Return the result of `examples` for files whose class is the folder at that level."""
     return {image(name).tobytes(): name.split('/')[level] for name in names}
 
 
@@ -80,7 +80,7 @@ def pets(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def split(tmp_path_factory):
-    """DIR/SPLIT/CLASS/**, with things that are to be ignored."""
+    """DIR/SPLIT/CLASS/**, with files that must be ignored."""
     root = tmp_path_factory.mktemp('split')
     write(root, *(f'{part}/{name}' for part in ('train', 'val') for name in PETS[35:45]))
     write(root, 'train/cat/deep/er/1.PNG', 'train/cat/.hidden.png', 'train/.git/1.png')
@@ -88,11 +88,11 @@ def split(tmp_path_factory):
     return root
 
 
-def test_folders_that_are_split_already(split):
+def test_folders_with_explicit_splits(split):
     train, val = source(split), source(split, 'val')
     names = [f'train/{name}' for name in PETS[35:45]]
-    assert examples(train) == told(*names, 'train/cat/deep/er/1.PNG', level=1)
-    assert examples(val) == told(*(f'val/{name}' for name in PETS[35:45]), level=1)
+    assert examples(train) == labelled(*names, 'train/cat/deep/er/1.PNG', level=1)
+    assert examples(val) == labelled(*(f'val/{name}' for name in PETS[35:45]), level=1)
     assert train.classes == ('cat', 'dog')
     assert (train.shape, len(train), len(val)) == ((*SIZE, 3), 11, 10)
 
@@ -100,26 +100,26 @@ def test_folders_that_are_split_already(split):
 def test_every_image_is_in_one_split(pets):
     parts = [examples(source(pets, part)) for part in ('train', 'val', 'test')]
     assert sum(map(len, parts)) == len(PETS)
-    assert parts[0] | parts[1] | parts[2] == told(*PETS)
+    assert parts[0] | parts[1] | parts[2] == labelled(*PETS)
     sizes = np.array([len(part) for part in parts]) / len(PETS)
     np.testing.assert_allclose(sizes, (0.8, 0.1, 0.1), atol=0.08)
 
 
 def test_the_hash_is_the_documented_one(pets):
-    """sha256 of SEED/CLASS/STEM as a share of its range, against the shares summed up."""
+    """The SHA-256 of SEED/CLASS/STEM, as a share of its range, falls between cumulative shares."""
 
-    def place(name: str) -> float:
+    def position(name: str) -> float:
         digest = hashlib.sha256(f'7/{os.path.splitext(name)[0]}'.encode()).hexdigest()
         return int(digest[:16], 16) / 16**16
 
     shares = (('test', 0.25), ('train', 0.5))
     options = {'split_seed': 7, 'shares': shares}
     test, train = (source(pets, part, **options) for part in ('test', 'train'))
-    assert examples(test) == told(*(name for name in PETS if place(name) < 0.25))
-    assert examples(train) == told(*(name for name in PETS if 0.25 <= place(name) < 0.75))
+    assert examples(test) == labelled(*(name for name in PETS if position(name) < 0.25))
+    assert examples(train) == labelled(*(name for name in PETS if 0.25 <= position(name) < 0.75))
 
 
-def test_another_seed_deals_otherwise(pets):
+def test_another_seed_gives_other_splits(pets):
     assert examples(source(pets, 'test')) != examples(source(pets, 'test', split_seed=1))
 
 
@@ -128,19 +128,19 @@ def test_nothing_moves_an_image_to_another_split(pets, tmp_path):
     moved = tmp_path / 'elsewhere'
     shutil.copytree(pets, moved)
     for path in sorted(moved.glob('*/1*.png')):
-        path.rename(path.with_suffix('.bmp'))  # PNG still; what counts is the name
+        path.rename(path.with_suffix('.bmp'))  # still PNG data; only the name matters
     write(moved, *(f'cat/more{i}.png' for i in range(40)), 'ant/1.png', 'ant/2.png')
     write(moved, *(f'ant/{i}.png' for i in range(30)))
     os.remove(moved / 'owl' / '7.png')
-    gone = image('owl/7.png').tobytes()
-    for part, found in before.items():
+    removed = image('owl/7.png').tobytes()
+    for part, kept in before.items():
         after = examples(source(moved, part))
-        assert {pixels: name for pixels, name in found.items() if pixels != gone}.items() <= (
+        assert {pixels: name for pixels, name in kept.items() if pixels != removed}.items() <= (
             after.items()
         )
 
 
-def test_order_is_sorted_by_class_and_name(tmp_path):
+def test_examples_are_sorted_by_class_and_name(tmp_path):
     write(tmp_path, 'train/b/2.png', 'train/b/10.png', 'train/a/x/1.png', 'train/a/1.png')
     rows = source(tmp_path).fetch(np.arange(4))
     names = ('train/a/1.png', 'train/a/x/1.png', 'train/b/10.png', 'train/b/2.png')
@@ -157,25 +157,25 @@ def test_in_memory_and_batch_by_batch_are_the_same(pets, skip):
         np.testing.assert_array_equal(memory.fetch(order)[name], disk.fetch(order)[name])
 
 
-def test_only_what_is_not_in_memory_is_read_again(pets, monkeypatch):
+def test_only_images_that_are_not_in_memory_are_read_again(pets, monkeypatch):
     memory, disk = source(pets, split_seed=5), source(pets, split_seed=5, memory_mib=0)
     monkeypatch.setattr(files, 'read_image', lambda path, t, _: np.full(t.shape, 7, np.uint8))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
 
-def test_the_arms_of_a_comparison_share_what_is_in_memory(pets):
+def test_the_arms_of_a_comparison_share_images_in_memory(pets):
     assert source(pets).fetch is source(pets).fetch
 
 
 @pytest.mark.parametrize('memory_mib', [0, 2048])
-def test_limit_takes_the_first_of_each_class(split, memory_mib):
+def test_a_limit_keeps_the_first_examples_of_each_class(split, memory_mib):
     opened = source(split, limit=3, memory_mib=memory_mib)
-    expected = told(*(f'train/{name}' for name in PETS[35:38] + PETS[40:43]), level=1)
+    expected = labelled(*(f'train/{name}' for name in PETS[35:38] + PETS[40:43]), level=1)
     assert examples(opened) == expected
 
 
-def test_limit_larger_than_a_class(split):
+def test_a_limit_larger_than_a_class_is_refused(split):
     words = "limit=6 is larger than the data: class 'dog' has 5 examples in"
     assert words in fault(split, limit=6)
 
@@ -183,7 +183,7 @@ def test_limit_larger_than_a_class(split):
 def test_labels_refer_to_the_classes_of_the_run(split):
     opened = source(split, 'val', classes=('ant', 'dog', 'cat'))
     assert opened.classes == ('ant', 'dog', 'cat')
-    assert examples(opened) == told(*(f'val/{name}' for name in PETS[35:45]), level=1)
+    assert examples(opened) == labelled(*(f'val/{name}' for name in PETS[35:45]), level=1)
     assert set(opened.labels.tolist()) == {1, 2}
 
 
@@ -192,7 +192,7 @@ def test_images_are_turned_upright_unless_exif_is_off(tmp_path):
 
     write(tmp_path, 'train/a/1.png', 'train/b/1.png')
     exif = Image.Exif()
-    exif[0x0112] = 3  # by half a turn
+    exif[0x0112] = 3  # rotated by 180 degrees
     pixels = np.zeros((*SIZE, 3), np.uint8)
     pixels[:3] = 255
     Image.fromarray(pixels).save(tmp_path / 'train' / 'a' / '1.png', exif=exif)
@@ -201,19 +201,19 @@ def test_images_are_turned_upright_unless_exif_is_off(tmp_path):
     np.testing.assert_array_equal(turned, pixels[::-1])
 
 
-def test_listing_does_not_look_at_each_file(tmp_path, monkeypatch):
-    """A stat a file takes minutes on a network's file system; the listing tells folders apart."""
+def test_listing_makes_no_stat_call_per_file(tmp_path, monkeypatch):
+    """On a network file system these would take minutes; scandir already identifies folders."""
     write(tmp_path, *(f'{name}/{i}.png' for name in 'ab' for i in range(50)))
-    looked = []
+    calls = []
     for name in ('stat', 'lstat'):
-        monkeypatch.setattr(os, name, lambda path, *a, **k: looked.append(path))
-    assert len(walk(str(tmp_path))) == 100 and not looked
+        monkeypatch.setattr(os, name, lambda path, *a, **k: calls.append(path))
+    assert len(walk(str(tmp_path))) == 100 and not calls
 
 
-# What tells one set of data from another
+# The digest
 
 
-def test_digest_tells_when_the_data_changed(pets, tmp_path):
+def test_the_digest_changes_with_the_names(pets, tmp_path):
     copy = tmp_path / 'copy'
     shutil.copytree(pets, copy)
     first = source(pets).digest
@@ -224,7 +224,7 @@ def test_digest_tells_when_the_data_changed(pets, tmp_path):
     assert source(copy).digest != first
 
 
-def test_digest_is_of_labels_too(tmp_path):
+def test_the_digest_depends_on_the_labels(tmp_path):
     write(tmp_path, *(f'{root}/train/{name}.png' for root in 'xy' for name in ('a/1', 'b/2')))
     (tmp_path / 'y/train/a').rename(tmp_path / 'y/train/c')
     assert source(tmp_path / 'x').digest != source(tmp_path / 'y').digest
@@ -235,7 +235,7 @@ def test_digest_is_of_labels_too(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Four good images and three that are none."""
+    """Four valid images and three broken ones."""
     write(tmp_path, *(f'train/{name}' for name in ('a/1.png', 'a/4.png', 'b/1.png', 'b/3.png')))
     whole = (tmp_path / 'train/a/1.png').read_bytes()
     for name, data in (('a/2.png', b''), ('a/3.jpg', b'text'), ('b/2.png', whole[:60])):
@@ -244,17 +244,17 @@ def broken(tmp_path):
 
 
 @pytest.mark.parametrize('memory_mib', [0, 2048])
-def test_image_that_cannot_be_read_is_an_error(broken, memory_mib):
+def test_an_unreadable_image_is_an_error(broken, memory_mib):
     message = fault(broken, memory_mib=memory_mib)
     assert message.startswith(f'{broken}/train/a/2.png cannot be read as an image (it is empty)')
     assert "config.data.on_bad_image='skip'" in message
 
 
 @pytest.mark.parametrize('memory_mib', [0, 2048])
-def test_images_that_cannot_be_read_are_left_out(broken, memory_mib):
+def test_unreadable_images_are_skipped(broken, memory_mib):
     opened = source(broken, on_bad_image='skip', memory_mib=memory_mib)
     good = ('train/a/1.png', 'train/a/4.png', 'train/b/1.png', 'train/b/3.png')
-    assert examples(opened) == told(*good, level=1)
+    assert examples(opened) == labelled(*good, level=1)
     bad = ('a/2.png', 'a/3.jpg', 'b/2.png')
     assert opened.skipped == tuple(f'{broken}/train/{name}' for name in bad)
     for name in bad:
@@ -265,30 +265,29 @@ def test_images_that_cannot_be_read_are_left_out(broken, memory_mib):
                                   clean.fetch(np.array([3, 1]))['image'])  # fmt: skip
 
 
-def test_limit_passes_over_what_is_left_out(broken):
+def test_a_limit_does_not_count_skipped_images(broken):
     opened = source(broken, on_bad_image='skip', limit=2)
     assert len(opened) == 4 and len(opened.skipped) == 3
 
 
-def test_nothing_left(broken):
+def test_a_class_without_readable_images_is_refused(broken):
     for name in ('a/1.png', 'a/4.png'):
         (broken / 'train' / name).write_bytes(b'')
     assert "class 'a': none of its images can be read" in fault(broken, on_bad_image='skip')
     for name in ('b/1.png', 'b/3.png'):
         (broken / 'train' / name).write_bytes(b'')
     message = fault(broken, on_bad_image='skip')
-    assert 'none of the 7 images can; check config.data.path' in message
+    assert 'neither can any other of 7 images; check config.data.path' in message
 
 
-def test_training_ends_with_one_line_that_names_the_file(broken):
-    """Also from the threads that make batches."""
+def test_threads_that_make_batches_raise_one_line_that_names_the_file(broken):
     batches = train_batches(source(broken, memory_mib=0), 2, 0, range(9), Slice(), 2, 4)
     with pytest.raises(UserError, match=r'train/[ab]/[23]\.\w+ cannot be read as an image') as got:
         list(batches)
     assert '\n' not in str(got.value)
 
 
-# Folders that are no data set
+# Invalid folders
 
 
 @pytest.mark.parametrize(
@@ -299,8 +298,8 @@ def test_training_ends_with_one_line_that_names_the_file(broken):
         (('train/1.png', 'val/2.png'), {}, 'train holds no class folders; put each image in one'),
         (('train/1.png', 'valid/2.png', 'test/3.png'), {}, 'holds no class folders'),
         (('a/1.png', 'b/x.txt'), {}, 'b holds no images (.jpg, .jpeg, .png, .webp, .bmp, .gif); '),
-        (('a/1.png', 'a/2.png'), {}, "has the one class 'a'; a classifier takes two or more"),
-        (('a/1.png', 'a/1.JPG', 'b/1.png'), {}, 'a holds 1.JPG and 1.png: the same example twice'),
+        (('a/1.png', 'a/2.png'), {}, "has only the class 'a'; a classifier needs at least two"),
+        (('a/1.png', 'a/1.JPG', 'b/1.png'), {}, 'a holds 1.JPG and 1.png, the same example twice'),
         (('train/a/1.png', 'val/1.png'), {'split': 'val'}, 'val holds 1 images and no class'),
         (
             ('train/a/1.png', 'train/b/1.png', 'valid/a/1.png'),
@@ -326,7 +325,7 @@ def test_training_ends_with_one_line_that_names_the_file(broken):
         ),
         (
             (*(f'a/{i}.png' for i in range(50)), 'b/1.png'),
-            {'split_seed': 4},  # deals b/1 to val
+            {'split_seed': 4},  # assigns b/1 to val
             "none of the examples of class 'b' falls into it",
         ),
         (('a/1.png', 'b/1.png'), {'shares': ('train', 'val')}, "must be pairs, like (('train', "),
@@ -340,7 +339,7 @@ def test_training_ends_with_one_line_that_names_the_file(broken):
         ),
     ],
 )
-def test_wrong_folder(names, options, words, tmp_path):
+def test_invalid_folders_are_refused(names, options, words, tmp_path):
     if 'on_bad_image' in options:
         names = (*names, 'train/b/1.png')
     message = fault(write(tmp_path, *names), **options)
@@ -348,7 +347,7 @@ def test_wrong_folder(names, options, words, tmp_path):
         assert word.replace('ROOT', str(tmp_path)) in message, message
 
 
-def test_a_class_may_be_absent_where_nothing_is_trained(tmp_path):
+def test_a_class_may_be_missing_in_evaluation_splits(tmp_path):
     write(tmp_path, *(f'a/{i}.png' for i in range(50)), *(f'b/{i}.png' for i in range(3)))
     train = source(tmp_path, split_seed=3)
     parts = [
@@ -362,22 +361,22 @@ def test_a_class_may_be_absent_where_nothing_is_trained(tmp_path):
 @pytest.mark.parametrize(
     ('path', 'words'),
     [
-        ('', "config.data.path is empty; name the folder or file of source='folder'"),
-        ('missing', "missing' does not exist; for source='folder' name a folder of images"),
+        ('', "config.data.path is empty; give the folder or file of source='folder'"),
+        ('missing', "missing' does not exist; for source='folder' give a folder of images"),
         ('a/1.png', "1.png' is not a folder"),
     ],
 )
-def test_wrong_path(path, words, tmp_path):
+def test_an_invalid_path_is_refused(path, words, tmp_path):
     write(tmp_path, 'a/1.png')
     assert words in fault(tmp_path / path if path else '')
 
 
-def test_unknown_source(tmp_path):
+def test_an_unknown_source_is_refused(tmp_path):
     message = fault(tmp_path, source='foldr')
     assert "config.data.source='foldr'" in message and "'folder'" in message
 
 
-# Keys that are read, and those that must not be
+# Keys that are read
 
 
 def unread(cfg: Config) -> set[str]:
@@ -388,13 +387,13 @@ def unread(cfg: Config) -> set[str]:
     return {key for key in keys if f'data.{key}' not in cfg._read}
 
 
-def test_keys_that_do_nothing_are_not_read(pets, split):
+def test_keys_without_effect_are_not_read(pets, split):
     assert unread(config(pets)) == {'name', 'dir'}
     assert unread(config(split)) == {'name', 'dir', 'shares', 'split_seed'}
 
 
-def test_tfds_reads_none_of_the_keys_of_files():
+def test_tfds_reads_no_keys_of_image_files():
     cfg = resolve(Config(base().to_dict()).replace(data__name='digits'), None)
     open_source(cfg.data, 'train', 'config.data.train')
-    mine = ('path', 'shares', 'split_seed', 'on_bad_image', 'exif')
-    assert not {f'data.{key}' for key in mine} & cfg._read
+    file_keys = ('path', 'shares', 'split_seed', 'on_bad_image', 'exif')
+    assert not {f'data.{key}' for key in file_keys} & cfg._read

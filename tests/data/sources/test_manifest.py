@@ -1,4 +1,4 @@
-"""Lists of image files: CSV and JSON Lines, with a split column, a file a split, or dealt out."""
+"""Tests of manifests in CSV and JSON Lines: split columns, files per split, assigned splits."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def fault(*arguments, **options) -> str:
 
 
 def table(path, rows, columns=('path', 'label')):
-    """Writes rows as the suffix says."""
+    """Write rows in the format of the suffix."""
     if path.suffix == '.csv':
         lines = [','.join(map(str, row)) for row in (columns, *rows)]
     else:
@@ -36,7 +36,7 @@ def table(path, rows, columns=('path', 'label')):
     return path
 
 
-def told(rows) -> dict[bytes, str]:
+def labelled(rows) -> dict[bytes, str]:
     return {image(row[0]).tobytes(): str(row[1]) for row in rows}
 
 
@@ -46,14 +46,14 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
-def test_dealt_out(suffix, root):
+def test_without_a_split_column_every_example_is_in_one_split(suffix, root):
     file = table(root / f'all.{suffix}', ROWS)
     parts = [examples(source(file, part)) for part in ('train', 'val', 'test')]
-    assert parts[0] | parts[1] | parts[2] == told(ROWS)
+    assert parts[0] | parts[1] | parts[2] == labelled(ROWS)
     assert sum(map(len, parts)) == len(ROWS) and len(parts[0]) > 40
 
 
-def test_dealt_as_the_same_files_in_folders_are(tmp_path):
+def test_splits_are_those_of_the_same_files_in_folders(tmp_path):
     names = [f'{name}/{i}.png' for name in ('cat', 'dog') for i in range(40)]
     write(tmp_path / 'pets', *names)
     file = table(tmp_path / 'pets' / 'all.csv', [(name, name[:3]) for name in reversed(names)])
@@ -61,45 +61,45 @@ def test_dealt_as_the_same_files_in_folders_are(tmp_path):
         assert examples(source(file, part)) == examples(folder(tmp_path / 'pets', part))
 
 
-def test_dealt_alike_wherever_it_lies(root, tmp_path_factory):
+def test_splits_do_not_depend_on_the_location(root, tmp_path_factory):
     moved = write(tmp_path_factory.mktemp('moved'), *(name for name, _ in ROWS))
     one, other = table(root / 'a.csv', ROWS), table(moved / 'b.jsonl', ROWS)
     full = table(root / 'c.csv', [(root / name, label) for name, label in ROWS])
-    found = [source(file, 'test') for file in (one, other, full)]
-    assert examples(found[0]) == examples(found[1]) == examples(found[2])
-    assert found[0].digest == found[1].digest == found[2].digest
+    sources = [source(file, 'test') for file in (one, other, full)]
+    assert examples(sources[0]) == examples(sources[1]) == examples(sources[2])
+    assert sources[0].digest == sources[1].digest == sources[2].digest
 
 
-def test_digest_is_of_labels_too_and_not_of_the_order(root):
-    found = [
+def test_the_digest_depends_on_the_labels_but_not_on_the_order(root):
+    digests = [
         source(table(root / f'{number}.csv', rows), shares=(('train', 1.0),)).digest
         for number, rows in enumerate((ROWS, ROWS[::-1], [*ROWS[:-1], (ROWS[-1][0], 'cat')]))
     ]
-    assert found[0] == found[1] != found[2]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
-def test_split_column(suffix, root):
+def test_the_split_column_selects_the_rows(suffix, root):
     parts = [(*row, 'train' if i < 35 else 'held out') for i, row in enumerate(ROWS)]
     file = table(root / f'all.{suffix}', parts, ('path', 'label', 'split'))
-    assert examples(source(file)) == told(ROWS[:35])
-    assert examples(source(file, 'held out')) == told(ROWS[35:])
+    assert examples(source(file)) == labelled(ROWS[:35])
+    assert examples(source(file, 'held out')) == labelled(ROWS[35:])
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
 def test_a_file_for_each_split(suffix, root):
     table(root / f'train.{suffix}', ROWS[:35])
     table(root / f'val.{suffix}', ROWS[35:])
-    assert examples(source(root)) == told(ROWS[:35])
-    assert examples(source(root, 'val')) == told(ROWS[35:])
+    assert examples(source(root)) == labelled(ROWS[:35])
+    assert examples(source(root, 'val')) == labelled(ROWS[35:])
 
 
 def test_examples_keep_the_order_of_the_lines(root):
     rows = ROWS[::-1]
     table(root / 'train.csv', rows)
-    found = source(root).fetch(np.arange(len(rows)))
-    np.testing.assert_array_equal(found['image'], [image(name) for name, _ in rows])
-    assert found['label'].tolist() == [i % 2 for i in range(60)][::-1]
+    batch = source(root).fetch(np.arange(len(rows)))
+    np.testing.assert_array_equal(batch['image'], [image(name) for name, _ in rows])
+    assert batch['label'].tolist() == [i % 2 for i in range(60)][::-1]
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,23 @@ def test_examples_keep_the_order_of_the_lines(root):
         (('01', '1', '2'), ('01', '1', '2')),
     ],
 )
-def test_order_of_classes(labels, classes, root):
+def test_classes_are_sorted_as_numbers_if_all_are(labels, classes, root):
     rows = [(name, labels[i % 3]) for i, (name, _) in enumerate(ROWS)]
     table(root / 'train.csv', rows)
     opened = source(root)
-    assert opened.classes == classes and examples(opened) == told(rows)
+    assert opened.classes == classes and examples(opened) == labelled(rows)
 
 
-def test_integers_in_jsonl(root):
+def test_integer_labels_in_jsonl(root):
     rows = [(name, 5 * (i % 3)) for i, (name, _) in enumerate(ROWS)]
     table(root / 'train.jsonl', rows)
-    assert source(root).classes == ('0', '5', '10') and examples(source(root)) == told(rows)
+    assert source(root).classes == ('0', '5', '10') and examples(source(root)) == labelled(rows)
 
 
 def test_labels_refer_to_the_classes_of_the_run(root):
     table(root / 'val.csv', ROWS)
     opened = source(root, 'val', classes=('owl', 'dog', 'cat'))
-    assert examples(opened) == told(ROWS) and set(opened.labels.tolist()) == {1, 2}
+    assert examples(opened) == labelled(ROWS) and set(opened.labels.tolist()) == {1, 2}
     message = fault(root, 'val', classes=('owl', 'cat'))
     assert "class 'dog' is not one of the 2 classes that the run trains on" in message
 
@@ -136,7 +136,7 @@ def test_quotes_spaces_and_further_columns(root):
     write(root, *names)
     text = '\ufeffid, path , label\r\n1, "pics/a, b.png",cat\r\n\r\n2, pics/c.png , dog\r\n'
     (root / 'train.csv').write_text(text + '3,"pics/d ""e"".png",cat', newline='')
-    expected = told(zip(names, ('cat', 'dog', 'cat'), strict=True))
+    expected = labelled(zip(names, ('cat', 'dog', 'cat'), strict=True))
     assert examples(source(root)) == expected
 
 
@@ -148,21 +148,21 @@ def test_byte_order_mark_blank_lines_and_line_separators_in_jsonl(root):
         for name, label in zip(names, 'xy', strict=True)
     ]
     (root / 'train.jsonl').write_text('\ufeff' + '\r\n\n'.join(lines), newline='')
-    assert examples(source(root)) == told(zip(names, 'xy', strict=True))
+    assert examples(source(root)) == labelled(zip(names, 'xy', strict=True))
 
 
 @pytest.mark.parametrize('memory_mib', [0, 2048])
-def test_limit(root, memory_mib):
+def test_a_limit_keeps_the_first_examples_of_each_class(root, memory_mib):
     table(root / 'train.csv', ROWS)
-    assert examples(source(root, limit=3, memory_mib=memory_mib)) == told(ROWS[:6])
+    assert examples(source(root, limit=3, memory_mib=memory_mib)) == labelled(ROWS[:6])
 
 
-def test_images_that_cannot_be_read_or_do_not_exist_are_left_out(root):
+def test_unreadable_and_missing_images_are_skipped(root):
     table(root / 'train.csv', ROWS)
     (root / ROWS[4][0]).write_bytes(b'text')
     os.remove(root / ROWS[7][0])
     opened = source(root, on_bad_image='skip')
-    assert examples(opened) == told([row for i, row in enumerate(ROWS) if i not in (4, 7)])
+    assert examples(opened) == labelled([row for i, row in enumerate(ROWS) if i not in (4, 7)])
     assert opened.skipped == tuple(str(root / ROWS[i][0]) for i in (4, 7))
 
 
@@ -183,17 +183,20 @@ JSONL = '\n'.join(LINES)
         ),
         ('path;label\na;b\n', 'separated by commas, once each; it has path;label'),
         ('path,label,label\na,b,c\n', 'once each; it has path, label, label'),
-        (CSV + 'pics/2.png\n', 'train.csv, line 4: it has not the 2 fields of the first line'),
-        (CSV + 'pics/2.png,a,b\n', 'line 4: it has not the 2 fields of the first line; put fields'),
+        (CSV + 'pics/2.png\n', 'train.csv, line 4: it does not have 2 fields, as the first line'),
+        (
+            CSV + 'pics/2.png,a,b\n',
+            'line 4: it does not have 2 fields, as the first line does; put',
+        ),
         (CSV + 'pics/2.png,\n', "line 4: label is ''; give a name or an integer"),
         (CSV + ',cat\n', "line 4: path is ''; give a name"),
-        (CSV + '"pics/2.png,cat\n', 'train.csv, line 4: unexpected end of data; mend the line'),
+        (CSV + '"pics/2.png,cat\n', 'train.csv, line 4: unexpected end of data; fix the line'),
         (CSV + 'pics/9x.png,cat\n', 'train.csv, line 4: there is no image '),
         (CSV + 'pics/../pics/1.png,cat\n', 'line 4: pics/1.png is in line 3 already; remove one'),
-        ('path,label\npics/0.png,cat\n', "has the one class 'cat'"),
+        ('path,label\npics/0.png,cat\n', "has only the class 'cat'"),
     ],
 )
-def test_wrong_csv(text, words, root):
+def test_invalid_csv_is_refused(text, words, root):
     (root / 'train.csv').write_text(text)
     assert words in fault(root)
 
@@ -218,12 +221,12 @@ def test_wrong_csv(text, words, root):
         ),
     ],
 )
-def test_wrong_jsonl(text, words, root):
+def test_invalid_jsonl_is_refused(text, words, root):
     (root / 'train.jsonl').write_text(text)
     assert words in fault(root)
 
 
-def test_split_that_is_not_there(root):
+def test_a_missing_split_is_reported(root):
     file = table(root / 'all.csv', [(*ROWS[0], 'train'), (*ROWS[1], 'valid')],
                  ('path', 'label', 'split'))  # fmt: skip
     message = fault(file, 'val', key='config.data.val')
@@ -236,45 +239,45 @@ def test_split_that_is_not_there(root):
     assert 'it has all.csv, valid.csv' in message
 
 
-def test_two_manifests_for_a_split(root):
+def test_two_manifests_for_a_split_are_refused(root):
     (root / 'train.csv').write_text(CSV)
     (root / 'train.jsonl').write_text(JSONL)
     assert 'has both train.csv and train.jsonl; remove one of them' in fault(root)
 
 
-def test_not_utf8(root):
+def test_a_file_that_is_not_utf8_is_reported(root):
     (root / 'train.csv').write_bytes(CSV.encode() + 'pics/ä.png,cat\n'.encode('latin-1'))
     assert 'train.csv is not UTF-8 (byte 46); save it as UTF-8' in fault(root)
 
 
 @pytest.mark.parametrize('name', ['all.txt', 'all.json', 'all'])
-def test_wrong_suffix(name, root):
+def test_a_wrong_suffix_is_refused(name, root):
     (root / name).write_text(CSV)
-    assert f'{name} is not a list of examples; name a file that ends in .csv or' in (
+    assert f'{name} is not a list of examples; give a file that ends in .csv or' in (
         fault(root / name)
     )
 
 
-def test_no_manifest(root):
+def test_a_missing_manifest_is_reported(root):
     assert 'no.csv cannot be read (No such file or directory); name a' in fault(root / 'no.csv')
 
 
-def test_class_without_training_examples(root):
-    """Where the one line of a class is dealt to another split."""
+def test_a_class_without_training_examples_is_refused(root):
+    """The one line of the class is assigned to another split."""
     rows = [(name, 'a') for name, _ in ROWS[:50]] + [(ROWS[50][0], 'b')]
     file = table(root / 'all.csv', rows)
-    seed = next(seed for seed in range(99) if not dealt_first(file, seed))
+    seed = next(seed for seed in range(99) if not is_in_first_part(file, seed))
     message = fault(file, split_seed=seed)
     assert "config.data.train='train': none of the examples of class 'b' falls into it" in message
 
 
-def dealt_first(file, seed: int) -> bool:
-    """Whether class b is in the first 80%; asked of a split that is not the one to train on."""
+def is_in_first_part(file, seed: int) -> bool:
+    """Return whether class b is in the first 80%, with a split that may lack classes."""
     shares = (('part', 0.8), ('rest', 0.2))
     return 1 in source(file, 'part', classes=('a', 'b'), split_seed=seed, shares=shares).labels
 
 
-def test_shares_are_read_only_where_they_count(root):
+def test_shares_are_read_only_if_splits_are_assigned(root):
     file = table(root / 'all.csv', ROWS)
     table(root / 'train.csv', ROWS)
     assert unread(config(file, source='manifest')) == {'name', 'dir'}

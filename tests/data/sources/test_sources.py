@@ -1,4 +1,4 @@
-"""Splits read by index, against scikit-learn's own digits."""
+"""Tests of reading splits by index, against the digits of scikit-learn."""
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.weights.bundle import resolve
 
 DIGITS = load_digits()
-# scikit-learn's images as the data set keeps them, to look examples up by their pixels.
+# scikit-learn's images as the data set stores them, to identify examples by their pixels.
 PIXELS = np.rint(DIGITS.images * (255 / 16)).astype(np.uint8)
 
 
@@ -44,16 +44,16 @@ def fault(*arguments, **options) -> str:
 def test_every_digit_of_scikit_learn_is_in_one_split():
     splits = [everything(source(split)) for split in ('train', 'val', 'test')]
     assert [len(split['label']) for split in splits] == [897, 300, 600]
-    found = [
+    stored = [
         (label, image.tobytes())
         for split in splits
         for image, label in zip(split['image'], split['label'], strict=True)
     ]
     expected = [(y, x.tobytes()) for x, y in zip(PIXELS, DIGITS.target, strict=True)]
-    assert sorted(found) == sorted(expected)
+    assert sorted(stored) == sorted(expected)
 
 
-def test_what_a_source_says_of_itself():
+def test_a_source_declares_its_size_shape_and_classes():
     opened = source()
     assert (len(opened), opened.shape) == (897, (8, 8, 1))
     assert opened.classes == tuple('0123456789')
@@ -76,26 +76,26 @@ def test_in_memory_and_batch_by_batch_are_the_same(limit):
     assert same(memory.fetch(order), disk.fetch(order))
 
 
-def test_only_what_is_not_in_memory_is_decoded_again(monkeypatch):
+def test_only_images_that_are_not_in_memory_are_decoded_again(monkeypatch):
     memory, disk = source(), source(memory_mib=0)
     monkeypatch.setattr(transforms, 'decode', lambda *_: np.full((8, 8), 7, np.uint8))
     assert (disk.fetch(np.arange(3))['image'] == 7).all()
     assert (memory.fetch(np.arange(3))['image'] != 7).any()
 
 
-def test_limit_takes_the_first_of_each_class_in_order():
+def test_a_limit_keeps_the_first_examples_of_each_class_in_order():
     whole, few = everything(source()), everything(source(limit=7))
     kept = np.sort(np.concatenate([np.flatnonzero(whole['label'] == c)[:7] for c in range(10)]))
     assert same(few, {name: rows[kept] for name, rows in whole.items()})
     assert len(few['label']) == 70
 
 
-def test_smaller_limit_is_a_part_of_the_larger():
+def test_a_smaller_limit_keeps_a_subset_of_a_larger_one():
     small, large = ({x.tobytes() for x in everything(source(limit=n))['image']} for n in (3, 10))
     assert small < large
 
 
-def test_parts_of_a_split():
+def test_slices_of_a_split():
     whole = everything(source())
     first, second = everything(source('train[:50%]')), everything(source('train[50%:]'))
     assert abs(len(first['label']) - len(second['label'])) <= 1
@@ -112,17 +112,17 @@ def test_parts_of_a_split():
 def test_images_are_resized(size, method):
     opened = source(image_size=size)
     assert opened.shape == (*size, 1)
-    found, plain = opened.fetch(np.arange(9)), source().fetch(np.arange(9))
-    for large, small in zip(found['image'], plain['image'], strict=True):
+    result, plain = opened.fetch(np.arange(9)), source().fetch(np.arange(9))
+    for large, small in zip(result['image'], plain['image'], strict=True):
         expected = cv2.resize(small[..., 0], size[::-1], interpolation=method)
         np.testing.assert_array_equal(large[..., 0], expected)
 
 
-def test_halving_averages_blocks():
+def test_halving_the_size_averages_blocks():
     plain = source().fetch(np.arange(9))['image'].astype(float)
     blocks = plain.reshape(9, 4, 2, 4, 2, 1).mean((2, 4))
-    found = source(image_size=(4, 4)).fetch(np.arange(9))['image']
-    np.testing.assert_allclose(found, blocks, atol=0.51)
+    result = source(image_size=(4, 4)).fetch(np.arange(9))['image']
+    np.testing.assert_allclose(result, blocks, atol=0.51)
 
 
 @pytest.mark.parametrize('memory_mib', [0, 2048])
@@ -136,18 +136,18 @@ def test_labels_refer_to_the_classes_of_the_run(memory_mib):
     assert np.bincount(everything(limited)['label']).tolist() == [3] * 10
 
 
-def test_class_that_the_run_does_not_know():
+def test_a_class_unknown_to_the_run_is_refused():
     message = fault(classes=tuple('012345678'))
     assert message.startswith("config.data.name='digits': class '9' is not one of the 9 classes")
 
 
-def test_what_is_known_of_a_data_set_that_is_not_the_users():
+def test_a_tfds_data_set_has_no_digest_or_skipped_files():
     memory, disk = source(), source(memory_mib=0)
     assert (memory.digest, memory.skipped, disk.labels) == ('', (), None)
     np.testing.assert_array_equal(memory.labels, everything(disk)['label'])
 
 
-def test_image_of_a_data_set_that_is_broken(monkeypatch):
+def test_a_broken_image_of_a_tfds_data_set_is_reported(monkeypatch):
     opened = source(memory_mib=0)
     monkeypatch.setattr(transforms, 'decode', lambda data, *_: decode(data[:50], *_))
     with pytest.raises(UserError, match=r"config.data.name='digits': an image of .* cannot be rea"):
@@ -159,29 +159,29 @@ def test_image_of_a_data_set_that_is_broken(monkeypatch):
     [
         ('trian', ["config.data.val='trian'", "'train'", 'test, train, val']),
         ('trian[:5]', ["config.data.val='trian[:5]'", "'train'"]),
-        ('train[:5', ["config.data.val='train[:5' is not a split that TFDS", "'train[:80%]'"]),
-        ('train[a:b]', ["config.data.val='train[a:b]' is not a split"]),
+        ('train[:5', ["config.data.val='train[:5' is not valid split notation", "'train[:80%]'"]),
+        ('train[a:b]', ["config.data.val='train[a:b]' is not valid split"]),
         ('train[5:5]', ["config.data.val='train[5:5]' holds no examples"]),
         ('train[:0%]', ["config.data.val='train[:0%]' holds no examples"]),
     ],
 )
-def test_wrong_split(split, words):
+def test_invalid_splits_are_refused(split, words):
     message = fault(split, key='config.data.val')
     assert all(word in message for word in words), message
 
 
-def test_joined_splits():
+def test_splits_can_be_joined():
     assert len(source('train+val')) == 897 + 300
 
 
-def test_limit_larger_than_the_data_names_the_rarest_class():
+def test_the_error_of_a_limit_larger_than_the_data_names_the_rarest_class():
     counts = np.bincount(everything(source())['label'])
     message = fault(limit=95)
     assert message.startswith('config.data.limit=95 is larger than the data: class ')
     assert f"class '{counts.argmin()}' has {counts.min()} examples in 'digits' 'train'" in message
 
 
-def test_largest_limit_that_fits():
+def test_the_largest_possible_limit_is_accepted():
     counts = np.bincount(everything(source())['label'])
     assert len(source(limit=int(counts.min()))) == 10 * counts.min()
 
@@ -196,13 +196,13 @@ def test_largest_limit_that_fits():
         ({'limit': -1}, 'config.data.limit=-1 must be 0 (all) or more'),
     ],
 )
-def test_wrong_setting(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     limit = changes.pop('limit', 0)
     assert words in fault(limit=limit, **changes)
 
 
 @pytest.mark.parametrize('memory_mib', [0, 2048])
-def test_images_get_their_size_as_the_config_says(memory_mib):
+def test_images_are_resized_as_configured(memory_mib):
     plain = everything(source())['image'][:5]
     for crop, interpolation in ((0.0, 'auto'), (0.5, 'bicubic')):
         changes = {'image_size': (6, 6), 'crop': crop, 'interpolation': interpolation}

@@ -1,4 +1,4 @@
-"""Lists of texts as data: what arrives, splits, and wrong input."""
+"""Tests of lists of texts: tokens and labels, splits, and invalid input."""
 
 import numpy as np
 import pytest
@@ -31,22 +31,22 @@ def words(tmp_path):
 
 @pytest.fixture
 def source(words):
-    def opened(path, split='train', limit=0, classes=(), tokenizer=words, **changes):
+    def open_split(path, split='train', limit=0, classes=(), tokenizer=words, **changes):
         data = config(path, tokenizer, **changes).data
         return open_source(data, split, f'config.data.{split}', limit, classes)
 
-    return opened
+    return open_split
 
 
 @pytest.fixture
 def fault(source):
-    def said(*arguments, **options) -> str:
+    def error_of(*arguments, **options) -> str:
         with pytest.raises(UserError) as caught:
             source(*arguments, **options)
         assert '\n' not in str(caught.value)
         return str(caught.value)
 
-    return said
+    return error_of
 
 
 def everything(opened) -> dict[str, np.ndarray]:
@@ -58,11 +58,11 @@ def test_tokens_and_labels(source, words, tmp_path):
     file = write_list(tmp_path / 'texts.jsonl', rows, ('text', 'label', 'split'))
     opened = source(file)
     assert (opened.shape, opened.classes, len(opened)) == ((6,), ('cat', 'dog'), 2)
-    found = everything(opened)
+    batch = everything(opened)
     expected, _ = open_tokenizer(str(words)).encode(['the cat purrs', 'dogs'], 6)
-    np.testing.assert_array_equal(found['tokens'], expected)
-    assert found['label'].tolist() == [0, 1]
-    assert found.keys() == opened.features.keys()
+    np.testing.assert_array_equal(batch['tokens'], expected)
+    assert batch['label'].tolist() == [0, 1]
+    assert batch.keys() == opened.features.keys()
 
 
 def test_csv_with_quotes_and_line_breaks(source, tmp_path):
@@ -71,12 +71,12 @@ def test_csv_with_quotes_and_line_breaks(source, tmp_path):
         'label,text,split\n1,"the cat, a\ndog ""barks""",train\n10,dogs,train\n2,a,train\n'
     )
     opened = source(file)
-    assert opened.classes == ('1', '2', '10')  # numbers in their order
+    assert opened.classes == ('1', '2', '10')  # in numerical order
     assert everything(opened)['label'].tolist() == [0, 2, 1]
 
 
-def test_dealt_out_by_the_text_alone(source, tmp_path):
-    """So no text is in two splits, whatever is added, and in whatever order."""
+def test_examples_are_assigned_to_splits_by_their_text_alone(source, tmp_path):
+    """So no text is in two splits, even if examples are added or reordered."""
     whole = write_list(tmp_path / 'a.jsonl', ROWS)
     parts = {part: source(whole, part) for part in ('train', 'val', 'test')}
     assert sum(map(len, parts.values())) == len(ROWS) and len(parts['train']) > 80
@@ -84,8 +84,8 @@ def test_dealt_out_by_the_text_alone(source, tmp_path):
     again = source(write_list(tmp_path / 'b.jsonl', more), 'test')
 
     def rows(opened):
-        found = everything(opened)
-        return set(zip(map(tuple, found['tokens'].tolist()), found['label'].tolist(), strict=True))
+        batch = everything(opened)
+        return set(zip(map(tuple, batch['tokens'].tolist()), batch['label'].tolist(), strict=True))
 
     assert rows(parts['test']) <= rows(again)
     assert len(again) <= len(parts['test']) + 2
@@ -99,28 +99,27 @@ def test_a_file_for_each_split(source, fault, tmp_path):
     assert "config.data.test='test'" in fault(tmp_path, 'test')
 
 
-def test_limit_takes_the_first_of_each_class(source, tmp_path):
+def test_a_limit_keeps_the_first_examples_of_each_class(source, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS)
-    found = everything(source(tmp_path, limit=3))
-    assert found['label'].tolist() == [0, 0, 0, 1, 1, 1]
+    batch = everything(source(tmp_path, limit=3))
+    assert batch['label'].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_labels_refer_to_the_classes_of_the_run(source, fault, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS)
-    found = everything(source(tmp_path, classes=('dog', 'cow', 'cat')))
-    assert set(found['label'].tolist()) == {0, 2}
+    batch = everything(source(tmp_path, classes=('dog', 'cow', 'cat')))
+    assert set(batch['label'].tolist()) == {0, 2}
     assert "class 'cat' is not one of the 2 classes" in fault(tmp_path, classes=('dog', 'cow'))
 
 
-def test_what_is_cut_is_counted(source, tmp_path):
-    file = write_list(tmp_path / 'train.jsonl', [*ROWS, ('the ' * 20, 'dog')])
-    del file
+def test_truncated_texts_are_counted(source, tmp_path):
+    write_list(tmp_path / 'train.jsonl', [*ROWS, ('the ' * 20, 'dog')])
     assert source(tmp_path).cut == 1
     assert source(tmp_path, length=3).cut == len(ROWS) + 1
 
 
 @pytest.mark.parametrize('change', ['text', 'label', 'tokenizer'])
-def test_digest_tells_when_the_data_changed(change, source, tmp_path):
+def test_the_digest_changes_with_the_data(change, source, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS)
     before = source(tmp_path).digest
     assert source(tmp_path).digest == before
@@ -146,37 +145,37 @@ def test_digest_tells_when_the_data_changed(change, source, tmp_path):
         ('', 'is empty; give a line with text and label'),
     ],
 )
-def test_a_line_that_is_wrong(line, part, fault, tmp_path):
+def test_invalid_lines_are_refused(line, part, fault, tmp_path):
     (tmp_path / 'train.jsonl').write_text(line + '\n')
-    said = fault(tmp_path)
-    assert f'{tmp_path}/train.jsonl' in said and part in said
+    message = fault(tmp_path)
+    assert f'{tmp_path}/train.jsonl' in message and part in message
 
 
-def test_columns_of_a_csv_are_named_when_they_are_wrong(fault, tmp_path):
+def test_wrong_columns_of_a_csv_are_reported(fault, tmp_path):
     (tmp_path / 'train.csv').write_text('words,label\na,b\n')
     assert 'must name the columns text and label' in fault(tmp_path)
 
 
-def test_one_class(fault, tmp_path):
+def test_a_single_class_is_refused(fault, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS[:5])
-    assert "has the one class 'cat'" in fault(tmp_path)
+    assert "has only the class 'cat'" in fault(tmp_path)
 
 
-def test_no_file(fault, tmp_path):
+def test_a_missing_file_is_reported(fault, tmp_path):
     assert 'texts.jsonl cannot be read' in fault(tmp_path / 'texts.jsonl')
     assert 'is not a list of examples' in fault(tmp_path / 'texts.txt')
 
 
-def test_no_tokenizer(fault, tmp_path):
+def test_an_empty_tokenizer_is_refused(fault, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS)
     assert 'config.data.tokenizer is empty' in fault(tmp_path, tokenizer='')
 
 
-def test_a_tokenizer_that_cannot_fill_up(fault, tmp_path):
+def test_a_tokenizer_without_a_padding_token_is_refused(fault, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS)
-    assert 'has no token to fill up shorter texts' in fault(tmp_path, tokenizer='bytes')
+    assert 'has no token to pad shorter texts' in fault(tmp_path, tokenizer='bytes')
 
 
-def test_length(fault, tmp_path):
+def test_a_length_of_0_is_refused(fault, tmp_path):
     write_list(tmp_path / 'train.jsonl', ROWS)
     assert 'config.data.length=0 must be at least 1' in fault(tmp_path, length=0)
