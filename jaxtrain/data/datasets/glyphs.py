@@ -2,7 +2,7 @@
 
 Nothing is downloaded: the fonts come with matplotlib. There are several scripts for the sake of
 transfer: a network can learn what strokes are from Latin and Cyrillic letters, and then be
-fine-tuned on Greek letters, of which it has seen none.
+fine-tuned on Greek letters, which it has not seen.
 """
 
 import functools

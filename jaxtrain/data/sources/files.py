@@ -58,8 +58,8 @@ def file_source(cfg, files: Files, split: str) -> Source:
       split: the name of the split; images with random crops in training are not kept in memory.
 
     Raises:
-      UserError: If there is no size. If images are kept or on_bad_image='skip', also if a file (or
-        every file of a class) cannot be read; otherwise `fetch` raises it for such a file.
+      UserError: If there is no size. If images are kept or on_bad_image='skip', also if a file
+        (or every file of a class) cannot be read; otherwise `fetch` raises it for such a file.
     """
     skip = cfg.choose('on_bad_image', ('error', 'skip')) == 'skip'
     settings = image_settings(cfg, split)

@@ -72,17 +72,17 @@ def open_list(
     whole = not os.path.isdir(path)
     file = path if whole else file_of_split(path, split, key)
     rows = clean(file, read_list(file, column))
-    dealt = whole and rows[0].split is None
-    if not dealt:
+    assigned = whole and rows[0].split is None
+    if not assigned:
         rows = _of_split(rows, split, key, file, whole)
     if not classes:
         classes = _in_order({row.label for row in rows})
         check_classes(classes, file)
     numbers = relabel(sorted({row.label for row in rows}), classes, file)
-    if dealt:
+    if assigned:
         rows = [rows[i] for i in deal(cfg, [name(row) for row in rows], split, key)]
     labels = tuple(numbers[row.label] for row in rows)
-    if dealt and split == cfg.train:
+    if assigned and split == cfg.train:
         require_all(labels, classes, key, split)
     return Listed(file, tuple(rows), labels, classes)
 
@@ -145,9 +145,9 @@ def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] =
         raise UserError(f'{folder} has both {" and ".join(fit)}; remove one of them')
     if not fit:
         splits = [os.path.splitext(name)[0] for name in names]
-        wanted = ' or '.join(split + suffix for suffix in suffixes)
+        expected = ' or '.join(split + suffix for suffix in suffixes)
         raise UserError(
-            f'{key}={split!r}: {folder} has no {wanted}{nearest(split, splits)}; it has '
+            f'{key}={split!r}: {folder} has no {expected}{nearest(split, splits)}; it has '
             f'{", ".join(names) or "none for any split"}'
         )
     return os.path.join(folder, fit[0])
@@ -175,17 +175,17 @@ def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(labels))
 
 
-def _csv(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+def _csv(file: str, text: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
     # Fields that are whole texts may exceed the default limit of the module.
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
     try:
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        for name in wanted:
+        for name in required:
             if text.strip() and columns.count(name) != 1:
                 raise UserError(
-                    f'{file}: its first line must name the columns {" and ".join(wanted)}, '
+                    f'{file}: its first line must name the columns {" and ".join(required)}, '
                     f'separated by commas, once each; it has {", ".join(columns)}'
                 )
         for fields in reader:
@@ -200,7 +200,7 @@ def _csv(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, d
         raise UserError(f'{file}, line {line}: {error}; fix the line') from error
 
 
-def _jsonl(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+def _jsonl(file: str, text: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
     for line, words in enumerate(text.split('\n'), 1):
         if not words.strip():
             continue
@@ -208,10 +208,10 @@ def _jsonl(file: str, text: str, wanted: tuple[str, ...]) -> Iterator[tuple[int,
             fields = json.loads(words)
         except (ValueError, RecursionError) as error:
             raise UserError(f'{file}, line {line}: it is not JSON ({error}); fix it') from error
-        if not isinstance(fields, dict) or not set(wanted) <= set(fields):
+        if not isinstance(fields, dict) or not set(required) <= set(fields):
             has = ', '.join(fields) or 'none' if isinstance(fields, dict) else 'no keys'
             raise UserError(
-                f'{file}, line {line}: it must be an object with {" and ".join(wanted)}; it has '
+                f'{file}, line {line}: it must be an object with {" and ".join(required)}; it has '
                 f'{has}'
             )
         yield line, fields

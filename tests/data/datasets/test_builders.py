@@ -47,16 +47,16 @@ def config(name: str) -> glyphs.GlyphsConfig:
 
 @pytest.fixture(scope='module')
 def greek(tmp_path_factory):
-    made = builder('glyphs/greek', str(tmp_path_factory.mktemp('greek')))
-    prepare(made)
-    return made
+    dataset = builder('glyphs/greek', str(tmp_path_factory.mktemp('greek')))
+    prepare(dataset)
+    return dataset
 
 
 @pytest.fixture(scope='module')
 def small_digits(tmp_path_factory):
-    made = builder('digits', str(tmp_path_factory.mktemp('digits')))
-    prepare(made)
-    return made
+    dataset = builder('digits', str(tmp_path_factory.mktemp('digits')))
+    prepare(dataset)
+    return dataset
 
 
 def test_greek_has_the_documented_number_of_images_per_split_and_class(greek):
@@ -81,8 +81,8 @@ def test_greek_images_are_those_of_example(greek):
     stored = collections.Counter(
         (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
     )
-    made = (glyphs.example('greek', GREEK, 'val', index) for index in range(1000))
-    assert stored == collections.Counter((image.tobytes(), label) for image, label in made)
+    generated = (glyphs.example('greek', GREEK, 'val', index) for index in range(1000))
+    assert stored == collections.Counter((image.tobytes(), label) for image, label in generated)
 
 
 def test_greek_images_are_distinct_across_all_splits(greek):
@@ -138,8 +138,9 @@ def test_tfds_finds_the_data_set_by_name_in_a_fresh_process(greek):
 import sys
 import tensorflow_datasets as tfds
 import jaxtrain.data.datasets.glyphs
-found = tfds.builder("glyphs/greek", data_dir=sys.argv[1])
-print(type(found).__name__, len(found.as_data_source("test")), *found.info.features["label"].names)
+dataset = tfds.builder("glyphs/greek", data_dir=sys.argv[1])
+names = dataset.info.features["label"].names
+print(type(dataset).__name__, len(dataset.as_data_source("test")), *names)
 """
     out, _ = run_python(code, str(greek.data_dir_root), PYTHONIOENCODING='utf-8')
     assert out.split() == ['Glyphs', '2000', *GREEK]
@@ -157,13 +158,13 @@ def test_the_progress_bar_is_shown_only_on_a_terminal_unless_quiet(
     stream, quiet, seen, tmp_path, monkeypatch
 ):
     small = glyphs.GlyphsConfig(name='small', characters='ab', splits={'train': 4, 'val': 2})
-    made = glyphs.Glyphs(config=small, data_dir=str(tmp_path))
+    dataset = glyphs.Glyphs(config=small, data_dir=str(tmp_path))
     monkeypatch.setattr(sys, 'stderr', stream())
-    prepare(made, quiet=bool(quiet))
+    prepare(dataset, quiet=bool(quiet))
     written = sys.stderr.getvalue()
     assert ('glyphs/small train' in written and 'glyphs/small val' in written) == bool(seen)
     assert bool(written) == bool(seen)
-    assert [len(made.as_data_source(split)) for split in ('train', 'val')] == [4, 2]
+    assert [len(dataset.as_data_source(split)) for split in ('train', 'val')] == [4, 2]
 
 
 def test_latin_cyrillic_has_54000_3000_3000_images_of_90_classes():
@@ -179,8 +180,8 @@ def test_latin_cyrillic_generates_balanced_splits_of_the_documented_sizes(tmp_pa
     """The real generator runs over all 60,000 indices; only the drawing is left out."""
     monkeypatch.setattr(glyphs, 'render', lambda character, face: None)
     monkeypatch.setattr(glyphs, 'distort', lambda glyph, rng: np.zeros((20, 20), np.uint8))
-    made = builder('glyphs/latin_cyrillic', str(tmp_path))
-    for split, rows in made._split_generators(None).items():
+    dataset = builder('glyphs/latin_cyrillic', str(tmp_path))
+    for split, rows in dataset._split_generators(None).items():
         keys, labels = zip(*((key, row['label']) for key, row in rows), strict=True)
         count = {'train': 54_000, 'val': 3_000, 'test': 3_000}[split]
         assert len(set(keys)) == len(keys) == count

@@ -60,11 +60,11 @@ def prepared(tmp_path_factory, archives) -> Path:
 
 
 def describe(data_dir: Path) -> dict[str, list]:
-    found = tfds.builder('imagenet2012', data_dir=str(data_dir))  # TFDS's own class
-    assert type(found).__module__.startswith('tensorflow_datasets.datasets.imagenet2012')
+    dataset = tfds.builder('imagenet2012', data_dir=str(data_dir))  # TFDS's own class
+    assert type(dataset).__module__.startswith('tensorflow_datasets.datasets.imagenet2012')
     return {
-        split: surrogates.describe_imagenet(found.as_data_source(split, decoders=SKIP))
-        for split in sorted(found.info.splits)
+        split: surrogates.describe_imagenet(dataset.as_data_source(split, decoders=SKIP))
+        for split in sorted(dataset.info.splits)
     }
 
 
@@ -78,10 +78,10 @@ def refusal(data_dir: Path) -> str:
 
 
 def test_keys_order_labels_and_bytes_are_those_of_tfds_with_tensorflow(prepared):
-    found = tfds.builder('imagenet2012', data_dir=str(prepared))
-    assert found.info.full_name == GOLDEN['imagenet2012']['full_name']
+    dataset = tfds.builder('imagenet2012', data_dir=str(prepared))
+    assert dataset.info.full_name == GOLDEN['imagenet2012']['full_name']
     assert describe(prepared) == GOLDEN['imagenet2012']['splits']
-    assert list(found.info.splits) == ['train', 'validation', 'test']
+    assert list(dataset.info.splits) == ['train', 'validation', 'test']
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -93,16 +93,16 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize('name', surrogates.SPECIAL)
 def test_images_that_are_not_rgb_jpegs_are_converted_as_by_tensorflow(name, prepared):
     """The PNG matches to the byte; CMYK differs by up to 3 levels before it is encoded again."""
-    found = tfds.builder('imagenet2012', data_dir=str(prepared))
-    rows = found.as_data_source('train', decoders=SKIP)
-    (ours,) = (row['image'] for row in rows if row['file_name'].decode() == name)
+    dataset = tfds.builder('imagenet2012', data_dir=str(prepared))
+    rows = dataset.as_data_source('train', decoders=SKIP)
+    (result,) = (row['image'] for row in rows if row['file_name'].decode() == name)
     with np.load(surrogates.IMAGENET) as images:
-        theirs = images[f'{name}:made'].tobytes()
+        expected = images[f'{name}:made'].tobytes()
     if name == 'n02105855_2933.JPEG':
-        assert ours == theirs
-    difference = np.abs(pixels(ours) - pixels(theirs))
+        assert result == expected
+    difference = np.abs(pixels(result) - pixels(expected))
     assert difference.max() <= 8 and difference.mean() < 1
-    assert pixels(theirs).std() > 30  # the image has contrast, so that a difference would show
+    assert pixels(expected).std() > 30  # the image has contrast, so that a difference would show
 
 
 def test_cmyk_inks_of_known_strength_become_rgb():
@@ -125,10 +125,10 @@ def test_a_split_larger_than_memory_is_sorted_in_files_to_the_same_order(data_di
     monkeypatch.setattr(buckets, 'Bucket', Counted)
     monkeypatch.setattr(buckets, '_PENDING', 1)
     monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 5000)  # bytes, in place of one gigabyte
-    theirs = shuffle._Bucket
+    original = shuffle._Bucket
     prepare(builder('imagenet2012', str(data_dir)))
     assert describe(data_dir) == GOLDEN['imagenet2012']['splits']
-    assert sum(used) >= 11 and shuffle._Bucket is theirs
+    assert sum(used) >= 11 and shuffle._Bucket is original
     assert not list(data_dir.rglob('bucket*'))
 
 
@@ -235,8 +235,8 @@ print({'jaxtrain', 'tensorflow'} & set(sys.modules))
 
 def test_the_class_differs_from_the_one_of_tfds_only_in_reading():
     """A version of TFDS with other archives, versions or features must not go unnoticed."""
-    theirs = tfds.builder_cls('imagenet2012')
-    assert issubclass(Imagenet2012, theirs) and Imagenet2012 is not theirs
-    assert (Imagenet2012.VERSION, Imagenet2012.name) == (theirs.VERSION, 'imagenet2012')
-    assert theirs.url_infos == OFFICIAL_INFOS
-    assert Imagenet2012._generate_examples is theirs._generate_examples
+    parent = tfds.builder_cls('imagenet2012')
+    assert issubclass(Imagenet2012, parent) and Imagenet2012 is not parent
+    assert (Imagenet2012.VERSION, Imagenet2012.name) == (parent.VERSION, 'imagenet2012')
+    assert parent.url_infos == OFFICIAL_INFOS
+    assert Imagenet2012._generate_examples is parent._generate_examples

@@ -28,6 +28,7 @@ from jaxtrain.data.datasets.official import OFFICIAL
 from jaxtrain.data.datasets.prepare import builder, prepare
 from jaxtrain.errors import UserError
 from tests.conftest import TINY
+from tests.data.datasets.test_builders import Terminal
 from tests.support import surrogates
 
 GOLDEN = json.loads(Path(__file__).parents[2].joinpath('golden/tfds_digests.json').read_text())
@@ -133,9 +134,9 @@ def prepared(tmp_path_factory, archives) -> Path:
 
 @pytest.mark.parametrize('name', surrogates.NAMES)
 def test_pixels_labels_ids_and_order_are_those_of_tfds_with_tensorflow(name, prepared):
-    found = tfds.builder(name, data_dir=str(prepared))  # finds TFDS's class
-    assert type(found).__module__.startswith('tensorflow_datasets.image_classification')
-    features = found.info.features
+    dataset = tfds.builder(name, data_dir=str(prepared))  # finds TFDS's class
+    assert type(dataset).__module__.startswith('tensorflow_datasets.image_classification')
+    features = dataset.info.features
 
     def decode(data: bytes) -> np.ndarray:
         grey = features['image'].shape[-1] == 1
@@ -146,11 +147,11 @@ def test_pixels_labels_ids_and_order_are_those_of_tfds_with_tensorflow(name, pre
 
     skip = {'image': tfds.decode.SkipDecoding()}
     assert GOLDEN[name] == {
-        'full_name': found.info.full_name,
+        'full_name': dataset.info.full_name,
         'names': {key: features[key].names for key in features if key.endswith('label')},
         'splits': {
-            split: surrogates.digest(found.as_data_source(split, decoders=skip), decode)
-            for split in sorted(found.info.splits)
+            split: surrogates.digest(dataset.as_data_source(split, decoders=skip), decode)
+            for split in sorted(dataset.info.splits)
         },
     }
 
@@ -160,9 +161,9 @@ def test_plain_tfds_reads_them_without_jaxtrain_and_tensorflow(prepared):
 import sys
 import tensorflow_datasets as tfds
 for name in sys.argv[2:]:
-    found = tfds.builder(name, data_dir=sys.argv[1])
-    for split, info in found.info.splits.items():
-        source = found.as_data_source(split)
+    dataset = tfds.builder(name, data_dir=sys.argv[1])
+    for split, info in dataset.info.splits.items():
+        source = dataset.as_data_source(split)
         kinds = {(row['image'].shape, str(row['image'].dtype)) for row in source}
         print(name, split, len(source), info.num_examples, info.num_shards, *kinds)
 print({'jaxtrain', 'tensorflow'} & set(sys.modules))
@@ -174,9 +175,8 @@ print({'jaxtrain', 'tensorflow'} & set(sys.modules))
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    shapes = dict.fromkeys(surrogates.NAMES[:2], (28, 28, 1)) | dict.fromkeys(
-        surrogates.NAMES[2:], (32, 32, 3)
-    )
+    grey, coloured = surrogates.NAMES[:2], surrogates.NAMES[2:]
+    shapes = {**dict.fromkeys(grey, (28, 28, 1)), **dict.fromkeys(coloured, (32, 32, 3))}
     *lines, imported = done.stdout.splitlines()
     assert imported == 'set()'
     assert lines == [
@@ -198,13 +198,13 @@ def test_unofficial_archives_are_refused(name, archives, tmp_path, monkeypatch):
     no_network(monkeypatch)
     folder = by_hand(archives, name, tmp_path)
     message = refusal(name, tmp_path)
-    found = [
+    refused = [
         (url, info)
         for url, info in REGISTERED[name].items()
         if f'{folder / info.filename} is damaged or not the official file' in message
     ]
-    assert len(found) == 1, message
-    url, info = found[0]
+    assert len(refused) == 1, message
+    url, info = refused[0]
     assert f'config.data.name = {name!r}' in message
     assert f'its SHA-256 is not {info.checksum}; remove it' in message
     assert message.endswith(f'replace it with {url}')
@@ -321,14 +321,9 @@ def test_a_builder_that_waited_for_another_process_has_the_label_names(
     waits, writes = (builder('cifar100', str(tmp_path)) for _ in range(2))
     prepare(writes)
     prepare(waits)
-    for made in (waits, writes):
-        assert made.info.features['label'].names == GOLDEN['cifar100']['names']['label']
-        assert made.info.splits['train'].num_examples == surrogates.TRAIN
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+    for dataset in (waits, writes):
+        assert dataset.info.features['label'].names == GOLDEN['cifar100']['names']['label']
+        assert dataset.info.splits['train'].num_examples == surrogates.TRAIN
 
 
 @pytest.mark.parametrize(
@@ -349,6 +344,6 @@ def test_progress_bars_are_shown_only_on_a_terminal_unless_quiet(
 @pytest.mark.parametrize('name', surrogates.NAMES)
 def test_the_classes_differ_from_those_of_tfds_only_in_reading(name):
     """A version of TFDS with other archives, versions or features must not go unnoticed."""
-    ours, theirs = OFFICIAL[name], tfds.builder_cls(name)
-    assert issubclass(ours, theirs) and ours is not theirs
-    assert (ours.VERSION, ours.url_infos, ours.name) == (theirs.VERSION, REGISTERED[name], name)
+    cls, parent = OFFICIAL[name], tfds.builder_cls(name)
+    assert issubclass(cls, parent) and cls is not parent
+    assert (cls.VERSION, cls.url_infos, cls.name) == (parent.VERSION, REGISTERED[name], name)

@@ -33,12 +33,12 @@ def slow(self, *args):
     yield from rows
 
 digits.Digits._generate_examples = slow
-made = builder("digits", sys.argv[1])
+dataset = builder("digits", sys.argv[1])
 print("ready", file=sys.stderr, flush=True)
 while not pathlib.Path(sys.argv[1], "go").exists():
     time.sleep(0.01)
-prepare(made)
-print("read", *(len(made.as_data_source(split)) for split in ("train", "val", "test")))
+prepare(dataset)
+print("read", *(len(dataset.as_data_source(split)) for split in ("train", "val", "test")))
 """
 
 
@@ -54,10 +54,10 @@ def start(data_dir: Path, pause: float) -> subprocess.Popen:
 
 def digest(data_dir: Path) -> str:
     """Return a hash of the records of digits in a data_dir, read with plain TFDS."""
-    found = tfds.builder('digits', data_dir=str(data_dir))
+    dataset = tfds.builder('digits', data_dir=str(data_dir))
     total = hashlib.sha256()
     for split in ('train', 'val', 'test'):
-        for row in found.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()}):
+        for row in dataset.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()}):
             total.update(b'%s %d %s' % (split.encode(), row['label'], row['image']))
     return total.hexdigest()
 
@@ -231,10 +231,10 @@ def others(tmp_path_factory) -> Path:
     ],
 )
 def test_a_prepared_data_set_is_found_by_its_name(name, where, others):
-    found = builder(name, str(others))
-    assert found.data_dir == str(others / where)
-    prepare(found)
-    assert len(found.as_data_source('val')) == found.info.splits['val'].num_examples == 300
+    dataset = builder(name, str(others))
+    assert dataset.data_dir == str(others / where)
+    prepare(dataset)
+    assert len(dataset.as_data_source('val')) == dataset.info.splits['val'].num_examples == 300
 
 
 def test_the_version_of_the_code_is_used_if_it_is_prepared(tmp_path):
@@ -271,8 +271,8 @@ def test_a_data_set_with_damaged_metadata_is_a_user_error(tmp_path):
 
 def test_generated_data_sets_have_versions(tmp_path):
     assert builder('digits:1.0.0', str(tmp_path)).data_dir == f'{tmp_path}/digits/1.0.0'
-    found = builder('glyphs/greek:1.*.*', str(tmp_path))
-    assert found.data_dir == f'{tmp_path}/glyphs/greek/1.0.0'
+    dataset = builder('glyphs/greek:1.*.*', str(tmp_path))
+    assert dataset.data_dir == f'{tmp_path}/glyphs/greek/1.0.0'
 
 
 @pytest.mark.parametrize(
