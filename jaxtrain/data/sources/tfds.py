@@ -118,7 +118,7 @@ def _records(dataset, request: _Request):
     import tensorflow_datasets as tfds
 
     records = dataset.as_data_source(request.split, decoders={'image': tfds.decode.SkipDecoding()})
-    # TFDS uses the label -1 where it is unknown, which is the case for a whole split.
+    # TFDS uses the label -1 for unknown. Splits may be joined, so check the first and last example.
     if any(records[i]['label'] < 0 for i in (0, len(records) - 1)):
         raise UserError(
             f'{request.key}={request.split!r}: the examples of {request.name!r} have no labels; '
