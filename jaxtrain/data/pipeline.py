@@ -185,7 +185,7 @@ def check_batch_size(key: str, batch_size: int, devices: int, examples: int | No
     if batch_size % devices:
         raise UserError(
             f'config.{key}={batch_size} is not divisible by the {devices} devices; '
-            f'set it to a multiple, such as {max(devices, batch_size // devices * devices)}'
+            f'{max(devices, batch_size // devices * devices)} would be'
         )
     if examples is not None and batch_size > examples:
         raise UserError(
