@@ -159,23 +159,23 @@ CASES = {
     'shape': (changed(**{KEY: np.ones(767, 'f4')}), [KEY, '767 float32', '768 float']),
     'NaN': (spoiled(0.5, np.nan), [f'{KEY} holds NaN or Inf']),
     'Inf at the end': (spoiled(0.9999, np.inf), [f'{KEY} holds NaN or Inf']),
-    'code in a zip': (pickled('zip', x=trap), ['wants to run os.system', 'state_dict()']),
-    'code in a stream': (pickled('stream', x=trap), ['wants to run os.system']),
+    'code in a zip': (pickled('zip', x=trap), ['would run os.system', 'state_dict()']),
+    'code in a stream': (pickled('stream', x=trap), ['would run os.system']),
     'a tensor beyond its storage': (
         pickled('zip', **{KEY: beyond()}),
-        [f'{KEY} reaches beyond its storage'],
+        [f'{KEY} extends beyond its storage'],
     ),
     'objects in npz': (
         in_npz(extra=np.array([{}], object)),
         ['extra holds Python objects', 'numpy.savez'],
     ),
-    'folder without weights': (folder_with(), ['holds no weights', 'give the folder that does']),
+    'folder without weights': (folder_with(), ['holds no weights', 'give the weights file']),
     'two files': (
         folder_with('a.safetensors', 'b.safetensors'),
-        ['holds several: a.safetensors, b.safetensors', 'give the file that is meant'],
+        ['holds several weights files: a.safetensors, b.safetensors', 'give one of them'],
     ),
     'shard missing': (sharded(without='2.safetensors'), ['names 2.safetensors', 'download it']),
-    'key missing from its shard': (sharded(lost=KEY), [f'holds {KEY}, but it does not']),
+    'key missing from its shard': (sharded(lost=KEY), [f'lists {KEY}', 'which does not hold it']),
 }
 # Where all that is wrong is listed before the line.
 LISTED = ('missing key', 'misspelt key', 'unknown key', 'integers', 'shape')

@@ -1,1 +1,1 @@
-"""File formats of weights: what is in a file, read array by array."""
+"""Weights file formats: each reader lists the arrays of a file and reads them one by one."""

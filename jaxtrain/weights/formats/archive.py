@@ -1,4 +1,4 @@
-"""An archive: the arrays of a weights file by key, of any format, none read before it is asked."""
+"""A lazy view of a weights file in any format: its arrays by key, each read only on request."""
 
 import contextlib
 import zipfile
@@ -13,22 +13,22 @@ from jaxtrain.errors import UserError
 from jaxtrain.weights.formats import blocks, h5, npz_file, pth_file, safetensors_file
 
 SUFFIXES = ('.safetensors', '.npz', '.h5', '.hdf5', '.keras', '.pth', '.pt', '.bin')
-INDEX = '.index.json'  # of a file in several shards
-# Files of weights' suffix beside them that are none.
+INDEX = '.index.json'  # ends the name of the index of a sharded file
+# Files that often lie beside weights and have their suffix, but hold no weights.
 NO_WEIGHTS = ('training_args.bin', 'optimizer.pt', 'scheduler.pt', 'optimizer.bin')
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An open weights file, or several that make up one.
+    """An open weights file, or an open set of shards.
 
     Attributes:
-      path: the file or folder that was named.
-      files: the files that hold the arrays, whose sha256 tells the weights.
-      format: how they are stored: 'safetensors', 'npz', 'pth', or a layout of Keras's HDF5 files.
-      arrays: shape and dtype of every array by key, in the order of the file.
-      read: key -> the array as it is stored, in pieces along its first axis, each valid until the
-        next is asked for. Raises UserError where the file is damaged.
+      path: the file or folder that the user gave.
+      files: the files that hold the arrays; their sha256 identifies the weights.
+      format: 'safetensors', 'npz', 'pth', or the name of a Keras HDF5 layout (`h5.Layout.name`).
+      arrays: shape and dtype of every array by key, in file order.
+      read: key -> the array as stored, in pieces along its first axis; each piece is valid until
+        the next one is requested. Raises UserError if the file is damaged.
     """
 
     path: Path
@@ -39,21 +39,21 @@ class Archive:
 
     @property
     def folder(self) -> Path:
-        """Where files beside the weights are: config.json, tokenizer.json."""
+        """The folder that also holds config.json, tokenizer.json and similar files."""
         return self.files[0].parent
 
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """The weights in a file, or in a folder that holds just one set of them.
+    """Open the weights in a file, or in a folder that holds exactly one set of weights.
 
     Raises:
-      UserError: no such file, none or several in the folder, one that is damaged or of no format
-        that is known, or one that wants to run code.
+      UserError: the file does not exist, the folder holds no weights or several sets of them, or
+        the file is damaged, has an unknown format, or would run code.
     """
     file = _choose(path) if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f'{path} does not exist; give a file of weights, or the folder of one')
+        raise UserError(f'{path} does not exist; give a weights file or its folder')
     if file.name.endswith(INDEX):
         yield _sharded(path, file)
     elif _format(file) == 'h5':
@@ -64,28 +64,28 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 def _choose(folder: Path) -> Path:
-    """The one weights file in a folder, or the index of its shards."""
+    """Return the one weights file in a folder, or the index of its shards."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith('.'))
     indices = [name for name in names if name.endswith(INDEX)]
     shards = {s for name in indices for s in safetensors_file.read_index(folder / name).values()}
     files = [n for n in names if n.lower().endswith(SUFFIXES) and n not in {*NO_WEIGHTS, *shards}]
-    found = indices + files
-    if not found:
+    candidates = indices + files
+    if not candidates:
         raise UserError(
-            f'{folder} holds no weights ({", ".join(SUFFIXES)}); give the folder that does, or '
-            'the file'
+            f'{folder} holds no weights ({", ".join(SUFFIXES)}); give the weights file or its '
+            'folder'
         )
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise UserError(
-            f'{folder} holds several: {", ".join(found[:4])}{" ..." if len(found) > 4 else ""}; '
-            'give the file that is meant'
+            f'{folder} holds several weights files: {", ".join(candidates[:4])}'
+            f'{" ..." if len(candidates) > 4 else ""}; give one of them'
         )
-    return folder / found[0]
+    return folder / candidates[0]
 
 
 def _format(file: Path) -> str:
-    """'h5', 'safetensors', 'npz' or 'pth', by what is in the file; by its suffix where that is too
-    damaged to tell.
+    """Return 'h5', 'safetensors', 'npz' or 'pth', judged by the content of the file, or by its
+    suffix if the content is not recognized.
     """
     try:
         with file.open('rb') as opened:
@@ -107,7 +107,7 @@ def _format(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(
-            f'{file} is of no format that is read ({", ".join(SUFFIXES)}); give a file of weights'
+            f'{file} has no supported format ({", ".join(SUFFIXES)}); give a weights file'
         )
     return {'.safetensors': 'safetensors', '.npz': 'npz'}.get(
         suffix, 'h5' if suffix in ('.h5', '.hdf5', '.keras') else 'pth'
@@ -122,9 +122,9 @@ def _members(file: Path) -> list[str]:
 def _single(path: Path, file: Path) -> Archive:
     kind = _format(file)
     if kind == 'safetensors':
-        found = safetensors_file.read_header(file)
-        arrays = {key: leaf for key, (leaf, _) in found.items()}
-        return Archive(path, (file,), kind, arrays, lambda key: blocks.read(file, *found[key]))
+        entries = safetensors_file.read_header(file)
+        arrays = {key: leaf for key, (leaf, _) in entries.items()}
+        return Archive(path, (file,), kind, arrays, lambda key: blocks.read(file, *entries[key]))
     if kind == 'npz':
         arrays = npz_file.read_header(file)
         return Archive(path, (file,), kind, arrays, lambda key: npz_file.read(file, key))
@@ -139,20 +139,22 @@ def _single(path: Path, file: Path) -> Archive:
 
 
 def _sharded(path: Path, index: Path) -> Archive:
-    """Several files of one format, as their index lists them."""
+    """Open the shards that an index lists as one archive."""
     places = safetensors_file.read_index(index)
     parts = {}
     for name in dict.fromkeys(places.values()):
         file = index.parent / name
         if not file.is_file():
-            raise UserError(f'{index} names {name}, which is not there; download it too')
+            raise UserError(f'{index} names {name}, which does not exist; download it too')
         parts[name] = _single(path, file)
     for key, name in places.items():
         if key not in parts[name].arrays:
-            raise UserError(f'{index} says that {name} holds {key}, but it does not; download both')
+            raise UserError(f'{index} lists {key} in {name}, which does not hold it; download both')
     for name, part in parts.items():
-        if spare := [key for key in part.arrays if places.get(key) != name]:
-            raise UserError(f'{index} does not list {spare[0]}, which {name} holds; download both')
+        if unlisted := [key for key in part.arrays if places.get(key) != name]:
+            raise UserError(
+                f'{index} does not list {unlisted[0]}, which {name} holds; download both'
+            )
     return Archive(
         path,
         tuple(index.parent / name for name in parts),

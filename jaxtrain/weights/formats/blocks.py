@@ -1,7 +1,7 @@
-"""Arrays read from a file piece by piece, along their first axis, through one small buffer.
+"""Reading of arrays piece by piece along their first axis, through one small buffer.
 
-A piece stays in the processor's cache while it is converted, checked and put where it belongs, so
-that an array is in memory once and not twice.
+A piece stays in the processor's cache while it is converted, checked and copied to its destination,
+and an array is in memory once instead of twice.
 """
 
 import math
@@ -18,12 +18,12 @@ BYTES = 4 * 2**20
 
 
 def rows_at_once(leaf: jax.ShapeDtypeStruct) -> int:
-    """How many rows make up a piece, at least one."""
+    """Return the number of rows in a piece, at least one."""
     return max(1, BYTES // max(1, math.prod(leaf.shape[1:]) * leaf.dtype.itemsize))
 
 
 def read(path: Path, leaf: jax.ShapeDtypeStruct, start: int) -> Iterator[np.ndarray]:
-    """The pieces of an array that lies in a file from byte `start` on, as `stream` yields them.
+    """Yield the pieces of an array that starts at byte `start` of a file, as `stream` does.
 
     Raises:
       UserError: the file ends before the array does.
@@ -34,14 +34,17 @@ def read(path: Path, leaf: jax.ShapeDtypeStruct, start: int) -> Iterator[np.ndar
             yield from stream(file, leaf)
     except EOFError as error:
         raise UserError(
-            f'{path} has become shorter while it was read; save or download it again'
+            f'{path} became shorter while it was being read; save or download it again'
         ) from error
 
 
 def stream(file: IO[bytes], leaf: jax.ShapeDtypeStruct) -> Iterator[np.ndarray]:
-    """The pieces of an array that an open file goes on with; EOFError if it ends too early.
+    """Yield the pieces of the array at the current position of an open file.
 
-    Each is valid until the next one is asked for. A scalar is a single piece without axes.
+    Each piece is valid until the next one is requested. A scalar is a single piece without axes.
+
+    Raises:
+      EOFError: the file ends before the array does.
     """
     if not leaf.shape:
         yield _fill(file, np.empty(leaf.dtype.itemsize, np.uint8)).view(leaf.dtype).reshape(())
@@ -53,15 +56,15 @@ def stream(file: IO[bytes], leaf: jax.ShapeDtypeStruct) -> Iterator[np.ndarray]:
     buffer = np.empty(step * row, np.uint8)
     for first in range(0, count, step):
         rows = min(step, count - first)
-        found = _fill(file, buffer[: rows * row])
-        yield found.view(leaf.dtype).reshape(rows, *leaf.shape[1:])
+        piece = _fill(file, buffer[: rows * row])
+        yield piece.view(leaf.dtype).reshape(rows, *leaf.shape[1:])
 
 
 def _fill(file: IO[bytes], buffer: np.ndarray) -> np.ndarray:
-    view, at = buffer.data, 0
-    while at < len(view):
-        got = file.readinto(view[at:])  # type: ignore[attr-defined]  # all files here have it
-        if not got:
-            raise EOFError('it ends too early')
-        at += got
+    view, position = buffer.data, 0
+    while position < len(view):
+        count = file.readinto(view[position:])  # type: ignore[attr-defined]  # every file passed here has it
+        if not count:
+            raise EOFError('the file ends too early')
+        position += count
     return buffer

@@ -1,8 +1,8 @@
-"""Keras's HDF5 files, read without Keras: which layer owns which array, and the arrays one by one.
+"""Keras's HDF5 files, read without Keras: which layer owns which array, and each array on request.
 
-Four layouts are told apart by what is in the file, and read into the same `Layout`:
+Four layouts are distinguished by the content of the file, and read into the same `Layout`:
 
-| layout        | written by                                      | an array's address             |
+| layout        | written by                                      | address of an array            |
 |---------------|-------------------------------------------------|--------------------------------|
 | keras3        | `.weights.h5`, `.keras` of Keras 3 and tf-keras | `layers/conv2d_7/vars/0`       |
 | keras3-legacy | `.h5` of Keras 3                                | `model_weights/fc1/fc1/kernel` |
@@ -10,9 +10,9 @@ Four layouts are told apart by what is in the file, and read into the same `Layo
 | keras1        | Keras 1: the weights that Keras downloads       | `fc1/fc1_W_1:0`                |
 
 In the last three the attributes `layer_names` and `weight_names` give the order of layers and of a
-layer's arrays (HDF5 itself lists keys by alphabet); one too long for HDF5 is split into
+layer's arrays (HDF5 itself lists keys alphabetically); an attribute too long for HDF5 is split into
 `layer_names0`, `layer_names1` and so on. In the first, layers are numbered by class in the order of
-the model, and the attribute `name` of `vars` is the layer's own name, where it was written at all.
+the model, and the attribute `name` of `vars`, which tf-keras does not write, is the layer's name.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ARCHIVED = 'model.weights.h5'
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the model that was saved.
+    """A layer of the saved model.
 
     Attributes:
-      name: its own name, such as 'fc1'.
-      kind: its class as Keras writes it, such as 'conv2d'. Only layout keras3 says it; elsewhere it
-        is the name without its number, which is the class of a layer that Keras has named.
-      parent: address of the model that it is a part of, '' for the outermost.
+      name: the layer's name, such as 'fc1'.
+      kind: its class as Keras writes it, such as 'conv2d'. Only layout keras3 stores it; elsewhere
+        it is the name without its number, which is the class if Keras chose the name.
+      parent: address of the model that contains the layer, '' for the outermost model.
       arrays: addresses of its arrays in Keras's order: kernel, bias.
     """
 
@@ -55,11 +55,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file holds.
+    """The layers and arrays of a file.
 
     Attributes:
       name: 'keras3', 'keras3-legacy', 'tf-keras' or 'keras1'.
-      layers: in the order of the model, those without arrays included, nested models flattened.
+      layers: in model order, including layers without arrays; nested models are flattened.
       shapes, dtypes: of every array in the file, by address.
     """
 
@@ -71,16 +71,16 @@ class Layout:
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """The HDF5 file, or the one inside a `.keras` archive; its weights are not read.
+    """Open an HDF5 file, or the one inside a `.keras` archive, without reading its weights.
 
     Raises:
-      UserError: no such file, a folder, or not a whole file of that format.
+      UserError: the path does not exist, is a folder, or is not a complete file of this format.
     """
     import h5py
 
     if not path.is_file():
         what = 'is a folder' if path.is_dir() else 'does not exist'
-        raise UserError(f'{path} {what}; give the .h5 or .keras file that Keras has saved')
+        raise UserError(f'{path} {what}; give the .h5 or .keras file that Keras saved')
     with contextlib.ExitStack() as stack:
         try:
             source: Path | IO[bytes] = path
@@ -90,29 +90,29 @@ def open_file(path: Path) -> Iterator[h5py.File]:
             file = stack.enter_context(h5py.File(source, 'r'))
         except Exception as error:  # a damaged archive raises anything
             raise UserError(
-                f'{path} is not a whole HDF5 or .keras file ({_short(error)}); save or download it '
-                'again'
+                f'{path} is not a complete HDF5 or .keras file ({_short(error)}); save or download '
+                'it again'
             ) from error
         yield file
 
 
 def read_layout(file: h5py.File, path: Path) -> Layout:
-    """The layers and arrays of an open file.
+    """Return the layers and arrays of an open file.
 
     Raises:
-      UserError: none of the layouts, one whose attributes and arrays disagree, or a dataset that
-        holds no numbers.
+      UserError: the file has none of the layouts, its attributes and arrays disagree, or a dataset
+        is not numeric.
     """
     import h5py
 
-    found: dict[str, h5py.Dataset] = {}
+    datasets: dict[str, h5py.Dataset] = {}
 
-    def note(address: str, item) -> None:
+    def collect(address: str, item) -> None:
         if isinstance(item, h5py.Dataset):
-            found[address] = item
+            datasets[address] = item
 
     try:
-        file.visititems(note)
+        file.visititems(collect)
         root = file.get('model_weights', file)
         if 'layers' in file:
             name, layers = 'keras3', tuple(_numbered(file, ''))
@@ -122,10 +122,10 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
         else:
             raise UserError(
                 f'{path} holds no weights as Keras saves them (its keys: {_few(list(file))}); '
-                'give the file that model.save or model.save_weights has written'
+                'give the file that model.save or model.save_weights wrote'
             )
-        shapes = {address: item.shape for address, item in found.items()}
-        dtypes = {address: item.dtype for address, item in found.items()}
+        shapes = {address: item.shape for address, item in datasets.items()}
+        dtypes = {address: item.dtype for address, item in datasets.items()}
     except UserError:
         raise
     except Exception as error:  # a damaged file raises anything
@@ -135,11 +135,11 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
     for address, dtype in dtypes.items():
         if dtype.kind not in 'fiub' or shapes[address] is None:
             raise UserError(
-                f'{path}: {address} is of dtype {dtype}, which is no number; save the weights alone'
+                f'{path}: {address} has the dtype {dtype}, which is not numeric; save only weights'
             )
     for layer in layers:
         for address in layer.arrays:
-            if address not in found:
+            if address not in datasets:
                 raise UserError(
                     f'{path}: layer {layer.name!r} lists {address}, which is not in the file; '
                     'save or download it again'
@@ -148,8 +148,8 @@ def read_layout(file: h5py.File, path: Path) -> Layout:
 
 
 def read(file: h5py.File, path: Path, address: str, out: np.ndarray, first: int = 0) -> None:
-    """Fills `out` with an array of the file, or with as many rows of it as `out` has, from row
-    `first` on; HDF5 converts to its dtype piece by piece.
+    """Fill `out` with the rows of an array from row `first` on, as many as `out` has, or with the
+    whole scalar. HDF5 converts them to the dtype of `out` piece by piece.
 
     Raises:
       UserError: the array is damaged, or holds a value that is not finite.
@@ -163,16 +163,16 @@ def read(file: h5py.File, path: Path, address: str, out: np.ndarray, first: int 
         raise UserError(
             f'{path}: {address} is damaged ({_short(error)}); save or download it again'
         ) from error
-    # Extremes, not isfinite of all: that would take another quarter of the array's memory.
+    # isfinite on the whole array would need another quarter of its memory.
     if not np.isfinite([out.min(), out.max()]).all():
         raise UserError(
             f'{path}: {address} holds NaN or Inf (as {out.dtype}); take weights from '
-            'before the training that did so diverged'
+            'before the training diverged'
         )
 
 
 def _numbered(group: h5py.Group, prefix: str) -> Iterator[Layer]:
-    """keras3: `layers/KIND_NUMBER/vars/INDEX`; a layer that is a model has `layers` of its own."""
+    """Yield the layers of keras3: `layers/KIND_NUMBER/vars/INDEX`; nested models have `layers`."""
     for key in sorted(group['layers'], key=_natural):
         address, item = f'{prefix}layers/{key}', group['layers'][key]
         if 'layers' in item:
@@ -185,14 +185,14 @@ def _numbered(group: h5py.Group, prefix: str) -> Iterator[Layer]:
 
 
 def _listed(root: h5py.Group) -> Iterator[Layer]:
-    """The other layouts: `layer_names` of the root, `weight_names` of each layer's group."""
+    """Yield the layers of the other layouts, by `layer_names` and `weight_names`."""
     prefix = f'{root.name.strip("/")}/'.lstrip('/')
     for group in _names(root, 'layer_names'):
         names = _names(root[group], 'weight_names')
         owners: dict[str, list[str]] = {} if names else {group: []}
         for name in names:
             owners.setdefault(name.rpartition('/')[0], []).append(f'{prefix}{group}/{name}')
-        # A group with several owners is a nested model, and its layers are what the arrays say.
+        # A group with several owners is a nested model, whose layers are the owners.
         nested = len(owners) > 1
         for owner, arrays in owners.items():
             name = owner.rpartition('/')[2] if nested else group
@@ -212,9 +212,9 @@ def _convention(arrays: list[str]) -> str:
 
 
 def _natural(key: str) -> list:
-    """'conv2d' < 'conv2d_2' < 'conv2d_10'."""
+    """Return a sort key with 'conv2d' < 'conv2d_2' < 'conv2d_10'."""
     parts = re.fullmatch(r'(.*?)_?(\d*)', key)
-    assert parts is not None  # which every key matches
+    assert parts is not None  # the pattern matches any key
     stem, number = parts.groups()
     return [stem, int(number or 0)]
 

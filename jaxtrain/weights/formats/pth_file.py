@@ -1,9 +1,10 @@
-"""PyTorch's files, read without PyTorch and without running what is in them.
+"""PyTorch's files, read without PyTorch and without running any code in them.
 
-`torch.save` writes a pickle whose tensors name the storage that they lie in. In the zip format,
-since 1.6, storages are members `NAME/data/KEY` beside `NAME/data.pkl`; in the older one they follow
-the pickles in the same stream, each after its length. A pickle can call anything: this reader lets
-it call what makes a tensor, stood in for here, and refuses every other name.
+`torch.save` writes a pickle in which each tensor names the storage that holds its numbers. In the
+zip format, since 1.6, storages are members `NAME/data/KEY` beside `NAME/data.pkl`; in the older
+format they follow the pickles in the same stream, each after its length. A pickle can call any
+function: this reader allows only those that build a tensor, which it replaces with its own, and
+refuses every other name.
 """
 
 import io
@@ -35,19 +36,19 @@ STORAGES = {
     'ByteStorage': np.dtype('u1'),
     'BoolStorage': np.dtype('?'),
 }
-# Where a checkpoint keeps the weights, if it holds more than those.
+# The keys under which a checkpoint that holds more than weights keeps them.
 WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module')
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor's numbers are.
+    """The location of a tensor's numbers.
 
     Attributes:
       storage: key of its storage.
-      dtype: of the storage.
-      offset, shape, stride: in elements.
+      dtype: dtype of the storage.
+      offset, shape, stride: the view of the storage, in elements.
     """
 
     storage: str
@@ -62,7 +63,7 @@ class Tensor:
 
     @property
     def in_order(self) -> bool:
-        """Whether the numbers lie one after the other, as C has them."""
+        """Whether the numbers are contiguous in C order."""
         size = 1
         for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if n != 1 and step != size:
@@ -71,7 +72,7 @@ class Tensor:
         return True
 
     def end(self) -> int:
-        """Elements that the storage must have at least. ValueError if this is no tensor."""
+        """Return how many elements the storage needs at least. ValueError for an invalid view."""
         numbers = [self.offset, *self.shape, *self.stride]
         if any(type(n) is not int or n < 0 for n in numbers) or len(self.shape) != len(self.stride):
             raise ValueError(f'a tensor of shape {self.shape} and strides {self.stride}')
@@ -82,19 +83,19 @@ class Tensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
-    """(key -> tensor, storage -> (first byte in the file, bytes)).
+    """Return (tensors by key, storages by key as (first byte in the file, size in bytes)).
 
     Raises:
-      UserError: not a whole file of PyTorch, one that wants to run code, or one without weights.
+      UserError: the file is not a complete PyTorch file, would run code, or holds no weights.
     """
     try:
-        found, storages = (_read_zip if zipfile.is_zipfile(path) else _read_stream)(path)
-        tensors = _tensors(found, path)
+        content, storages = (_read_zip if zipfile.is_zipfile(path) else _read_stream)(path)
+        tensors = _tensors(content, path)
         for key, tensor in tensors.items():
             size = storages.get(tensor.storage, (0, -1))[1]
             if tensor.end() * tensor.dtype.itemsize > size:
                 raise UserError(
-                    f'{path}: {key} reaches beyond its storage, so the file is damaged; save or '
+                    f'{path}: {key} extends beyond its storage, so the file is damaged; save or '
                     'download it again'
                 )
     except UserError:
@@ -102,20 +103,20 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int
     except Exception as error:  # a damaged pickle raises anything
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(
-            f'{path} is not a whole file of torch.save ({reason}); save or download it again'
+            f'{path} is not a complete file of torch.save ({reason}); save or download it again'
         ) from error
     return tensors, storages
 
 
 def read(path: Path, tensor: Tensor, place: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The pieces of a tensor, as `blocks.stream` yields them.
+    """Yield the pieces of a tensor, as `blocks.stream` does.
 
-    One whose numbers lie in another order, as a transposed one's do, is a single piece.
+    A tensor that is not contiguous, such as a transposed one, is a single piece.
 
     Args:
       path: the file.
-      tensor: one that `read_header` has found.
-      place: the first byte of its storage, and how many it has.
+      tensor: a tensor that `read_header` returned.
+      place: the first byte of its storage, and the size of the storage in bytes.
 
     Raises:
       UserError: the file ends before the tensor does.
@@ -124,10 +125,10 @@ def read(path: Path, tensor: Tensor, place: tuple[int, int]) -> Iterator[np.ndar
     if tensor.in_order:
         yield from blocks.read(path, tensor.leaf, start)
     elif 0 not in tensor.shape:
-        flat, at = np.empty(tensor.end() - tensor.offset, tensor.dtype), 0
+        flat, position = np.empty(tensor.end() - tensor.offset, tensor.dtype), 0
         for piece in blocks.read(path, jax.ShapeDtypeStruct(flat.shape, flat.dtype), start):
-            flat[at : at + len(piece)] = piece
-            at += len(piece)
+            flat[position : position + len(piece)] = piece
+            position += len(piece)
         steps = [step * tensor.dtype.itemsize for step in tensor.stride]
         yield np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
 
@@ -139,21 +140,21 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
         order = f'{folder}byteorder'
         if order in archive.namelist() and archive.read(order) != b'little':
             raise UserError(f'{path} was written on a big-endian machine; save it as safetensors')
-        found = _Unpickler(io.BytesIO(archive.read(pickled)), path).load()
+        content = _Unpickler(io.BytesIO(archive.read(pickled)), path).load()
         storages = {}
         for info in archive.infolist():
             if info.filename.startswith(f'{folder}data/'):
                 if info.compress_type != zipfile.ZIP_STORED:
-                    raise UserError(f'{path} is compressed inside; save it with torch.save')
+                    raise UserError(f'{path} holds compressed storages; save it with torch.save')
                 place = _data_start(archive, info), info.file_size
                 storages[info.filename.removeprefix(f'{folder}data/')] = place
-    return found, storages
+    return content, storages
 
 
 def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """The first byte of a member that is stored as it is, behind its local header."""
+    """Return the first byte of an uncompressed member, after its local header."""
     file = archive.fp
-    assert file is not None  # as long as the archive is open
+    assert file is not None  # while the archive is open
     file.seek(info.header_offset + 26)
     name, extra = struct.unpack('<HH', file.read(4))
     return info.header_offset + 30 + name + extra
@@ -162,13 +163,13 @@ def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
 def _read_stream(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
     with path.open('rb') as file:
         if _Unpickler(file, path).load() != _MAGIC:
-            raise UserError(f'{path} is no file of torch.save; give the one that holds the weights')
-        _Unpickler(file, path).load()  # the protocol's version
+            raise UserError(f'{path} is not a file of torch.save; give the weights file')
+        _Unpickler(file, path).load()  # the protocol version
         system = _Unpickler(file, path).load()
         if not system['little_endian']:
             raise UserError(f'{path} was written on a big-endian machine; save it as safetensors')
         unpickler = _Unpickler(file, path)
-        found = unpickler.load()
+        content = unpickler.load()
         storages = {}
         for key in _Unpickler(file, path).load():
             (count,) = struct.unpack('<q', file.read(8))
@@ -177,11 +178,11 @@ def _read_stream(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
             file.seek(size, io.SEEK_CUR)
             if file.tell() > path.stat().st_size:
                 raise UserError(f'{path} is truncated; save or download it again')
-    return found, storages
+    return content, storages
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes Tensors, and refuses whatever else a pickle may call."""
+    """Builds Tensors, and refuses any other call that a pickle makes."""
 
     def __init__(self, file, path: Path):
         super().__init__(file, encoding='utf-8')
@@ -192,27 +193,28 @@ class _Unpickler(pickle.Unpickler):
         if module == 'torch' and name.endswith('Storage'):
             if name not in STORAGES:
                 raise UserError(
-                    f'{self._path} holds a {name}, which is not read; save it as one of '
+                    f'{self._path} holds a {name}, which is not supported; save it as one of '
                     f'{", ".join(STORAGES)}'
                 )
             return name
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         raise UserError(
-            f'{self._path} wants to run {module}.{name}; a file of weights needs no code: save '
+            f'{self._path} would run {module}.{name}; weights need no code: save '
             'model.state_dict() alone, or as safetensors'
         )
 
-    def persistent_load(self, found: tuple) -> tuple[str, np.dtype]:
-        _, name, key, _, _, *view = found
+    def persistent_load(self, reference: tuple) -> tuple[str, np.dtype]:
+        _, name, key, _, _, *view = reference
         if any(view):
             raise UserError(
-                f'{self._path} holds views as PyTorch wrote them before 0.4; load and save it again'
+                f'{self._path} holds views in the format of PyTorch before 0.4; load and '
+                'save it again'
             )
-        # Two dtypes for one storage would be two lengths for it.
+        # A storage with two dtypes would have two lengths.
         dtype = self.dtypes.setdefault(str(key), STORAGES[name])
         if dtype != STORAGES[name]:
-            raise ValueError(f'storage {key} of two kinds')
+            raise ValueError(f'storage {key} has two dtypes')
         return str(key), dtype
 
 
@@ -229,13 +231,13 @@ _ALLOWED = {
 }
 
 
-def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what a file holds: itself, or the part of a checkpoint that they are."""
-    if isinstance(found, Mapping):
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the weights in an unpickled state dict, or in a checkpoint that holds one."""
+    if isinstance(content, Mapping):
         for name in WRAPPERS:
-            if isinstance(found.get(name), Mapping):
-                return _tensors(found[name], path)
-        tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+            if isinstance(content.get(name), Mapping):
+                return _tensors(content[name], path)
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
         if tensors:
             return tensors
     raise UserError(f'{path} holds no weights by name; save model.state_dict()')

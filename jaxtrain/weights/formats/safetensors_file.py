@@ -1,8 +1,8 @@
-"""Safetensors: arrays in one file, or in several with an index (the format of Hugging Face's
-library: 8 bytes of the header's length, the header as JSON, the arrays).
+"""The safetensors format: arrays in one file, or in several shards with an index.
 
-The library checks a file; arrays are then read one by one where the header says that they lie. It
-would map the file, and pages of a map count as memory of the process as long as there is any.
+A file holds the length of the header in 8 bytes, the header as JSON, and the arrays. Hugging Face's
+library only validates it; arrays are read one by one from the offsets in the header, because the
+library maps the file, and mapped pages count as memory of the process while memory is free.
 """
 
 import json
@@ -36,10 +36,10 @@ DTYPES = {
 
 
 def read_header(path: Path) -> dict[str, tuple[jax.ShapeDtypeStruct, int]]:
-    """Key -> (shape and dtype, first byte in the file).
+    """Return (shape and dtype, first byte in the file) of every array by key.
 
     Raises:
-      UserError: not a whole safetensors file, or a dtype that is not among DTYPES.
+      UserError: the file is not a complete safetensors file, or a dtype is not in DTYPES.
     """
     try:
         with safe_open(path, 'np'):
@@ -50,21 +50,25 @@ def read_header(path: Path) -> dict[str, tuple[jax.ShapeDtypeStruct, int]]:
     except (OSError, SafetensorError, ValueError, struct.error) as error:
         reason = ' '.join(str(error).split())
         raise UserError(
-            f'{path} is not a whole safetensors file ({reason}); save or download it again'
+            f'{path} is not a complete safetensors file ({reason}); save or download it again'
         ) from error
     header.pop('__metadata__', None)
     return {key: _entry(path, key, entry, 8 + length) for key, entry in header.items()}
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Key -> file name, of an index (model.safetensors.index.json). UserError if it is none."""
+    """Return the file name of every key in a shard index (model.safetensors.index.json).
+
+    Raises:
+      UserError: the file is not a valid index.
+    """
     try:
-        found = json.loads(path.read_text())['weight_map']
-        places = {str(key): str(name) for key, name in found.items()}
+        weight_map = json.loads(path.read_text())['weight_map']
+        places = {str(key): str(name) for key, name in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         places = {}
     if not places:
-        raise UserError(f'{path} is not an index of shards; save or download it again')
+        raise UserError(f'{path} is not a shard index; save or download it again')
     return places
 
 
@@ -73,7 +77,7 @@ def _entry(
 ) -> tuple[jax.ShapeDtypeStruct, int]:
     if entry['dtype'] not in DTYPES:
         raise UserError(
-            f'{path}: {key} is of dtype {entry["dtype"]}, which is not read; '
+            f'{path}: {key} has the dtype {entry["dtype"]}, which is not supported; '
             f'save it as one of {", ".join(DTYPES)}'
         )
     leaf = jax.ShapeDtypeStruct(tuple(entry['shape']), DTYPES[entry['dtype']])

@@ -60,19 +60,19 @@ def test_a_format_is_told_by_its_content(kind, name, tmp_path):
 def test_a_format_that_is_not_known(data, tmp_path):
     path = tmp_path / 'README.md'
     path.write_bytes(data)
-    assert f'{path} is of no format that is read (.safetensors, .npz' in fault(path)
+    assert f'{path} has no supported format (.safetensors, .npz' in fault(path)
 
 
 @pytest.mark.parametrize(
     'suffix, said',
     [
-        ('.safetensors', 'is not a whole safetensors file'),
-        ('.npz', 'is not a whole npz file'),
-        ('.h5', 'is not a whole HDF5 or .keras file'),
-        ('.keras', 'is not a whole HDF5 or .keras file'),
-        ('.pth', 'is not a whole file of torch.save'),
-        ('.bin', 'is not a whole file of torch.save'),
-        ('.NPZ', 'is not a whole npz file'),
+        ('.safetensors', 'is not a complete safetensors file'),
+        ('.npz', 'is not a complete npz file'),
+        ('.h5', 'is not a complete HDF5 or .keras file'),
+        ('.keras', 'is not a complete HDF5 or .keras file'),
+        ('.pth', 'is not a complete file of torch.save'),
+        ('.bin', 'is not a complete file of torch.save'),
+        ('.NPZ', 'is not a complete npz file'),
     ],
 )
 def test_a_suffix_tells_what_a_spoiled_file_should_be(suffix, said, tmp_path):
@@ -119,13 +119,13 @@ def test_a_folder_without_weights(tmp_path):
     write('pth', tmp_path / 'optimizer.pt')
     said = fault(tmp_path)
     assert f'{tmp_path} holds no weights (.safetensors, .npz, ' in said
-    assert 'give the folder that does, or the file' in said
+    assert 'give the weights file or its folder' in said
 
 
 def test_a_folder_with_several(tmp_path):
     write('pth', tmp_path / 'pytorch_model.bin')
     write('safetensors', tmp_path / 'model.safetensors')
-    said = f'{tmp_path} holds several: model.safetensors, pytorch_model.bin; give the file'
+    said = f'{tmp_path} holds several weights files: model.safetensors, pytorch_model.bin; give one'
     assert said in fault(tmp_path)
     for i in range(4):
         write('npz', tmp_path / f'z{i}.npz')
@@ -133,7 +133,7 @@ def test_a_folder_with_several(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    assert f'{tmp_path}/none does not exist; give a file of weights' in fault(tmp_path / 'none')
+    assert f'{tmp_path}/none does not exist; give a weights file' in fault(tmp_path / 'none')
 
 
 # HDF5; its layouts are tested in test_h5.py.
@@ -169,11 +169,11 @@ def test_hdf5_without_numbers(tmp_path):
     path = write_h5(tmp_path / 'f.h5', {'a': np.ones(2, 'f4')})
     with h5py.File(path, 'r+') as file:
         file['words'] = 'of a text'
-    assert ': words is of dtype object, which is no number' in fault(path)
+    assert ': words has the dtype object, which is not numeric' in fault(path)
     with h5py.File(path, 'r+') as file:
         del file['words']
         file['nothing'] = h5py.Empty('f4')
-    assert ': nothing is of dtype float32, which is no number' in fault(path)
+    assert ': nothing has the dtype float32, which is not numeric' in fault(path)
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,10 @@ def test_what_is_no_file_of_keras(small, tmp_path):
         'cut.h5': small.read_bytes()[:5000],
     }.items():
         (tmp_path / name).write_bytes(data)
-        assert 'is not a whole HDF5 or .keras file' in fault(tmp_path / name)
+        assert 'is not a complete HDF5 or .keras file' in fault(tmp_path / name)
     with zipfile.ZipFile(tmp_path / 'other.keras', 'w') as archive:
         archive.writestr('config.json', '{}')
-    assert 'is not a whole HDF5 or .keras file' in fault(tmp_path / 'other.keras')
+    assert 'is not a complete HDF5 or .keras file' in fault(tmp_path / 'other.keras')
 
 
 def test_hdf5_that_is_not_from_keras_is_told_by_its_keys(tmp_path):

@@ -86,7 +86,7 @@ def test_objects_are_refused_and_not_unpickled(tmp_path):
     path, target = tmp_path / 'f.npz', tmp_path / 'trapped'
     np.savez(path, fine=np.ones(2), bad=np.array([Trap(target)], object))
     said = fault(path)
-    assert ': bad holds Python objects, which take a pickle to read' in said
+    assert ': bad holds Python objects; reading them requires pickle' in said
     assert not target.exists()
     np.load(path, allow_pickle=True)['bad']
     assert target.exists()  # the trap works
@@ -95,12 +95,12 @@ def test_objects_are_refused_and_not_unpickled(tmp_path):
 @pytest.mark.parametrize('array', [np.array(['a', 'b']), np.zeros(2, 'M8[s]'), np.zeros(2, 'c8')])
 def test_what_is_no_number(array, tmp_path):
     np.savez(tmp_path / 'f.npz', words=array)
-    assert f': words is of dtype {array.dtype}, which is no number' in fault(tmp_path / 'f.npz')
+    assert f': words has the dtype {array.dtype}, which is not numeric' in fault(tmp_path / 'f.npz')
 
 
 def test_records(tmp_path):
     np.savez(tmp_path / 'f.npz', a=np.zeros(2, [('x', 'f4'), ('y', 'i4')]))
-    assert ': a is of dtype [' in fault(tmp_path / 'f.npz')
+    assert ': a has the dtype [' in fault(tmp_path / 'f.npz')
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_records(tmp_path):
 def test_a_header_that_lies(shape, tmp_path):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
     path = member(tmp_path / 'f.npz', npy(header, bytes(8)))
-    assert 'is not a whole npz file (' in fault(path)
+    assert 'is not a complete npz file (' in fault(path)
 
 
 def test_a_key_that_is_there_twice(tmp_path):
@@ -134,7 +134,7 @@ def test_a_number_that_has_changed_is_noticed(file):
     data = bytearray(file.read_bytes())
     data[data.index(np.array([3, 4], 'f4').tobytes())] ^= 1
     file.write_bytes(data)
-    assert 'is not a whole npz file (Bad CRC-32' in fault(file, opens=True)
+    assert 'is not a complete npz file (Bad CRC-32' in fault(file, opens=True)
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])

@@ -118,7 +118,7 @@ def test_a_pickle_that_calls_something(place, function, arguments, write, tmp_pa
         'as_key': {call: tensor(np.ones(2, 'f4')), **tensors()},
     }[place]
     said = fault(write(found))
-    assert f'wants to run {".".join(function)}; a file of weights needs no code' in said
+    assert f'would run {".".join(function)}; weights need no code' in said
     assert not target.exists()
 
 
@@ -133,7 +133,7 @@ def test_the_trap_above_works(tmp_path):
 
 def test_a_model_saved_whole(tmp_path):
     said = fault(GOLDEN / 'pth_zip_module.pth')
-    assert 'wants to run torch.nn.modules.linear.Linear; ' in said
+    assert 'would run torch.nn.modules.linear.Linear; ' in said
     assert 'save model.state_dict() alone' in said
 
 
@@ -155,7 +155,7 @@ def test_other_ways_to_a_name(opcodes, tmp_path):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('a/data.pkl', opcodes)
     said = fault(path)
-    assert 'wants to run os.system' in said or 'is not a whole file of torch.save' in said
+    assert 'would run os.system' in said or 'is not a complete file of torch.save' in said
     path.write_bytes(opcodes)
     fault(path)
 
@@ -189,7 +189,7 @@ def test_what_is_allowed_cannot_be_changed_for_later_files(tmp_path):
 def test_a_tensor_beyond_its_storage(shape, stride, offset, write):
     storage = Storage(np.arange(6, dtype='f4'))
     said = fault(write({'fine': tensor(np.ones(2)), 'a': Tensor(storage, shape, stride, offset)}))
-    assert ': a reaches beyond its storage, so the file is damaged' in said
+    assert ': a extends beyond its storage, so the file is damaged' in said
 
 
 @pytest.mark.parametrize(
@@ -208,21 +208,21 @@ def test_a_tensor_beyond_its_storage(shape, stride, offset, write):
 )
 def test_numbers_that_are_no_place(shape, stride, offset, write):
     found = {'a': Tensor(Storage(np.arange(6, dtype='f4')), shape, stride, offset)}
-    assert 'is not a whole file of torch.save (a tensor of shape ' in fault(write(found))
+    assert 'is not a complete file of torch.save (a tensor of shape ' in fault(write(found))
 
 
 def test_one_storage_of_two_kinds(write):
     """Whose length would be that of the smaller numbers, for both."""
     narrow, wide = Storage(np.arange(4, dtype='f2'), 'k'), Storage(np.arange(4, dtype='f8'), 'k')
     path = write({'a': Tensor(narrow, (4,), (1,)), 'b': Tensor(wide, (4,), (1,))})
-    assert 'is not a whole file of torch.save (storage k of two kinds)' in fault(path)
+    assert 'is not a complete file of torch.save (storage k has two dtypes)' in fault(path)
 
 
 def test_a_view_of_a_storage_as_it_once_was_written(tmp_path):
     """Whose offset would be lost."""
     part = Storage(np.arange(4, dtype='f4'), view=('0', 2, 2))
     path = write_stream(tmp_path / 'f.pth', {'a': Tensor(part, (2,), (1,))})
-    assert 'holds views as PyTorch wrote them before 0.4; load and save it again' in fault(path)
+    assert 'holds views in the format of PyTorch before 0.4; load and save it again' in fault(path)
 
 
 def test_a_storage_that_is_not_there(tmp_path):
@@ -232,7 +232,7 @@ def test_a_storage_that_is_not_there(tmp_path):
         for name in old.namelist():
             if name != 'archive/data/0':
                 new.writestr(name, old.read(name))
-    assert ': kernel reaches beyond its storage' in fault(short)
+    assert ': kernel extends beyond its storage' in fault(short)
 
 
 def test_dtypes_that_are_not_read(write, monkeypatch):
@@ -240,7 +240,7 @@ def test_dtypes_that_are_not_read(write, monkeypatch):
 
     monkeypatch.setitem(pth_files._NAMES, np.dtype('c8'), 'ComplexFloatStorage')
     said = fault(write({'a': tensor(np.zeros(2, 'c8'))}))
-    assert 'holds a ComplexFloatStorage, which is not read; save it as one of Double' in said
+    assert 'holds a ComplexFloatStorage, which is not supported; save it as one of Double' in said
 
 
 # Files that are none.
@@ -258,7 +258,7 @@ def test_a_bare_tensor(write):
 def test_a_checkpoint_within_itself(write):
     found = {}
     found['model'] = found
-    assert 'is not a whole file of torch.save (' in fault(write(found))
+    assert 'is not a complete file of torch.save (' in fault(write(found))
 
 
 def test_another_byte_order(tmp_path):
@@ -274,20 +274,20 @@ def test_compressed_inside(tmp_path):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    assert 'is compressed inside; save it with torch.save' in fault(packed)
+    assert 'holds compressed storages; save it with torch.save' in fault(packed)
 
 
 def test_some_other_pickle(tmp_path):
     path = tmp_path / 'f.pth'
     path.write_bytes(pickle.dumps({'a': [1, 2]}))
-    assert 'is no file of torch.save; give the one that holds the weights' in fault(path)
+    assert 'is not a file of torch.save; give the weights file' in fault(path)
 
 
 def test_two_pickles_in_one_archive(tmp_path):
     path = write_zip(tmp_path / 'f.pth', tensors())
     with zipfile.ZipFile(path, 'a') as archive:
         archive.writestr('other/data.pkl', b'N.')
-    assert 'is not a whole file of torch.save' in fault(path)
+    assert 'is not a complete file of torch.save' in fault(path)
 
 
 def test_cut_off_anywhere(write):

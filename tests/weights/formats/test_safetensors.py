@@ -74,18 +74,18 @@ def test_cut_off_anywhere(file):
     (length,) = struct.unpack('<Q', data[:8])
     for size in (0, 5, 8, 8 + length // 2, 8 + length, len(data) - 1):
         file.write_bytes(data[:size])
-        assert 'is not a whole safetensors file (' in fault(file), size
+        assert 'is not a complete safetensors file (' in fault(file), size
 
 
 def test_bytes_too_many(file):
     file.write_bytes(file.read_bytes() + b'\0')
-    assert 'is not a whole safetensors file (' in fault(file)
+    assert 'is not a complete safetensors file (' in fault(file)
 
 
 @pytest.mark.parametrize('length', [2**63, 2**40, 10**8 + 1, 0])
 def test_a_header_of_absurd_length(length, file):
     file.write_bytes(struct.pack('<Q', length) + file.read_bytes()[8:])
-    assert 'is not a whole safetensors file (' in fault(file)
+    assert 'is not a complete safetensors file (' in fault(file)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_header_of_absurd_length(length, file):
 def test_a_header_that_lies(entries, tmp_path):
     path = tmp_path / 'f.safetensors'
     path.write_bytes(layout(entries, bytes(8)))
-    assert 'is not a whole safetensors file (' in fault(path)
+    assert 'is not a complete safetensors file (' in fault(path)
 
 
 def test_a_dtype_that_is_not_read(tmp_path):
@@ -112,7 +112,7 @@ def test_a_dtype_that_is_not_read(tmp_path):
     path.write_bytes(
         layout({'a': {'dtype': 'F8_E4M3', 'shape': [2], 'data_offsets': [0, 2]}}, bytes(2))
     )
-    assert ': a is of dtype F8_E4M3, which is not read; save it as one of F64, ' in fault(path)
+    assert ': a has the dtype F8_E4M3, which is not supported; save it as one of F64, ' in fault(path)
 
 
 def test_a_file_that_shrinks_while_it_is_read(file, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_file_that_shrinks_while_it_is_read(file, monkeypatch):
         yield from read(path, leaf, start)
 
     monkeypatch.setattr(blocks, 'read', late)
-    assert 'has become shorter while it was read' in fault(file, opens=True)
+    assert 'became shorter while it was being read' in fault(file, opens=True)
 
 
 def test_damage_anywhere(file):
@@ -169,12 +169,12 @@ def index_of(folder: Path) -> dict[str, str]:
 
 def test_a_shard_that_is_missing(folder):
     (folder / 'model-2-of-2.safetensors').unlink()
-    assert 'names model-2-of-2.safetensors, which is not there; download it' in fault(folder)
+    assert 'names model-2-of-2.safetensors, which does not exist; download it' in fault(folder)
 
 
 def test_a_key_that_its_shard_lacks(folder):
     write_index(folder, {**index_of(folder), 'd': 'model-1-of-2.safetensors'})
-    assert 'says that model-1-of-2.safetensors holds d, but it does not' in fault(folder)
+    assert 'lists d in model-1-of-2.safetensors, which does not hold it' in fault(folder)
 
 
 def test_a_key_that_the_index_does_not_list(folder):
@@ -187,7 +187,7 @@ def test_a_key_that_the_index_does_not_list(folder):
 def test_a_shard_that_is_cut_off(folder):
     shard = folder / 'model-2-of-2.safetensors'
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert f'{shard} is not a whole safetensors file' in fault(folder)
+    assert f'{shard} is not a complete safetensors file' in fault(folder)
 
 
 @pytest.mark.parametrize(
@@ -198,5 +198,5 @@ def test_a_shard_that_is_cut_off(folder):
 def test_an_index_that_is_none(text, folder):
     index = folder / 'model.safetensors.index.json'
     index.write_bytes(text.encode('latin1'))
-    assert 'is not an index of shards' in fault(index)
-    assert 'is not an index of shards' in fault(folder)
+    assert 'is not a shard index' in fault(index)
+    assert 'is not a shard index' in fault(folder)
