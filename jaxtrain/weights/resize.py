@@ -1,5 +1,5 @@
-"""Arrays for another size than they were trained for: position embeddings, patch kernels, first
-convolutions. What fits by itself is not touched; nothing happens but where a restore rule says so.
+"""Resizing of arrays to other shapes than those they were trained with: position embeddings, patch
+kernels and first convolutions. An array is resized only if a restore rule requests it.
 """
 
 import jax
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def can(path: str, have: Shape, want: Shape) -> bool:
-    """Whether a leaf of one shape can be made another: what the leaf is, its path tells."""
+    """Return whether a leaf can be resized; its path determines what kind of array it is."""
     if path.endswith('/position') and len(have) == len(want) == 3:
         return have[2] == want[2]
     if path.endswith('positions/embedding') and len(have) == len(want) == 2:
@@ -23,7 +23,7 @@ def can(path: str, have: Shape, want: Shape) -> bool:
 
 
 def resize(path: str, array: jax.Array, want: Shape) -> jax.Array:
-    """A leaf in the shape that is wanted; `can` has said that this is possible."""
+    """Resize a leaf to a shape for which `can` returns True."""
     if path.endswith('/position'):
         return positions(array, want[:2])
     if path.endswith('positions/embedding'):
@@ -34,24 +34,24 @@ def resize(path: str, array: jax.Array, want: Shape) -> jax.Array:
 
 
 def positions(grid: jax.Array, size: Shape) -> jax.Array:
-    """Position embeddings [rows, columns, width] for another grid, bicubic with antialiasing, as
-    timm's resample_abs_pos_embed does it.
+    """Resize position embeddings [rows, columns, width] to another grid, bicubic with
+    antialiasing, as timm's resample_abs_pos_embed does.
     """
     shape = (*size, grid.shape[2])
     return jax.image.resize(grid, shape, 'bicubic', antialias=True)
 
 
 def patches(kernel: jax.Array, size: Shape) -> jax.Array:
-    """A patch kernel [rows, columns, channels, width] for patches of another size, such that a
-    patch and the same patch resized give the same embedding, as near as can be (FlexiViT,
-    arXiv:2212.08013, equation 5): by the pseudo-inverse of a resize, bicubic with antialiasing as
-    in timm's resample_patch_embed.
+    """Resize a patch kernel [rows, columns, channels, width] such that a patch and the same patch
+    resized have the same embedding, as nearly as possible (FlexiViT, arXiv:2212.08013, equation 5):
+    by the pseudo-inverse of a resize, bicubic with antialiasing as in timm's resample_patch_embed.
     """
     old = kernel.shape[:2]
     units = jnp.eye(old[0] * old[1], dtype=kernel.dtype).reshape(-1, *old)
     resized = jax.image.resize(units, (len(units), *size), 'bicubic', antialias=True)
     matrix = np.asarray(resized.reshape(len(units), -1), np.float64)
-    # Finer on one axis and coarser on the other, it has no full rank, but for rounding of float32.
+    # A matrix that is finer on one axis and coarser on the other is rank-deficient up to float32
+    # rounding, which the cutoff therefore covers.
     inverse = np.linalg.pinv(matrix, rcond=max(matrix.shape) * np.finfo(np.float32).eps)
     flat = np.asarray(kernel, np.float64).reshape(old[0] * old[1], -1)
     out = (inverse @ flat).reshape(*size, *kernel.shape[2:])
@@ -59,10 +59,11 @@ def patches(kernel: jax.Array, size: Shape) -> jax.Array:
 
 
 def channels(kernel: jax.Array, count: int) -> jax.Array:
-    """A first convolution [rows, columns, 3, width] for images of another number of channels: for
-    one, the sum over colours; for more, the colours in turn, at a size that keeps activations.
+    """Convert a first convolution [rows, columns, 3, width] to another number of input channels.
+
+    One channel gets the sum over RGB; more get RGB repeated, scaled to preserve activations.
     """
     if count == 1:
         return kernel.sum(2, keepdims=True)
-    turns = jnp.arange(count) % 3
-    return kernel[:, :, turns] * (3 / count)
+    repeated = jnp.arange(count) % 3
+    return kernel[:, :, repeated] * (3 / count)

@@ -66,10 +66,10 @@ def test_config_json_is_believed(bert, tmp_path):
 @pytest.mark.parametrize(
     'content, words',
     [
-        ({'hidden_size': 768}, 'says hidden_size=768, but minilm_l6 has 384; give the --model of'),
-        ({'num_hidden_layers': 12}, 'says num_hidden_layers=12, but minilm_l6 has 6'),
-        ({'num_attention_heads': 6}, 'says num_attention_heads=6, but minilm_l6 has 12'),
-        ({'hidden_act': 'relu'}, "says hidden_act='relu', which the model has not; it has gelu"),
+        ({'hidden_size': 768}, 'has hidden_size=768, but minilm_l6 has 384; give the --model of'),
+        ({'num_hidden_layers': 12}, 'has num_hidden_layers=12, but minilm_l6 has 6'),
+        ({'num_attention_heads': 6}, 'has num_attention_heads=6, but minilm_l6 has 12'),
+        ({'hidden_act': 'relu'}, "has hidden_act='relu', which the model does not support; it supports gelu"),
     ],
 )
 def test_another_model_is_refused(content, words, bert, tmp_path):
@@ -82,7 +82,7 @@ def test_another_model_is_refused(content, words, bert, tmp_path):
 
 def test_a_damaged_one(bert, tmp_path):
     (tmp_path / 'config.json').write_text('{"hidden_size": 3')
-    with pytest.raises(UserError, match='config.json is no JSON'):
+    with pytest.raises(UserError, match='config.json is not valid JSON'):
         huggingface_text.match(bert(tmp_path), 'minilm_l6')
 
 

@@ -1,1 +1,1 @@
-"""Name maps, one file an origin."""
+"""Name maps, one file per origin."""

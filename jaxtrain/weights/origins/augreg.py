@@ -1,8 +1,8 @@
 """AugReg's names: the npz files of Vision Transformers by Google Research (Steiner et al. 2021,
-arXiv:2106.10270), and big_vision's, which are alike.
+arXiv:2106.10270), and big_vision's, which are similar.
 
-Numbers lie as they do here. The layers of a block are called by their place among all of it
-(LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3) or by that among their kind
+Arrays have the same layout as in jaxtrain. The layers of a block are numbered across all layers
+(LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3) or within their kind
 (LayerNorm_0, MultiHeadDotProductAttention_0, LayerNorm_1, MlpBlock_0).
 """
 
@@ -23,20 +23,23 @@ QKV = ('query', 'key', 'value')
 PLACES = {'attention': '1', 'norm': '2', 'mlp': '3'}
 KINDS = {'attention': '0', 'norm': '1', 'mlp': '0'}
 
-_THEIRS, _OURS = '{p}Transformer/encoderblock_{i}/', 'backbone/block_{i}/'
-_ATTENTION = _THEIRS + 'MultiHeadDotProductAttention_{attention}/'
+_SOURCE, _TARGET = '{p}Transformer/encoderblock_{i}/', 'backbone/block_{i}/'
+_ATTENTION = _SOURCE + 'MultiHeadDotProductAttention_{attention}/'
 BLOCK = (
-    row(_THEIRS + 'LayerNorm_0/scale', _OURS + 'norm_1/scale', SAME1),
-    row(_THEIRS + 'LayerNorm_0/bias', _OURS + 'norm_1/bias', SAME1),
-    *(row(f'{_ATTENTION}{n}/kernel', f'{_OURS}attention/{n}/kernel', SAME3) for n in (*QKV, 'out')),
-    *(row(f'{_ATTENTION}{n}/bias', f'{_OURS}attention/{n}/bias', SAME2) for n in QKV),
-    row(_ATTENTION + 'out/bias', _OURS + 'attention/out/bias', SAME1),
-    row(_THEIRS + 'LayerNorm_{norm}/scale', _OURS + 'norm_2/scale', SAME1),
-    row(_THEIRS + 'LayerNorm_{norm}/bias', _OURS + 'norm_2/bias', SAME1),
-    row(_THEIRS + 'MlpBlock_{mlp}/Dense_0/kernel', _OURS + 'mlp/up/kernel', SAME2),
-    row(_THEIRS + 'MlpBlock_{mlp}/Dense_0/bias', _OURS + 'mlp/up/bias', SAME1),
-    row(_THEIRS + 'MlpBlock_{mlp}/Dense_1/kernel', _OURS + 'mlp/down/kernel', SAME2),
-    row(_THEIRS + 'MlpBlock_{mlp}/Dense_1/bias', _OURS + 'mlp/down/bias', SAME1),
+    row(_SOURCE + 'LayerNorm_0/scale', _TARGET + 'norm_1/scale', SAME1),
+    row(_SOURCE + 'LayerNorm_0/bias', _TARGET + 'norm_1/bias', SAME1),
+    *(
+        row(f'{_ATTENTION}{n}/kernel', f'{_TARGET}attention/{n}/kernel', SAME3)
+        for n in (*QKV, 'out')
+    ),
+    *(row(f'{_ATTENTION}{n}/bias', f'{_TARGET}attention/{n}/bias', SAME2) for n in QKV),
+    row(_ATTENTION + 'out/bias', _TARGET + 'attention/out/bias', SAME1),
+    row(_SOURCE + 'LayerNorm_{norm}/scale', _TARGET + 'norm_2/scale', SAME1),
+    row(_SOURCE + 'LayerNorm_{norm}/bias', _TARGET + 'norm_2/bias', SAME1),
+    row(_SOURCE + 'MlpBlock_{mlp}/Dense_0/kernel', _TARGET + 'mlp/up/kernel', SAME2),
+    row(_SOURCE + 'MlpBlock_{mlp}/Dense_0/bias', _TARGET + 'mlp/up/bias', SAME1),
+    row(_SOURCE + 'MlpBlock_{mlp}/Dense_1/kernel', _TARGET + 'mlp/down/kernel', SAME2),
+    row(_SOURCE + 'MlpBlock_{mlp}/Dense_1/bias', _TARGET + 'mlp/down/bias', SAME1),
 )  # fmt: skip
 FRONT = (
     row('{p}embedding/kernel', 'backbone/patch/kernel', SAME4),
@@ -54,7 +57,7 @@ HEAD = (
     row('{p}head/bias', 'head/logits/bias', SAME1),
 )
 IGNORED = (
-    (r'(params/)?pre_logits/(kernel|bias)', 'of a head that is not there'),
+    (r'(params/)?pre_logits/(kernel|bias)', 'part of a head that is missing'),
     (r'opt/.*', 'the state of the optimizer'),
 )
 
@@ -65,21 +68,21 @@ def rows(
     prefix: str | None = None,
     places: dict[str, str] | None = None,
 ) -> tuple[Row, ...]:
-    """The map of a model with these fields.
+    """Return the map of a model with these fields.
 
     Args:
-      fields: of `config.model`.
-      outputs: width of the head, 0 without one.
-      prefix: what keys begin with.
-      places: PLACES or KINDS. By default this and the prefix are those of AugReg, or big_vision's
-        ('params/' and KINDS) for a model that only big_vision has: one whose class token, if there
-        is one, has no position.
+      fields: fields of `config.model`.
+      outputs: width of the head, 0 without a head.
+      prefix: the prefix of all keys.
+      places: PLACES or KINDS. By default this and the prefix are AugReg's, or big_vision's
+        ('params/' and KINDS) for a model that only big_vision has: one without a class token, or
+        whose class token has no position.
     """
     full = {**timm.DEFAULTS, **fields}
     augreg = full['class_token'] and full['class_position']
     prefix = ('' if augreg else 'params/') if prefix is None else prefix
     places = (PLACES if augreg else KINDS) if places is None else places
-    found = expand((*FRONT, *([CLASS] if full['class_token'] else [])), p=prefix)
+    table = expand((*FRONT, *([CLASS] if full['class_token'] else [])), p=prefix)
     parts: tuple[Part, ...]
     if augreg:
         key, parts = (
@@ -87,19 +90,19 @@ def rows(
             (timm.CLASS_POSITION, timm.POSITION),
         )
     else:
-        # big_vision adds positions before it puts the class token in front.
+        # big_vision adds positions before it prepends the class token.
         key, parts = 'pos_embedding', (timm.POSITION,)
-    found.append(Row(prefix + key, parts, axis=1))
+    table.append(Row(prefix + key, parts, axis=1))
     for i in range(full['depth']):
-        found += expand(BLOCK, p=prefix, i=i, **places)
+        table += expand(BLOCK, p=prefix, i=i, **places)
     if outputs:
-        found += expand(REPRESENTATION, p=prefix) if full['representation'] else []
-        found += expand(HEAD, p=prefix)
-    return tuple(found)
+        table += expand(REPRESENTATION, p=prefix) if full['representation'] else []
+        table += expand(HEAD, p=prefix)
+    return tuple(table)
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS. UserError if its positions are no square grid."""
+    """Match a file to one of MODELS. UserError if its positions do not form a square grid."""
     keys = archive.arrays
     prefix = 'params/' if any(key.startswith('params/') for key in keys) else ''
     fields = dict(MODELS[model])

@@ -1,7 +1,7 @@
-"""Hugging Face's names of GPT-2 and BERT, sentence encoders such as MiniLM included.
+"""Hugging Face's names of GPT-2 and BERT, including sentence encoders such as MiniLM.
 
-A folder as the Hub has it also holds config.json (sizes, eps, GELU, class names), tokenizer.json,
-and for sentence encoders 1_Pooling/config.json and sentence_bert_config.json.
+A folder from the Hub also holds config.json (sizes, eps, GELU, class names), tokenizer.json, and
+for sentence encoders 1_Pooling/config.json and sentence_bert_config.json.
 """
 
 import re
@@ -48,7 +48,7 @@ MODELS = {
 }
 
 QKV = ('query', 'key', 'value')
-_OURS = 'backbone/block_{i}'
+_TARGET = 'backbone/block_{i}'
 
 GPT_EMBEDDINGS = (
     row('{p}wte.weight', 'backbone/tokens/embedding', SAME2),
@@ -56,43 +56,43 @@ GPT_EMBEDDINGS = (
     row('{p}ln_f.weight', 'backbone/norm/scale', SAME1),
     row('{p}ln_f.bias', 'backbone/norm/bias', SAME1),
 )
-# Conv1D keeps its matrix as (in, out), as here.
+# Conv1D stores its matrix as (in, out), as jaxtrain does.
 GPT_BLOCK = (
-    row('{p}h.{i}.ln_1.weight', f'{_OURS}/norm_1/scale', SAME1),
-    row('{p}h.{i}.ln_1.bias', f'{_OURS}/norm_1/bias', SAME1),
+    row('{p}h.{i}.ln_1.weight', f'{_TARGET}/norm_1/scale', SAME1),
+    row('{p}h.{i}.ln_1.bias', f'{_TARGET}/norm_1/bias', SAME1),
     Row(
         '{p}h.{i}.attn.c_attn.weight',
-        tuple(Part(f'{_OURS}/attention/{n}/kernel', 'i h d -> i (h d)') for n in QKV),
+        tuple(Part(f'{_TARGET}/attention/{n}/kernel', 'i h d -> i (h d)') for n in QKV),
         axis=1,
     ),
     Row(
         '{p}h.{i}.attn.c_attn.bias',
-        tuple(Part(f'{_OURS}/attention/{n}/bias', HEADS_BIAS) for n in QKV),
+        tuple(Part(f'{_TARGET}/attention/{n}/bias', HEADS_BIAS) for n in QKV),
     ),
-    row('{p}h.{i}.attn.c_proj.weight', f'{_OURS}/attention/out/kernel', 'h d o -> (h d) o'),
-    row('{p}h.{i}.attn.c_proj.bias', f'{_OURS}/attention/out/bias', SAME1),
-    row('{p}h.{i}.ln_2.weight', f'{_OURS}/norm_2/scale', SAME1),
-    row('{p}h.{i}.ln_2.bias', f'{_OURS}/norm_2/bias', SAME1),
-    row('{p}h.{i}.mlp.c_fc.weight', f'{_OURS}/mlp/up/kernel', SAME2),
-    row('{p}h.{i}.mlp.c_fc.bias', f'{_OURS}/mlp/up/bias', SAME1),
-    row('{p}h.{i}.mlp.c_proj.weight', f'{_OURS}/mlp/down/kernel', SAME2),
-    row('{p}h.{i}.mlp.c_proj.bias', f'{_OURS}/mlp/down/bias', SAME1),
+    row('{p}h.{i}.attn.c_proj.weight', f'{_TARGET}/attention/out/kernel', 'h d o -> (h d) o'),
+    row('{p}h.{i}.attn.c_proj.bias', f'{_TARGET}/attention/out/bias', SAME1),
+    row('{p}h.{i}.ln_2.weight', f'{_TARGET}/norm_2/scale', SAME1),
+    row('{p}h.{i}.ln_2.bias', f'{_TARGET}/norm_2/bias', SAME1),
+    row('{p}h.{i}.mlp.c_fc.weight', f'{_TARGET}/mlp/up/kernel', SAME2),
+    row('{p}h.{i}.mlp.c_fc.bias', f'{_TARGET}/mlp/up/bias', SAME1),
+    row('{p}h.{i}.mlp.c_proj.weight', f'{_TARGET}/mlp/down/kernel', SAME2),
+    row('{p}h.{i}.mlp.c_proj.bias', f'{_TARGET}/mlp/down/bias', SAME1),
 )
 GPT_IGNORED = (
     # The dot before 'attn' matters: c_attn.bias is a weight.
     (r'(transformer\.)?h\.\d+\.attn\.(masked_)?bias', 'the causal mask'),
-    (r'lm_head\.weight', 'the same as the embedding of the tokens'),
+    (r'lm_head\.weight', 'tied to the token embedding'),
 )
 
 _LAYER = '{p}encoder.layer.{i}.'
 
 
-def _both(theirs: str, ours: str, kernel: str = '') -> tuple[Row, ...]:
-    """A dense layer with the pattern of its kernel, or a norm, whose parts have two names."""
+def _both(source: str, target: str, kernel: str = '') -> tuple[Row, ...]:
+    """Return the rows of a dense layer with this kernel pattern, or of a norm if it is empty."""
     weight, bias = ('weight', 'bias') if kernel else ('{scale}', '{shift}')
     return (
-        row(f'{theirs}.{weight}', f'{ours}/{"kernel" if kernel else "scale"}', kernel or SAME1),
-        row(f'{theirs}.{bias}', f'{ours}/bias', SAME1),
+        row(f'{source}.{weight}', f'{target}/{"kernel" if kernel else "scale"}', kernel or SAME1),
+        row(f'{source}.{bias}', f'{target}/bias', SAME1),
     )
 
 
@@ -104,26 +104,26 @@ BERT_EMBEDDINGS = (
 )
 BERT_HEADS = tuple(
     r
-    for name in QKV
+    for n in QKV
     for r in (
-        row(_LAYER + f'attention.self.{name}.weight', f'{_OURS}/attention/{name}/kernel', HEADS_IN),
-        row(_LAYER + f'attention.self.{name}.bias', f'{_OURS}/attention/{name}/bias', HEADS_BIAS),
+        row(_LAYER + f'attention.self.{n}.weight', f'{_TARGET}/attention/{n}/kernel', HEADS_IN),
+        row(_LAYER + f'attention.self.{n}.bias', f'{_TARGET}/attention/{n}/bias', HEADS_BIAS),
     )
 )
 BERT_BLOCK = (
     *BERT_HEADS,
-    row(_LAYER + 'attention.output.dense.weight', f'{_OURS}/attention/out/kernel', HEADS_OUT),
-    row(_LAYER + 'attention.output.dense.bias', f'{_OURS}/attention/out/bias', SAME1),
-    *_both(_LAYER + 'attention.output.LayerNorm', f'{_OURS}/norm_1'),
-    *_both(_LAYER + 'intermediate.dense', f'{_OURS}/mlp/up', DENSE),
-    *_both(_LAYER + 'output.dense', f'{_OURS}/mlp/down', DENSE),
-    *_both(_LAYER + 'output.LayerNorm', f'{_OURS}/norm_2'),
+    row(_LAYER + 'attention.output.dense.weight', f'{_TARGET}/attention/out/kernel', HEADS_OUT),
+    row(_LAYER + 'attention.output.dense.bias', f'{_TARGET}/attention/out/bias', SAME1),
+    *_both(_LAYER + 'attention.output.LayerNorm', f'{_TARGET}/norm_1'),
+    *_both(_LAYER + 'intermediate.dense', f'{_TARGET}/mlp/up', DENSE),
+    *_both(_LAYER + 'output.dense', f'{_TARGET}/mlp/down', DENSE),
+    *_both(_LAYER + 'output.LayerNorm', f'{_TARGET}/norm_2'),
 )
 POOLER = _both('{p}pooler.dense', 'backbone/pooler', DENSE)
 CLASSIFIER = _both('classifier', 'head/logits', DENSE)
 BERT_IGNORED = (
     (r'(bert\.)?embeddings\.position_ids', 'the numbers 0, 1, 2, ...'),
-    (r'cls\..*', 'the heads of pretraining'),
+    (r'cls\..*', 'heads used only in pretraining'),
 )
 POOLER_IGNORED = ((r'(bert\.)?pooler\.dense\.(weight|bias)', 'not used by this embedding'),)
 
@@ -131,13 +131,13 @@ POOLER_IGNORED = ((r'(bert\.)?pooler\.dense\.(weight|bias)', 'not used by this e
 def rows(
     fields: dict[str, Any], outputs: int, prefix: str | None = None, old: bool = False
 ) -> tuple[Row, ...]:
-    """The map of a model with these fields.
+    """Return the map of a model with these fields.
 
     Args:
-      fields: of `config.model`.
-      outputs: width of the head, 0 without one; for GPT-2 the vocabulary.
-      prefix: what keys begin with: 'transformer.' or 'bert.' with a head, or ''.
-      old: whether norms have gamma and beta, as in the files of BERT's first days.
+      fields: fields of `config.model`.
+      outputs: width of the head, 0 without a head; for GPT-2 the vocabulary size.
+      prefix: the prefix of all keys: 'transformer.', 'bert.' (with a head) or ''.
+      old: whether norms are named gamma and beta, as in early BERT files.
     """
     if fields['name'] == 'gpt':
         prefix = 'transformer.' if prefix is None else prefix
@@ -150,18 +150,18 @@ def rows(
         return (*expand(GPT_EMBEDDINGS, p=prefix), *blocks, *untied)
     names = {'scale': 'gamma', 'shift': 'beta'} if old else {'scale': 'weight', 'shift': 'bias'}
     names['p'] = ('bert.' if outputs else '') if prefix is None else prefix
-    found = expand(BERT_EMBEDDINGS, **names)
+    table = expand(BERT_EMBEDDINGS, **names)
     for i in range(fields['depth']):
-        found += expand(BERT_BLOCK, i=i, **names)
-    found += expand(POOLER, **names) if fields['pool'] == 'token' else []
-    return (*found, *(CLASSIFIER if outputs else ()))
+        table += expand(BERT_BLOCK, i=i, **names)
+    table += expand(POOLER, **names) if fields['pool'] == 'token' else []
+    return (*table, *(CLASSIFIER if outputs else ()))
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS.
+    """Match a file to one of MODELS.
 
     Raises:
-      UserError: a config.json of another model.
+      UserError: config.json describes another model.
     """
     described = read_json(archive)
     fields = {**MODELS[model], **_checked(archive, described, MODELS[model], model)}
@@ -187,17 +187,17 @@ def _match_gpt(archive: Archive, fields: dict[str, Any], described: dict[str, An
 
 def _match_bert(archive: Archive, fields: dict[str, Any], described: dict[str, Any]) -> Match:
     prefix = _prefix(archive, 'embeddings.word_embeddings.weight')
-    found = f'{prefix}embeddings.'
+    start = f'{prefix}embeddings.'
     fields = {
         **fields,
-        'vocabulary': _length(archive, f'{found}word_embeddings.weight') or fields['vocabulary'],
-        'positions': _length(archive, f'{found}position_embeddings.weight') or fields['positions'],
-        'types': _length(archive, f'{found}token_type_embeddings.weight') or 2,
+        'vocabulary': _length(archive, f'{start}word_embeddings.weight') or fields['vocabulary'],
+        'positions': _length(archive, f'{start}position_embeddings.weight') or fields['positions'],
+        'types': _length(archive, f'{start}token_type_embeddings.weight') or 2,
     }
     if f'{prefix}pooler.dense.weight' not in archive.arrays:
         fields['pool'] = 'mean' if fields['pool'] == 'token' else fields['pool']
     outputs = torchvision.head_outputs(archive, 'classifier.bias')
-    said = read_json(archive, 'sentence_bert_config.json')
+    sentence = read_json(archive, 'sentence_bert_config.json')
     old = any(re.search(r'LayerNorm\.gamma$', key) for key in archive.arrays)
     return Match(
         fields=fields,
@@ -205,7 +205,7 @@ def _match_bert(archive: Archive, fields: dict[str, Any], described: dict[str, A
         inputs=feature(TOKENS, fields['positions']),
         rows=rows(fields, outputs, prefix, old),
         ignored=BERT_IGNORED + (POOLER_IGNORED if fields['pool'] != 'token' else ()),
-        preprocessing={'length': int(said.get('max_seq_length') or fields['positions'])},
+        preprocessing={'length': int(sentence.get('max_seq_length') or fields['positions'])},
         classes=class_names(described, outputs),
     )
 
@@ -213,38 +213,38 @@ def _match_bert(archive: Archive, fields: dict[str, Any], described: dict[str, A
 def _checked(
     archive: Archive, described: dict[str, Any], fields: dict[str, Any], model: str
 ) -> dict[str, Any]:
-    """Fields that JSON files tell. UserError if they tell another size than the model's."""
+    """Return the model fields in the JSON files. UserError for sizes of another model."""
     sizes = {
         **dict.fromkeys(('n_embd', 'hidden_size'), fields['width']),
         **dict.fromkeys(('n_layer', 'num_hidden_layers'), fields['depth']),
         **dict.fromkeys(('n_head', 'num_attention_heads'), fields['heads']),
     }
     check_sizes(archive, described, sizes, model)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key in ('layer_norm_eps', 'layer_norm_epsilon'):
         if key in described:
-            found['norm_eps'] = float(described[key])
+            result['norm_eps'] = float(described[key])
     for key in ('hidden_act', 'activation_function'):
-        found |= activation(archive, described, key)
+        result |= activation(archive, described, key)
     if fields['name'] == 'bert':
-        found |= _pooling(archive, described)
-    return found
+        result |= _pooling(archive, described)
+    return result
 
 
 def _pooling(archive: Archive, described: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = (
+    result: dict[str, Any] = (
         {'pad': int(described['pad_token_id'])} if described.get('pad_token_id') is not None else {}
     )
-    said = read_json(archive, '1_Pooling/config.json')
-    if said.get('pooling_mode_mean_tokens'):
-        found['pool'] = 'mean'
-    elif said.get('pooling_mode_cls_token'):
-        found['pool'] = 'first'
-    return found
+    pooling = read_json(archive, '1_Pooling/config.json')
+    if pooling.get('pooling_mode_mean_tokens'):
+        result['pool'] = 'mean'
+    elif pooling.get('pooling_mode_cls_token'):
+        result['pool'] = 'first'
+    return result
 
 
 def _prefix(archive: Archive, name: str) -> str:
-    """What stands before a key in this file, '' if it is not there."""
+    """Return the prefix of the key that ends in `name`, '' if there is no such key."""
     start = next((k for k in archive.arrays if k.endswith(name)), name)
     return start.removesuffix(name)
 

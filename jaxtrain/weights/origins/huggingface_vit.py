@@ -1,8 +1,8 @@
 """Hugging Face's names of the Vision Transformer and of DINOv2 (transformers' ViT, Dinov2 and
 Dinov2WithRegisters), for image classification or without a head.
 
-config.json beside the weights tells the GELU, eps and class names, and preprocessor_config.json the
-preprocessing; without them those of the best known weights are assumed.
+config.json beside the weights gives the GELU, eps and class names, and preprocessor_config.json the
+preprocessing. Without these files, the values of the best-known weights are assumed.
 """
 
 from typing import Any
@@ -37,30 +37,30 @@ MODELS = {
 RESAMPLE = {0: 'nearest', 2: 'bilinear', 3: 'bicubic'}
 
 
-def _both(theirs: str, ours: str, first: str) -> tuple[Row, ...]:
+def _both(source: str, target: str, first: str) -> tuple[Row, ...]:
     return (
-        row(f'{theirs}.weight', f'{ours}/{first}', DENSE if first == 'kernel' else SAME1),
-        row(f'{theirs}.bias', f'{ours}/bias', SAME1),
+        row(f'{source}.weight', f'{target}/{first}', DENSE if first == 'kernel' else SAME1),
+        row(f'{source}.bias', f'{target}/bias', SAME1),
     )
 
 
 def _attention(layer: str) -> tuple[Row, ...]:
-    found = []
+    table = []
     for name in ('query', 'key', 'value'):
-        theirs, ours = (
+        source, target = (
             f'{layer}attention.attention.{name}',
             f'backbone/block_{{i}}/attention/{name}',
         )
-        found.append(row(f'{theirs}.weight', f'{ours}/kernel', HEADS_IN))
-        found.append(row(f'{theirs}.bias', f'{ours}/bias', HEADS_BIAS))
+        table.append(row(f'{source}.weight', f'{target}/kernel', HEADS_IN))
+        table.append(row(f'{source}.bias', f'{target}/bias', HEADS_BIAS))
     out = 'backbone/block_{i}/attention/out'
-    found.append(row(f'{layer}attention.output.dense.weight', f'{out}/kernel', HEADS_OUT))
-    found.append(row(f'{layer}attention.output.dense.bias', f'{out}/bias', SAME1))
-    return tuple(found)
+    table.append(row(f'{layer}attention.output.dense.weight', f'{out}/kernel', HEADS_OUT))
+    table.append(row(f'{layer}attention.output.dense.bias', f'{out}/bias', SAME1))
+    return tuple(table)
 
 
 _LAYER = '{p}encoder.layer.{i}.'
-_OURS = 'backbone/block_{i}'
+_TARGET = 'backbone/block_{i}'
 EMBEDDINGS = (
     row('{p}embeddings.cls_token', 'backbone/class_token', 'n d -> 1 n d'),
     row('{p}embeddings.patch_embeddings.projection.weight', 'backbone/patch/kernel', CONV),
@@ -69,46 +69,46 @@ EMBEDDINGS = (
     *_both('{p}layernorm', 'backbone/norm', 'scale'),
 )
 VIT_BLOCK = (
-    *_both(_LAYER + 'layernorm_before', f'{_OURS}/norm_1', 'scale'),
+    *_both(_LAYER + 'layernorm_before', f'{_TARGET}/norm_1', 'scale'),
     *_attention(_LAYER),
-    *_both(_LAYER + 'layernorm_after', f'{_OURS}/norm_2', 'scale'),
-    *_both(_LAYER + 'intermediate.dense', f'{_OURS}/mlp/up', 'kernel'),
-    *_both(_LAYER + 'output.dense', f'{_OURS}/mlp/down', 'kernel'),
+    *_both(_LAYER + 'layernorm_after', f'{_TARGET}/norm_2', 'scale'),
+    *_both(_LAYER + 'intermediate.dense', f'{_TARGET}/mlp/up', 'kernel'),
+    *_both(_LAYER + 'output.dense', f'{_TARGET}/mlp/down', 'kernel'),
 )
 DINO_BLOCK = (
-    *_both(_LAYER + 'norm1', f'{_OURS}/norm_1', 'scale'),
+    *_both(_LAYER + 'norm1', f'{_TARGET}/norm_1', 'scale'),
     *_attention(_LAYER),
-    row(_LAYER + 'layer_scale1.lambda1', f'{_OURS}/scale_1', SAME1),
-    *_both(_LAYER + 'norm2', f'{_OURS}/norm_2', 'scale'),
-    *_both(_LAYER + 'mlp.fc1', f'{_OURS}/mlp/up', 'kernel'),
-    *_both(_LAYER + 'mlp.fc2', f'{_OURS}/mlp/down', 'kernel'),
-    row(_LAYER + 'layer_scale2.lambda1', f'{_OURS}/scale_2', SAME1),
+    row(_LAYER + 'layer_scale1.lambda1', f'{_TARGET}/scale_1', SAME1),
+    *_both(_LAYER + 'norm2', f'{_TARGET}/norm_2', 'scale'),
+    *_both(_LAYER + 'mlp.fc1', f'{_TARGET}/mlp/up', 'kernel'),
+    *_both(_LAYER + 'mlp.fc2', f'{_TARGET}/mlp/down', 'kernel'),
+    row(_LAYER + 'layer_scale2.lambda1', f'{_TARGET}/scale_2', SAME1),
 )
 REGISTERS = row('{p}embeddings.register_tokens', 'backbone/registers', 'n d -> 1 n d')
 IGNORED = (
-    (r'(\w+\.)?pooler\.dense\.(weight|bias)', 'a pooler that classification leaves out'),
-    (r'(\w+\.)?embeddings\.mask_token', 'of pretraining alone'),
+    (r'(\w+\.)?pooler\.dense\.(weight|bias)', 'a pooler not used in classification'),
+    (r'(\w+\.)?embeddings\.mask_token', 'used only in pretraining'),
 )
 
 
 def rows(fields: dict[str, Any], outputs: int, prefix: str | None = None) -> tuple[Row, ...]:
-    """The map; with a head, keys begin with 'vit.' or 'dinov2.' unless a prefix is given."""
+    """Return the map; by default, keys with a head have the prefix 'vit.' or 'dinov2.'."""
     dino = bool(fields.get('layer_scale'))
     registers = fields.get('registers')
     if prefix is None:
-        own = 'dinov2_with_registers.' if registers else 'dinov2.'
-        prefix = (own if dino else 'vit.') if outputs else ''
-    found = expand((*EMBEDDINGS, *([REGISTERS] if registers else [])), p=prefix)
+        family = 'dinov2_with_registers.' if registers else 'dinov2.'
+        prefix = (family if dino else 'vit.') if outputs else ''
+    table = expand((*EMBEDDINGS, *([REGISTERS] if registers else [])), p=prefix)
     for i in range(fields['depth']):
-        found += expand(DINO_BLOCK if dino else VIT_BLOCK, p=prefix, i=i)
-    return (*found, *(_both('classifier', 'head/logits', 'kernel') if outputs else ()))
+        table += expand(DINO_BLOCK if dino else VIT_BLOCK, p=prefix, i=i)
+    return (*table, *(_both('classifier', 'head/logits', 'kernel') if outputs else ()))
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS.
+    """Match a file to one of MODELS.
 
     Raises:
-      UserError: positions that are no square grid, or a config.json of another model.
+      UserError: the positions do not form a square grid, or config.json describes another model.
     """
     described = read_json(archive)
     fields = {**MODELS[model], **_checked(archive, described, MODELS[model], model)}
@@ -124,23 +124,25 @@ def match(archive: Archive, model: str) -> Match:
         f'{prefix}embeddings.position_embeddings',
         f'{prefix}embeddings.patch_embeddings.projection.weight',
     )
-    said = read_json(archive, 'preprocessor_config.json')
+    processor = read_json(archive, 'preprocessor_config.json')
     return Match(
         fields=fields,
         outputs=outputs,
         inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs, prefix),
         ignored=IGNORED,
-        preprocessing=torchvision.for_channels(_preprocessing(said, fields, size), channels),
+        preprocessing=torchvision.for_channels(_preprocessing(processor, fields, size), channels),
         classes=class_names(described, outputs),
-        assumed=() if said else ('preprocessing is that of the best known weights of this kind',),
+        assumed=()
+        if processor
+        else ('preprocessing is that of the best-known weights of this kind',),
     )
 
 
 def _checked(
     archive: Archive, described: dict[str, Any], fields: dict[str, Any], model: str
 ) -> dict[str, Any]:
-    """Fields that config.json tells. UserError if it tells another size than the model's."""
+    """Return the model fields in config.json. UserError for sizes of another model."""
     sizes = {
         'hidden_size': fields['width'],
         'num_hidden_layers': fields['depth'],
@@ -149,16 +151,16 @@ def _checked(
     }
     check_sizes(archive, described, sizes, model)
     eps = described.get('layer_norm_eps')
-    found = {} if eps is None else {'norm_eps': float(eps)}
-    return {**found, **activation(archive, described, 'hidden_act')}
+    result = {} if eps is None else {'norm_eps': float(eps)}
+    return {**result, **activation(archive, described, 'hidden_act')}
 
 
 def _preprocessing(
-    said: dict[str, Any], fields: dict[str, Any], size: tuple[int, int]
+    processor: dict[str, Any], fields: dict[str, Any], size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Keys of `config.data` by preprocessor_config.json."""
+    """Return the keys of `config.data` that preprocessor_config.json sets."""
     dino = bool(fields.get('layer_scale'))
-    found = {
+    result = {
         'image_size': size,
         'scale': 255.0,
         'channel_order': 'rgb',
@@ -167,15 +169,15 @@ def _preprocessing(
         'crop': 0.875 if dino else 0.0,
         'interpolation': 'bicubic' if dino else 'bilinear',
     }
-    if 'image_mean' in said:
-        found |= {'mean': tuple(said['image_mean']), 'std': tuple(said['image_std'])}
-    if 'rescale_factor' in said:
-        found['scale'] = 1 / said['rescale_factor']
-    if 'resample' in said:
-        found['interpolation'] = RESAMPLE.get(said['resample'], 'auto')
-    # The size itself stays that of the positions, which transformers resizes without a word.
-    if said.get('do_center_crop') and 'shortest_edge' in said.get('size', {}):
-        found['crop'] = said['crop_size']['height'] / said['size']['shortest_edge']
-    elif 'size' in said:
-        found['crop'] = 0.0
-    return found
+    if 'image_mean' in processor:
+        result |= {'mean': tuple(processor['image_mean']), 'std': tuple(processor['image_std'])}
+    if 'rescale_factor' in processor:
+        result['scale'] = 1 / processor['rescale_factor']
+    if 'resample' in processor:
+        result['interpolation'] = RESAMPLE.get(processor['resample'], 'auto')
+    # The image size stays that of the positions, which transformers resizes silently.
+    if processor.get('do_center_crop') and 'shortest_edge' in processor.get('size', {}):
+        result['crop'] = processor['crop_size']['height'] / processor['size']['shortest_edge']
+    elif 'size' in processor:
+        result['crop'] = 0.0
+    return result

@@ -1,8 +1,8 @@
-"""Keras's names: VGG (keras_vgg.py) and the ResNets of keras.applications, from its HDF5 files.
+"""Keras's names: VGG (keras_vgg.py) and the ResNets of keras.applications, from HDF5 files.
 
-Arrays lie as they do here, so that a map is a table of layers. Keras's files have several layouts
-(h5.py), and its layers' names are what they share; the map goes one way, as no format of Keras
-takes arrays by name.
+Arrays have the same layout as in jaxtrain, so a map is a table of layers. Keras's files have
+several layouts (h5.py), which share only the names of layers. The map can only import, because no
+Keras format takes arrays by name.
 """
 
 from collections.abc import Container
@@ -25,7 +25,7 @@ MODELS = {
     **{f'resnet{depth}': {**_RESNET, 'depth': depth} for depth in (50, 101, 152)},
 }
 
-# Our layers by theirs, and their arrays in Keras's order.
+# (Keras's layer, our layer, our arrays in Keras's order).
 CONV = ('kernel', 'bias')
 NORM = ('scale', 'bias', 'mean', 'var')
 STEM = (('conv1_conv', 'backbone/conv_0', CONV), ('conv1_bn', 'backbone/norm_0', NORM))
@@ -47,10 +47,10 @@ IGNORED = (
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS.
+    """Match a file to one of MODELS.
 
     Raises:
-      UserError: VGG of another kind than keras.applications has.
+      UserError: the file holds a VGG that differs from that of keras.applications.
     """
     file = archive.files[0]
     with h5.open_file(file) as opened:
@@ -61,17 +61,17 @@ def match(archive: Archive, model: str) -> Match:
 
 
 def _match_vgg(layout: Layout, archive: Archive, model: str) -> Match:
-    found = keras_vgg.match(layout, model, archive.path)
-    size = found.image_size or (224, 224)  # the shapes of a backbone do not depend on it
+    vgg = keras_vgg.match(layout, model, archive.path)
+    size = vgg.image_size or (224, 224)  # the shapes of a backbone do not depend on it
     return Match(
-        fields=found.fields,
-        outputs=found.outputs,
+        fields=vgg.fields,
+        outputs=vgg.outputs,
         inputs=feature(IMAGE, *size, 3),
-        rows=tuple(array(key, path) for path, key in found.sources.items()),
+        rows=tuple(array(key, path) for path, key in vgg.sources.items()),
         ignored=IGNORED,
-        preprocessing={**keras_vgg.PREPROCESSING, 'image_size': found.image_size},
-        assumed=found.assumed,
-        task='binary' if found.outputs == 1 else 'classify',
+        preprocessing={**keras_vgg.PREPROCESSING, 'image_size': vgg.image_size},
+        assumed=vgg.assumed,
+        task='binary' if vgg.outputs == 1 else 'classify',
     )
 
 
@@ -80,10 +80,10 @@ def _match_resnet(layout: Layout, fields: dict[str, Any]) -> Match:
     tops = [layers[name][-1] for name, _, _ in TOP if name in layers]
     outputs = layout.shapes[tops[0]][0] if tops else 0
     rows = []
-    for theirs, ours, names in resnet_layers(fields['depth'], layers):
-        # A layer that the file lacks is missing under its own name.
-        keys = layers.get(theirs) or tuple(f'{theirs}/{name}' for name in names)
-        rows += [array(k, f'{ours}/{n}') for k, n in zip(keys, names, strict=False)]
+    for source, target, names in resnet_layers(fields['depth'], layers):
+        # A missing layer is reported by its name in Keras.
+        keys = layers.get(source) or tuple(f'{source}/{name}' for name in names)
+        rows += [array(k, f'{target}/{n}') for k, n in zip(keys, names, strict=False)]
     return Match(
         fields=fields,
         outputs=outputs,
@@ -95,16 +95,17 @@ def _match_resnet(layout: Layout, fields: dict[str, Any]) -> Match:
 
 
 def resnet_layers(depth: int, layers: Container[str]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(layer of Keras, ours, our arrays in Keras's order) of a ResNet, and of the top if it is
-    among `layers`.
+    """Return (Keras's layer, our layer, our arrays in Keras's order) of every layer of a ResNet.
+
+    The top is included if it is in `layers`.
     """
-    found = list(STEM)
+    table = list(STEM)
     for s, count in enumerate(STAGES[depth][0], start=1):
         for b in range(count):
             for i in (1, 2, 3):
-                found += _named(LAYER, k=s + 1, n=b + 1, s=s, b=b, i=i)
-        found += _named(DOWN, k=s + 1, s=s)
-    return found + [entry for entry in TOP if entry[0] in layers]
+                table += _named(LAYER, k=s + 1, n=b + 1, s=s, b=b, i=i)
+        table += _named(DOWN, k=s + 1, s=s)
+    return table + [entry for entry in TOP if entry[0] in layers]
 
 
 def _named(table, **values: int) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -112,7 +113,7 @@ def _named(table, **values: int) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def array(key: str, path: str) -> Row:
-    """Arrays lie alike here and there; only how many axes they have must be said."""
+    """Return the row of an array; the layout is unchanged, the pattern gives the number of axes."""
     if not path.endswith('kernel'):
         return row(key, path, SAME1)
     return row(key, path, SAME2 if path.startswith('head/') else SAME4)

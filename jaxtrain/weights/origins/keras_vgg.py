@@ -1,7 +1,7 @@
 """Keras's VGG16 and VGG19 -> jaxtrain's `vgg`: which array of a file becomes which parameter.
 
-The map is by layer name; kernels (height, width, in, out) and (in, out) and biases are taken as
-they are, and the flattened features have the same order (height, width, channels):
+The map goes by layer name. Kernels (height, width, in, out) and (in, out) and biases are taken
+unchanged, and the flattened features have the same order (height, width, channels):
 
 | Keras                            | jaxtrain                                  |
 |----------------------------------|-------------------------------------------|
@@ -9,9 +9,8 @@ they are, and the flattened features have the same order (height, width, channel
 | `fc1`, `fc2`                     | `head/dense_0`, `head/dense_1`            |
 | `predictions`                    | `head/logits` (before its softmax)        |
 
-Where a file has none of these names but those that Keras gives by itself (`conv2d`, `conv2d_1`,
-...; `dense`, ...), their order within one model stands for the name. Shapes decide nothing here,
-they are checked afterwards.
+If a file has only names that Keras generates (`conv2d`, `conv2d_1`, ...; `dense`, ...), layers are
+mapped by their order within one model. Shapes play no part here; they are checked afterwards.
 """
 
 import math
@@ -25,8 +24,7 @@ from jaxtrain.models.vgg import WIDTHS, convolutions
 from jaxtrain.weights.formats.h5 import Layer, Layout
 
 DEPTHS = {'vgg16': 16, 'vgg19': 19}
-# What the weights expect of an image: 0..255, blue first, minus the mean of ImageNet (Keras calls
-# it 'caffe').
+# The weights expect images in 0..255, BGR, minus the mean of ImageNet (mode 'caffe' in Keras).
 PREPROCESSING = {
     'scale': 1.0,
     'channel_order': 'bgr',
@@ -36,27 +34,27 @@ PREPROCESSING = {
 
 _TOP = ('fc1', 'fc2', 'predictions')
 _STRIDE = 2 ** len(WIDTHS)  # a pooling per block: pixels per position of the last features
-# Layers without arrays that our model has too, or that do nothing outside training.
+# Layers without arrays that our model has too, or that act only in training.
 _PLAIN = re.compile(
     r'input(_layer)?|block\d_pool|max_pooling2d|flatten|dropout|random_\w+'
     r'|global_(average|max)_pooling2d'
 )
-# Arrays that are no part of what a model computes.
+# Arrays that do not affect what a model computes.
 _IGNORED = re.compile(r'optimizer(_weights)?/.*|.*/seed_generator/.*|.*/seed_generator_state(:0)?')
 _ALONE = "save the VGG alone, as in model.get_layer('vgg16').save_weights('vgg16.weights.h5')"
 
 
 @dataclass(frozen=True)
 class VGGMatch:
-    """What a file is for our model.
+    """The result of matching a file to our model.
 
     Attributes:
-      fields: of `config.model`.
-      outputs: width of the top, 0 without one.
-      image_size: height and width of the images that its top takes, () without one.
+      fields: fields of `config.model`.
+      outputs: width of the top, 0 without a top.
+      image_size: height and width of the images that the top requires, () without a top.
       sources: parameter path -> address in the file.
       ignored: addresses of arrays that are not weights.
-      assumed: what the file does not say, in words.
+      assumed: sentences about what the file leaves open.
     """
 
     fields: dict[str, Any]
@@ -68,10 +66,10 @@ class VGGMatch:
 
 
 def match(layout: Layout, model: str, path: Path) -> VGGMatch:
-    """Finds every layer of `model` in a file, and a use for everything in the file.
+    """Find every layer of `model` in a file, and account for every array of the file.
 
     Raises:
-      UserError: a layer is missing, one is left over, or the top is none that our model has.
+      UserError: a layer is missing or unused, or our model does not support the top.
     """
     depth = DEPTHS[model]
     filled = [layer for layer in layout.layers if layer.arrays]
@@ -95,37 +93,37 @@ def match(layout: Layout, model: str, path: Path) -> VGGMatch:
 
 
 def _sources(layout: Layout, targets: dict[str, Layer], path: Path) -> dict[str, str]:
-    """Parameter path -> address, for our modules and their layers."""
-    found: dict[str, str] = {}
+    """Return the address of every parameter by path, given Keras's layer of each of our modules."""
+    addresses: dict[str, str] = {}
     for target, layer in targets.items():
         dimensions = [len(layout.shapes[address]) for address in layer.arrays]
         if dimensions != [2 if target.startswith('head/') else 4, 1]:
             raise UserError(
                 f'{path}: layer {layer.name!r} has {len(layer.arrays)} array(s) of dimensions '
-                f'{dimensions}, and not a kernel and a bias as in VGG; {_ALONE}'
+                f'{dimensions}, not a kernel and a bias as in VGG; {_ALONE}'
             )
-        found |= dict(zip((f'{target}/kernel', f'{target}/bias'), layer.arrays, strict=True))
-    return found
+        addresses |= dict(zip((f'{target}/kernel', f'{target}/bias'), layer.arrays, strict=True))
+    return addresses
 
 
 def _assumed(
     backbone: dict[str, Layer], top: list[Layer], size: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """What a file with names of its own leaves open."""
+    """Return sentences about what is assumed of a file without the standard names."""
     texts = []
     if any(name != layer.name for name, layer in backbone.items()):
         texts.append('the convolutions are in the order of VGG (restore.json lists them)')
     if top and top[0].name != _TOP[0]:
         texts += [
             'hidden dense layers use ReLU',
-            f'images are {size[0]}x{size[1]}, preprocessed as by keras.applications.vgg16 (else '
+            f'images are {size[0]}x{size[1]}, preprocessed as in keras.applications.vgg16 (else '
             'change image_size, scale, channel_order, mean and std of config.data)',
         ]
     return tuple(texts)
 
 
 def _backbone(filled: list[Layer], depth: int) -> dict[str, Layer] | None:
-    """Our name -> layer; None if the layers are not those of this depth."""
+    """Return the layers by our names; None if the file does not hold those of this depth."""
     names = convolutions(depth)
     by_name = {layer.name: layer for layer in filled}
     known = [name for name in by_name if re.fullmatch(r'block\d_conv\d', name)]
@@ -138,7 +136,7 @@ def _backbone(filled: list[Layer], depth: int) -> dict[str, Layer] | None:
 
 
 def _top(filled: list[Layer], path: Path) -> list[Layer]:
-    """The dense layers in order, [] without a top."""
+    """Return the dense layers in order, [] without a top."""
     by_name = {layer.name: layer for layer in filled}
     named = [by_name[name] for name in _TOP if name in by_name]
     if named:
@@ -153,13 +151,13 @@ def _top(filled: list[Layer], path: Path) -> list[Layer]:
 
 
 def _features(layout: Layout, top: list[Layer], path: Path) -> tuple[str, tuple[int, int]]:
-    """How the features reach the top, and the height and width of the images."""
+    """Return how the features reach the top, and the height and width of the images."""
     width = layout.shapes[top[0].arrays[0]][0]
     kinds = {layer.kind for layer in layout.layers}
     if 'global_max_pooling2d' in kinds:
         raise UserError(f'{path}: the top takes the maximum over positions; {_ALONE}')
     if 'global_average_pooling2d' in kinds:
-        return 'mean', (224, 224)  # any size will do; this is Keras's own
+        return 'mean', (224, 224)  # any size works; this is Keras's default
     if 'flatten' not in kinds and top[0].name != _TOP[0] and width == WIDTHS[-1]:
         raise UserError(
             f'{path} does not say whether the {width} features are flattened or averaged; {_ALONE}'
@@ -174,10 +172,10 @@ def _features(layout: Layout, top: list[Layer], path: Path) -> tuple[str, tuple[
 
 
 def _left_over(layout: Layout, used: list[Layer], path: Path) -> tuple[str, ...]:
-    """The addresses of what is not weights; UserError for anything else that is not used."""
+    """Return addresses of arrays that are not weights. UserError for unused layers or arrays."""
     for layer in layout.layers:
         if layer not in used and (layer.arrays or not _PLAIN.fullmatch(layer.kind)):
-            raise UserError(f'{path}: layer {layer.name!r} is not a part of VGG; {_ALONE}')
+            raise UserError(f'{path}: layer {layer.name!r} is not part of VGG; {_ALONE}')
     wanted = {address for layer in used for address in layer.arrays}
     rest = tuple(address for address in layout.shapes if address not in wanted)
     for address in rest:
@@ -187,15 +185,15 @@ def _left_over(layout: Layout, used: list[Layer], path: Path) -> tuple[str, ...]
 
 
 def _missing(filled: list[Layer], depth: int, model: str, path: Path) -> str:
-    for other, its_depth in DEPTHS.items():
-        if its_depth != depth and _backbone(filled, its_depth):
-            return f'{path} holds {other}, and not {model}; give --model={other}'
+    for other, other_depth in DEPTHS.items():
+        if other_depth != depth and _backbone(filled, other_depth):
+            return f'{path} holds {other}, not {model}; give --model={other}'
     names = [layer.name for layer in filled]
-    lacking = [name for name in convolutions(depth) if name not in names]
-    found = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
+    missing = [name for name in convolutions(depth) if name not in names]
+    present = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
     return (
         f'{path} is not {model}: of its {len(convolutions(depth))} convolutions it lacks '
-        f'{len(lacking)} ({", ".join(lacking[:3])}{" ..." if len(lacking) > 3 else ""}), and its '
-        f'{len(names)} layers with weights are {found or "none"}; give the file of a {model} '
+        f'{len(missing)} ({", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}), and its '
+        f'{len(names)} layers with weights are {present or "none"}; give the file of a {model} '
         'as keras.applications makes it'
     )

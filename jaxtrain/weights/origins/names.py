@@ -1,12 +1,13 @@
-"""Name maps: tables that say which array of another framework holds which of ours, and how it lies.
+"""Name maps: tables from the arrays of another framework to our parameters, with their layouts.
 
-A row names an array there, and the one or more of ours that it holds. Each of ours has a pattern in
-the notation of einops, ours on the left and theirs on the right, so that it can be read both ways:
+A row names a foreign array and the one or more parameters of ours that it holds. Each of these has
+a pattern in the notation of einops, with our axes on the left and the foreign axes on the right, so
+that it can be applied in both directions:
 
-    Row('blocks.{i}.mlp.fc1.weight', Part('backbone/block_{i}/mlp/up/kernel', 'i o -> o i'))
+    Row('blocks.{i}.mlp.fc1.weight', (Part('backbone/block_{i}/mlp/up/kernel', 'i o -> o i'),))
 
-is a dense layer that is stored transposed there. Several parts lie one after the other on an axis
-of theirs: query, key and value, or the class token's position and those of the patches.
+is a dense layer that the other framework stores transposed. Several parts are concatenated along
+an axis of the foreign array: query, key and value, or the positions of class token and patches.
 """
 
 import math
@@ -26,18 +27,18 @@ Shape = tuple[int, ...]
 SAME1, SAME2 = 'a -> a', 'a b -> a b'
 DENSE = 'i o -> o i'
 CONV = 'h w i o -> o i h w'
-# Attention of PyTorch: heads lie one after the other in the rows of a matrix.
+# Attention in PyTorch: heads are concatenated along the rows of a matrix.
 HEADS_IN, HEADS_BIAS, HEADS_OUT = 'i h d -> (h d) i', 'h d -> (h d)', 'h d o -> o (h d)'
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of our arrays in one of theirs.
+    """One of our arrays within a foreign array.
 
     Attributes:
-      path: our parameter path; a BatchNorm statistic's is without its collection.
-      pattern: 'OURS -> THEIRS', axes named as in einops.
-      sizes: lengths of axes that stand in brackets on our side.
+      path: our parameter path; for a BatchNorm statistic, without its collection.
+      pattern: 'OURS -> THEIRS', with axes named as in einops.
+      sizes: lengths of the axes in parentheses on our side.
     """
 
     path: str
@@ -45,19 +46,19 @@ class Part:
     sizes: tuple[tuple[str, int], ...] = ()
 
     def lengths(self, shape: Shape) -> dict[str, int]:
-        """The length of every axis, from the shape of our array."""
+        """Return the length of every axis, given the shape of our array."""
         plain = zip(_axes(self.pattern.split('->')[0]), shape, strict=True)
         return {**{name: size for name, size in plain if name[0] != '('}, **dict(self.sizes)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One array of theirs.
+    """One foreign array.
 
     Attributes:
       theirs: its key.
-      parts: what it holds, in order.
-      axis: the axis of theirs along which several parts lie.
+      parts: our arrays in it, in order.
+      axis: the axis of the foreign array along which several parts are concatenated.
     """
 
     theirs: str
@@ -67,18 +68,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Match:
-    """What a file is for our model, as an origin's map reads it; nothing is checked yet.
+    """A file as an origin interprets it: the model and its map, before any array is checked.
 
     Attributes:
-      fields: of `config.model`, the name included.
-      outputs: width of the head, 0 without one.
-      inputs: what the model is given of an example.
+      fields: fields of `config.model`, including the name.
+      outputs: width of the head, 0 without a head.
+      inputs: the feature that the model takes.
       rows: the map.
-      ignored: regular expressions of keys that are no weights of the model, each with the reason.
+      ignored: (regular expression, reason) of keys that are not weights of the model.
       preprocessing: keys of `config.data` with their values.
-      classes: class names by label, () where they are not known.
-      assumed: what the file does not say, in words.
-      task: of `config.task.name`.
+      classes: class names by label, () if unknown.
+      assumed: sentences about what the file leaves open.
+      task: value of `config.task.name`.
     """
 
     fields: dict[str, Any]
@@ -93,12 +94,12 @@ class Match:
 
 
 def row(theirs: str, path: str, pattern: str, **sizes: int) -> Row:
-    """A row of one part."""
+    """Return a row with a single part."""
     return Row(theirs, (Part(path, pattern, tuple(sizes.items())),))
 
 
 def expand(table: Iterable[Row], **values: Any) -> list[Row]:
-    """The rows with `{name}` replaced in their keys and paths."""
+    """Return the rows with each `{name}` in keys and paths replaced by its value."""
     return [
         replace(
             r,
@@ -109,34 +110,34 @@ def expand(table: Iterable[Row], **values: Any) -> list[Row]:
     ]
 
 
-def their_shape(found: Row, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape that an array of theirs has, given those of ours by path."""
-    each = [_their_shape(part, shapes[part.path]) for part in found.parts]
+def their_shape(entry: Row, shapes: Mapping[str, Shape]) -> Shape:
+    """Return the shape of a foreign array, given the shapes of ours by path."""
+    each = [_their_shape(part, shapes[part.path]) for part in entry.parts]
     if len(each) == 1:
         return each[0]
-    axis = found.axis
+    axis = entry.axis
     return (*each[0][:axis], sum(s[axis] for s in each), *each[0][axis + 1 :])
 
 
-def to_ours(found: Row, array: np.ndarray, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-    """Our arrays by path (views where possible) from one of theirs, of shape `their_shape`."""
-    if len(found.parts) == 1:
+def to_ours(entry: Row, array: np.ndarray, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
+    """Convert a foreign array of shape `their_shape` to ours by path (views where possible)."""
+    if len(entry.parts) == 1:
         pieces = [array]
     else:
-        widths = [_their_shape(p, shapes[p.path])[found.axis] for p in found.parts]
-        pieces = np.split(array, np.cumsum(widths)[:-1], found.axis)
+        widths = [_their_shape(p, shapes[p.path])[entry.axis] for p in entry.parts]
+        pieces = np.split(array, np.cumsum(widths)[:-1], entry.axis)
     return {
         part.path: _backwards(part, piece, shapes[part.path])
-        for part, piece in zip(found.parts, pieces, strict=True)
+        for part, piece in zip(entry.parts, pieces, strict=True)
     }
 
 
-def to_theirs(found: Row, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """An array of theirs from ours by path."""
+def to_theirs(entry: Row, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Convert our arrays by path to a foreign array."""
     pieces = [
-        rearrange(arrays[part.path], part.pattern, **dict(part.sizes)) for part in found.parts
+        rearrange(arrays[part.path], part.pattern, **dict(part.sizes)) for part in entry.parts
     ]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, found.axis)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, entry.axis)
 
 
 def _backwards(part: Part, array: np.ndarray, shape: Shape) -> np.ndarray:
@@ -151,5 +152,5 @@ def _their_shape(part: Part, shape: Shape) -> Shape:
 
 
 def _axes(side: str) -> list[str]:
-    """'(h d) i' -> ['(h d)', 'i']."""
+    """Split a side of a pattern into axes: '(h d) i' -> ['(h d)', 'i']."""
     return re.findall(r'\([^)]*\)|\S+', side)

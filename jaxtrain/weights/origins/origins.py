@@ -1,4 +1,4 @@
-"""The origins of weights, and the maps of each."""
+"""The table of origins and their name maps."""
 
 from jaxtrain.weights.origins import (
     augreg,
@@ -17,5 +17,5 @@ ORIGINS = {
     'huggingface': (huggingface_vit, huggingface_text),
     'augreg': (augreg,),
 }
-# Those whose map goes both ways.
+# Origins whose map can also export.
 EXPORTS = {name: modules for name, modules in ORIGINS.items() if name != 'keras'}

@@ -1,7 +1,7 @@
-"""timm's names: Vision Transformers, DINOv2 as timm has it, and ResNets (named as torchvision's).
+"""timm's names: Vision Transformers, timm's DINOv2, and ResNets (named as in torchvision).
 
-A folder as the Hugging Face Hub has it holds config.json too, whose `pretrained_cfg` tells the
-preprocessing; without it that of the family's best known weights is assumed.
+A folder from the Hugging Face Hub also holds config.json, whose `pretrained_cfg` gives the
+preprocessing; without it, the preprocessing of the family's best-known weights is assumed.
 """
 
 import math
@@ -50,20 +50,20 @@ MODELS: dict[str, dict[str, Any]] = {
 HALF = {'crop': 0.9, 'interpolation': 'bicubic', 'scale': 255.0, 'mean': (0.5,), 'std': (0.5,)}
 
 
-def _layer(theirs: str, ours: str, first: str) -> tuple[Row, ...]:
-    """Weight and bias of a layer of norm or of dense, whose weight is called `first` here."""
+def _layer(source: str, target: str, first: str) -> tuple[Row, ...]:
+    """Return the rows of a norm or dense layer, whose weight is named `first` in jaxtrain."""
     pattern = DENSE if first == 'kernel' else SAME1
     return (
-        row(f'{theirs}.weight', f'{ours}/{first}', pattern),
-        row(f'{theirs}.bias', f'{ours}/bias', SAME1),
+        row(f'{source}.weight', f'{target}/{first}', pattern),
+        row(f'{source}.bias', f'{target}/bias', SAME1),
     )
 
 
-def _fused(theirs: str, part: str, pattern: str) -> Row:
-    """Query, key and value, one after the other."""
+def _fused(source: str, part: str, pattern: str) -> Row:
+    """Return the row of the concatenated query, key and value."""
     names = ('query', 'key', 'value')
     return Row(
-        theirs, tuple(Part(f'backbone/block_{{i}}/attention/{n}/{part}', pattern) for n in names)
+        source, tuple(Part(f'backbone/block_{{i}}/attention/{n}/{part}', pattern) for n in names)
     )
 
 
@@ -89,25 +89,25 @@ POSITION = Part('backbone/position', 'h w d -> 1 (h w) d')
 
 
 def rows(fields: dict[str, Any], outputs: int) -> tuple[Row, ...]:
-    """The map of a model with these fields; without a head where `outputs` is 0."""
+    """Return the map of a model with these fields; without a head if `outputs` is 0."""
     if fields['name'] == 'resnet':
         return torchvision.resnet_rows(fields, outputs)
     full = {**DEFAULTS, **fields}
-    found = list(PATCH)
+    table = list(PATCH)
     if full['class_token']:
-        found.append(row('cls_token', 'backbone/class_token', 'n d -> 1 n d'))
+        table.append(row('cls_token', 'backbone/class_token', 'n d -> 1 n d'))
     if full['registers']:
-        found.append(row('reg_token', 'backbone/registers', 'n d -> 1 n d'))
+        table.append(row('reg_token', 'backbone/registers', 'n d -> 1 n d'))
     front = (CLASS_POSITION,) if full['class_token'] and full['class_position'] else ()
-    found.append(Row('pos_embed', (*front, POSITION), axis=1))
+    table.append(Row('pos_embed', (*front, POSITION), axis=1))
     for i in range(full['depth']):
-        found += expand(BLOCK, i=i) + (expand(SCALES, i=i) if full['layer_scale'] else [])
-    found += _layer('fc_norm' if full['norm_after_pool'] else 'norm', 'backbone/norm', 'scale')
+        table += expand(BLOCK, i=i) + (expand(SCALES, i=i) if full['layer_scale'] else [])
+    table += _layer('fc_norm' if full['norm_after_pool'] else 'norm', 'backbone/norm', 'scale')
     if outputs and full['representation']:
-        found += _layer('pre_logits.fc', 'head/representation', 'kernel')
+        table += _layer('pre_logits.fc', 'head/representation', 'kernel')
     if outputs:
-        found += _layer('head', 'head/logits', 'kernel')
-    return tuple(found)
+        table += _layer('head', 'head/logits', 'kernel')
+    return tuple(table)
 
 
 DEFAULTS = {
@@ -117,23 +117,23 @@ DEFAULTS = {
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS.
+    """Match a file to one of MODELS.
 
     Raises:
-      UserError: positions that are no square grid, or a config.json that is none.
+      UserError: the positions do not form a square grid, or config.json is not valid JSON.
     """
     described = read_json(archive)
     if MODELS[model]['name'] == 'resnet':
-        found = torchvision.match(archive, model)
-        size, channels = found.inputs.shape[:2], found.inputs.shape[2]
+        resnet = torchvision.match(archive, model)
+        size, channels = resnet.inputs.shape[:2], resnet.inputs.shape[2]
         preprocessing = {
-            **(found.preprocessing or {}),
+            **(resnet.preprocessing or {}),
             **_preprocessing(described, size, positions=False),
         }
         inputs = feature(IMAGE, *preprocessing['image_size'], channels)
         return Match(
-            found.fields, found.outputs, inputs, found.rows, found.ignored, preprocessing,
-            _labels(described, found.outputs),
+            resnet.fields, resnet.outputs, inputs, resnet.rows, resnet.ignored, preprocessing,
+            _labels(described, resnet.outputs),
         )  # fmt: skip
     fields = _fields(archive, MODELS[model])
     outputs = torchvision.head_outputs(archive, 'head.bias')
@@ -141,13 +141,13 @@ def match(archive: Archive, model: str) -> Match:
     dino = 'layer_scale' in MODELS[model]
     usual = {**torchvision.PREPROCESSING, 'crop': 1.0, 'interpolation': 'bicubic'} if dino else HALF
     usual = {**usual, 'channel_order': 'rgb', 'image_size': size}
-    assumed = () if described else ('preprocessing is that of the best known weights of this kind',)
+    assumed = () if described else ('preprocessing is that of the best-known weights of this kind',)
     return Match(
         fields=fields,
         outputs=outputs,
         inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs),
-        ignored=(('mask_token', 'of pretraining alone'),),
+        ignored=(('mask_token', 'used only in pretraining'),),
         preprocessing=torchvision.for_channels(
             {**usual, **_preprocessing(described, size)}, channels
         ),
@@ -157,33 +157,33 @@ def match(archive: Archive, model: str) -> Match:
 
 
 def _fields(archive: Archive, fields: dict[str, Any]) -> dict[str, Any]:
-    """The model's, with what the keys of a file add."""
+    """Return the fields of the model, extended by those that the keys of the file imply."""
     keys = archive.arrays
-    found = dict(fields)
+    result = dict(fields)
     if 'reg_token' in keys:
-        found |= {'registers': keys['reg_token'].shape[1], 'class_position': False}
+        result |= {'registers': keys['reg_token'].shape[1], 'class_position': False}
     if 'cls_token' not in keys:
-        found |= {'class_token': False, 'pool': 'mean'}
+        result |= {'class_token': False, 'pool': 'mean'}
     if 'fc_norm.weight' in keys:
-        found |= {'norm_after_pool': True, 'pool': 'mean'}
+        result |= {'norm_after_pool': True, 'pool': 'mean'}
     if 'pre_logits.fc.bias' in keys:
-        found['representation'] = keys['pre_logits.fc.bias'].shape[0]
-    return found
+        result['representation'] = keys['pre_logits.fc.bias'].shape[0]
+    return result
 
 
 def image_size(
     archive: Archive, fields: dict[str, Any], position: str, patch: str
 ) -> tuple[tuple[int, int], int]:
-    """(height and width of the images that positions are for, their channels).
+    """Return (height and width of the images that the positions fit, number of channels).
 
     Args:
       archive: the file.
-      fields: of the model.
-      position: key of the positions, [1, tokens, width].
-      patch: key of the patches' kernel, [width, channels, rows, columns].
+      fields: fields of the model.
+      position: key of the position embeddings, [1, tokens, width].
+      patch: key of the patch kernel, [width, channels, rows, columns].
 
     Raises:
-      UserError: the positions are no square grid.
+      UserError: the positions do not form a square grid.
     """
     full = {**DEFAULTS, **fields}
     kernel, channels = archive.arrays.get(patch), 3
@@ -196,8 +196,8 @@ def image_size(
     side = math.isqrt(leaf.shape[1] - front)
     if side * side != leaf.shape[1] - front or not side:
         raise UserError(
-            f'{archive.path}: {position} has {leaf.shape[1] - front} positions of patches, which '
-            'are no square; give weights for square images'
+            f'{archive.path}: {position} has {leaf.shape[1] - front} patch positions, which do '
+            'not form a square; give weights for square images'
         )
     return (side * full['patch'][0], side * full['patch'][1]), channels
 
@@ -205,21 +205,21 @@ def image_size(
 def _preprocessing(
     described: dict[str, Any], size: tuple[int, ...], positions: bool = True
 ) -> dict[str, Any]:
-    """Keys of `config.data` by `pretrained_cfg`; the size too, where no positions tell it."""
-    said = described.get('pretrained_cfg', {})
-    found: dict[str, Any] = {'image_size': size}
-    if 'mean' in said:
-        found |= {'mean': tuple(said['mean']), 'std': tuple(said['std'])}
-    if 'crop_pct' in said:
-        found['crop'] = float(said['crop_pct'])
-    if 'interpolation' in said:
-        found['interpolation'] = said['interpolation']
-    if 'input_size' in said and not positions:
-        found['image_size'] = tuple(said['input_size'][1:])
-    return found
+    """Return the keys of `config.data` in `pretrained_cfg`; the size unless positions fix it."""
+    pretrained = described.get('pretrained_cfg', {})
+    result: dict[str, Any] = {'image_size': size}
+    if 'mean' in pretrained:
+        result |= {'mean': tuple(pretrained['mean']), 'std': tuple(pretrained['std'])}
+    if 'crop_pct' in pretrained:
+        result['crop'] = float(pretrained['crop_pct'])
+    if 'interpolation' in pretrained:
+        result['interpolation'] = pretrained['interpolation']
+    if 'input_size' in pretrained and not positions:
+        result['image_size'] = tuple(pretrained['input_size'][1:])
+    return result
 
 
 def _labels(described: dict[str, Any], outputs: int) -> tuple[str, ...]:
-    said = described.get('pretrained_cfg', {})
-    names = tuple(said['label_names']) if said.get('label_names') else ()
+    pretrained = described.get('pretrained_cfg', {})
+    names = tuple(pretrained['label_names']) if pretrained.get('label_names') else ()
     return names if len(names) == outputs else ()

@@ -1,6 +1,6 @@
-"""torchvision's names: ResNet, VGG and the Vision Transformer, as its state dicts have them.
+"""torchvision's names of ResNet and VGG, as in its state dicts (torchvision_vit.py has the ViT's).
 
-Preprocessing is that of the weights called IMAGENET1K_V1: 224x224 out of 256, bilinear.
+Preprocessing is that of the IMAGENET1K_V1 weights: a 224x224 crop out of 256, bilinear.
 """
 
 from typing import Any
@@ -28,15 +28,15 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-IGNORED = ((r'(.*\.)?num_batches_tracked', 'a counter of training'),)
+IGNORED = ((r'(.*\.)?num_batches_tracked', 'a counter used only in training'),)
 
 
-def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
+def _norm(source: str, target: str) -> tuple[Row, ...]:
     return (
-        row(f'{theirs}.weight', f'{ours}/scale', SAME1),
-        row(f'{theirs}.bias', f'{ours}/bias', SAME1),
-        row(f'{theirs}.running_mean', f'{ours}/mean', SAME1),
-        row(f'{theirs}.running_var', f'{ours}/var', SAME1),
+        row(f'{source}.weight', f'{target}/scale', SAME1),
+        row(f'{source}.bias', f'{target}/bias', SAME1),
+        row(f'{source}.running_mean', f'{target}/mean', SAME1),
+        row(f'{source}.running_var', f'{target}/var', SAME1),
     )
 
 
@@ -53,16 +53,16 @@ FC = (row('fc.weight', 'head/logits/kernel', DENSE), row('fc.bias', 'head/logits
 
 
 def resnet_rows(fields: dict, outputs: int) -> tuple[Row, ...]:
-    """Of ResNet, which timm names alike."""
+    """Return the map of a ResNet, which timm names in the same way."""
     counts, bottleneck = resnets.STAGES[fields['depth']]
-    found = list(STEM)
+    table = list(STEM)
     for s, count in enumerate(counts, start=1):
         for b in range(count):
             for i in range(1, 4 if bottleneck else 3):
-                found += expand(LAYER, s=s, b=b, i=i)
-        # The first stage of the shallow networks keeps its width and size.
-        found += expand(DOWN, s=s) if bottleneck or s > 1 else ()
-    return (*found, *(FC if outputs else ()))
+                table += expand(LAYER, s=s, b=b, i=i)
+        # In networks without bottlenecks, the first stage keeps width and size.
+        table += expand(DOWN, s=s) if bottleneck or s > 1 else ()
+    return (*table, *(FC if outputs else ()))
 
 
 CONVOLUTION = (
@@ -73,7 +73,7 @@ DENSE_LAYER = (
     row('classifier.{i}.weight', 'head/{name}/kernel', DENSE),
     row('classifier.{i}.bias', 'head/{name}/bias', SAME1),
 )
-# The first dense layer takes channels, rows, columns there, and rows, columns, channels here.
+# torchvision flattens features as (channels, rows, columns), jaxtrain as (rows, columns, channels).
 FIRST_DENSE = (
     row('classifier.0.weight', 'head/dense_0/kernel', '(h w c) o -> o (c h w)', h=7, w=7, c=512),
     row('classifier.0.bias', 'head/dense_0/bias', SAME1),
@@ -81,17 +81,17 @@ FIRST_DENSE = (
 
 
 def _vgg_rows(fields: dict, outputs: int) -> tuple[Row, ...]:
-    found, i = [], 0
+    table, i = [], 0
     for block, count in enumerate(vggs.CONVOLUTIONS[fields['depth']], start=1):
         for number in range(1, count + 1):
-            found += expand(CONVOLUTION, i=i, name=f'block{block}_conv{number}')
-            i += 2  # a ReLU follows each
-        i += 1  # and a pooling each block
+            table += expand(CONVOLUTION, i=i, name=f'block{block}_conv{number}')
+            i += 2  # a ReLU follows each convolution
+        i += 1  # a pooling layer follows each block
     if outputs:
-        found += FIRST_DENSE
-        found += expand(DENSE_LAYER, i=3, name='dense_1')
-        found += expand(DENSE_LAYER, i=6, name='logits')
-    return tuple(found)
+        table += FIRST_DENSE
+        table += expand(DENSE_LAYER, i=3, name='dense_1')
+        table += expand(DENSE_LAYER, i=6, name='logits')
+    return tuple(table)
 
 
 ROWS = {'resnet': resnet_rows, 'vgg': _vgg_rows}
@@ -100,12 +100,12 @@ STEMS = {'resnet': 'conv1.weight', 'vgg': 'features.0.weight'}
 
 
 def rows(fields: dict, outputs: int) -> tuple[Row, ...]:
-    """The map of a model with these fields; without a head where `outputs` is 0."""
+    """Return the map of a model with these fields; without a head if `outputs` is 0."""
     return ROWS[fields['name']](fields, outputs)
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS."""
+    """Match a file to one of MODELS."""
     fields = MODELS[model]
     family = fields['name']
     outputs, channels = head_outputs(archive, HEADS[family]), 3
@@ -123,13 +123,13 @@ def match(archive: Archive, model: str) -> Match:
 
 
 def head_outputs(archive: Archive, bias: str) -> int:
-    """The length of the head's bias, 0 where the file has none."""
+    """Return the length of the head's bias, 0 if the file has no head."""
     leaf = archive.arrays.get(bias)
     return leaf.shape[0] if leaf is not None and len(leaf.shape) == 1 else 0
 
 
 def for_channels(preprocessing: dict, channels: int) -> dict:
-    """Preprocessing for images of other than three channels: the mean of the three serves all."""
+    """Return preprocessing for any number of channels: unless it is three, all share one mean."""
     if channels == 3:
         return preprocessing
     mean, std = (sum(preprocessing[key]) / len(preprocessing[key]) for key in ('mean', 'std'))

@@ -62,18 +62,18 @@ HEAD = (
 
 
 def rows(fields: dict[str, Any], outputs: int, old: bool = False) -> tuple[Row, ...]:
-    """The map; `old` for files from before torchvision 0.12, which number no dropout."""
+    """Return the map; `old` is for torchvision before 0.12, which names the layers of an MLP."""
     names = {'up': 'linear_1', 'down': 'linear_2'} if old else {'up': '0', 'down': '3'}
     blocks = [r for i in range(fields['depth']) for r in expand(BLOCK, i=i, **names)]
     return (*FRONT, *blocks, *(HEAD if outputs else ()))
 
 
 def match(archive: Archive, model: str) -> Match:
-    """What a file is for one of MODELS. UserError if its positions are no square grid."""
+    """Match a file to one of MODELS. UserError if its positions do not form a square grid."""
     fields = MODELS[model]
     outputs = torchvision.head_outputs(archive, 'heads.head.bias')
     size, channels = timm.image_size(archive, fields, 'encoder.pos_embedding', 'conv_proj.weight')
-    # torchvision's vit_l_16 is resized to 242 before the cut, the others to 256.
+    # torchvision resizes images to 242 before the crop for vit_l_16, to 256 for the others.
     crop = 224 / 242 if model == 'vit_l16' and size == (224, 224) else 0.875
     usual = {**torchvision.PREPROCESSING, 'crop': crop, 'image_size': size}
     old = any(key.endswith('mlp.linear_1.weight') for key in archive.arrays)

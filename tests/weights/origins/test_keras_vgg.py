@@ -129,13 +129,13 @@ def test_how_features_reach_the_top(between, width, expected):
         ),
         (model(VGG16, ['fc1', 'fc2', 'predictions'], width=500), "'fc1' takes 500 features"),
         (model(VGG16, ['fc1', 'predictions']), 'the top lacks the layers fc2'),
-        (model(VGG16, ['fc1', 'fc2', 'predictions', 'dense']), "layer 'dense' is not a part of"),
-        (model(VGG16, extra=['batch_normalization']), "layer 'batch_normalization' is not a part"),
-        (model(VGG16, ['dense'], ['flatten', 'rescaling']), "layer 'rescaling' is not a part of"),
+        (model(VGG16, ['fc1', 'fc2', 'predictions', 'dense']), "layer 'dense' is not part of"),
+        (model(VGG16, extra=['batch_normalization']), "layer 'batch_normalization' is not part"),
+        (model(VGG16, ['dense'], ['flatten', 'rescaling']), "layer 'rescaling' is not part of"),
         (model(VGG16[:-1]), 'of its 13 convolutions it lacks 1 (block5_conv3), and its 12 layers'),
         (model(AUTO[:-1]), 'of its 13 convolutions it lacks 13 (block1_conv1, block1_conv2, block'),
         (model([*VGG16[:-1], 'conv2d']), 'it lacks 1 (block5_conv3)'),
-        (model(convolutions(19)), 'some.h5 holds vgg19, and not vgg16; give --model=vgg19'),
+        (model(convolutions(19)), 'some.h5 holds vgg19, not vgg16; give --model=vgg19'),
         (model(VGG16, shapes={'stray': (3,)}.items()), 'array stray belongs to no layer of VGG'),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_layer_without_bias_is_refused():
         Layer(la.name, la.kind, '', la.arrays[:1]) if la.name == 'block2_conv1' else la
         for la in layout.layers
     )
-    assert "layer 'block2_conv1' has 1 array(s) of dimensions [4], and not a kernel" in fault(
+    assert "layer 'block2_conv1' has 1 array(s) of dimensions [4], not a kernel" in fault(
         Layout(
             'keras3',
             layers,
