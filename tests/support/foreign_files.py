@@ -1,4 +1,4 @@
-"""Weights files for tests: random arrays under the names of another framework, whole or spoiled."""
+"""Weights files for tests: random arrays under the names of another framework."""
 
 import zlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.inputs import match_of
 
 
 def arrays(module, model: str, outputs: int, inputs: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What a file of that model holds, float32, each array made from its key."""
+    """Return the float32 arrays of a file of a model, each generated from its key."""
     fields = dict(module.MODELS[model])
     rows = module.rows(fields, outputs)
     leaves = by_path(*target_model(match_of(fields, outputs, inputs, rows))[1])
@@ -22,13 +22,13 @@ def arrays(module, model: str, outputs: int, inputs: tuple[int, ...]) -> dict[st
 
 
 def made(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 numbers around 0 that keep activations in range, around 1 for variances."""
+    """Return float32 numbers around 0 that keep activations in range; positive for variances."""
     normal = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if key.endswith('running_var'):
         return np.exp(normal).astype('f4')
     return (normal / np.sqrt(max(np.prod(shape[1:]), 1))).astype('f4')
 
 
-def write(path: Path, found: dict[str, np.ndarray]) -> Path:
-    save_file(found, path)
+def write(path: Path, weights: dict[str, np.ndarray]) -> Path:
+    save_file(weights, path)
     return path

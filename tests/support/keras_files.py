@@ -1,4 +1,4 @@
-"""Keras's VGG files made without Keras: layouts from a golden manifest, weights from names."""
+"""Keras's VGG files written without Keras: layouts from a golden manifest, weights from names."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from jaxtrain.models.vgg import CONVOLUTIONS, WIDTHS
 from tests.golden.make_keras_vgg import weight
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
-# 'tf-keras3' is what tf-keras writes as .weights.h5: as Keras 3, but without the layers' names.
+# 'tf-keras3' is the .weights.h5 of tf-keras: as Keras 3 writes it, but without layer names.
 LAYOUTS = ('keras3', 'keras3-legacy', 'tf-keras', 'tf-keras3', 'keras1')
 FULL_TOP = (4096, 4096, 1000)
 
@@ -20,27 +20,27 @@ cached_weight = functools.lru_cache(maxsize=128)(weight)
 
 
 def shapes(depth: int, units: tuple[int, ...], features: int = 25088) -> dict[tuple, tuple]:
-    """(layer, 'kernel' or 'bias') -> shape, for a top of those units on so many features."""
-    found, channels = {}, 3
+    """Return shapes by (layer, 'kernel' or 'bias'), for a top with these units and input features."""
+    result, channels = {}, 3
     for block, (count, width) in enumerate(zip(CONVOLUTIONS[depth], WIDTHS, strict=True), 1):
         for i in range(1, count + 1):
-            found[f'block{block}_conv{i}', 'kernel'] = (3, 3, channels, width)
-            found[f'block{block}_conv{i}', 'bias'] = (width,)
+            result[f'block{block}_conv{i}', 'kernel'] = (3, 3, channels, width)
+            result[f'block{block}_conv{i}', 'bias'] = (width,)
             channels = width
     for name, width in zip(('fc1', 'fc2', 'predictions'), units, strict=False):
-        found[name, 'kernel'], found[name, 'bias'] = (features, width), (width,)
+        result[name, 'kernel'], result[name, 'bias'] = (features, width), (width,)
         features = width
-    return found
+    return result
 
 
 def manifest(layout: str, depth: int, top: bool) -> dict:
-    """Address -> [shape or None, attributes]."""
+    """Return [shape or None, attributes] by address."""
     stored = json.loads((GOLDEN / 'keras_vgg.json').read_text())
     kind = f'vgg{depth}/{"top" if top else "notop"}'
     if layout != 'keras1':
         return stored[f'{layout}/{kind}']
-    # The files that Keras downloads: `fc1/fc1_W_1:0`, the layers listed as tf-keras lists them.
-    found = {}
+    # The files that Keras downloads: `fc1/fc1_W_1:0`, with layers listed as in tf-keras.
+    result = {}
     for address, (shape, attributes) in stored[f'tf-keras/{kind}'].items():
         attributes = {key: value for key, value in attributes.items() if key.endswith('_names')}
         if 'weight_names' in attributes:
@@ -48,10 +48,10 @@ def manifest(layout: str, depth: int, top: bool) -> dict:
             attributes = {'weight_names': names}
         parts = address.split('/')
         if shape is None and len(parts) == 1:
-            found[address] = [None, attributes]
+            result[address] = [None, attributes]
         elif shape is not None:
-            found[f'{parts[0]}/{_keras1("/".join(parts[1:]))}'] = [shape, {}]
-    return found
+            result[f'{parts[0]}/{_keras1("/".join(parts[1:]))}'] = [shape, {}]
+    return result
 
 
 def write(
@@ -63,15 +63,15 @@ def write(
     dtype: str = 'f4',
     value: Callable[[str, str, tuple], np.ndarray] | None = cached_weight,
 ) -> Path:
-    """Writes a file of a layout.
+    """Write a file in a layout.
 
     Args:
-      path: where to.
+      path: the file to write.
       layout: one of LAYOUTS.
       depth, units, features: the model.
-      dtype: of the arrays.
-      value: (layer, name, shape) -> array; None leaves the arrays unwritten (they read as zeros and
-        take no room).
+      dtype: dtype of the arrays.
+      value: (layer, name, shape) -> array; None leaves the arrays unwritten, so that they read as
+        zeros and occupy no space.
     """
     entries = manifest(layout, depth, bool(units))
     owners, wanted = _owners(layout, depth, bool(units)), shapes(depth, units, features)
@@ -90,20 +90,20 @@ def write(
 
 
 def _owners(layout: str, depth: int, top: bool) -> dict[str, tuple[str, str]]:
-    """Address of an array -> (layer, 'kernel' or 'bias')."""
-    # The layers' names that tf-keras leaves out are those of Keras 3.
+    """Return (layer, 'kernel' or 'bias') of every array by address."""
+    # The layer names that tf-keras omits are those of Keras 3.
     names = manifest('keras3' if layout == 'tf-keras3' else layout, depth, top)
-    found = {}
+    result = {}
     for address, (shape, _) in names.items():
         parent, _, last = address.rpartition('/')
         if shape is None:
             continue
         if parent.endswith('vars'):
-            found[address] = (names[parent][1]['name'], 'kernel' if last == '0' else 'bias')
+            result[address] = (names[parent][1]['name'], 'kernel' if last == '0' else 'bias')
         else:
             layer = parent.rpartition('/')[2]
-            found[address] = (layer, 'kernel' if 'kernel' in last or '_W_' in last else 'bias')
-    return found
+            result[address] = (layer, 'kernel' if 'kernel' in last or '_W_' in last else 'bias')
+    return result
 
 
 def _keras1(name: str) -> str:

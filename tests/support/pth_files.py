@@ -1,7 +1,7 @@
-"""PyTorch's files made without PyTorch: both formats of torch.save, and pickles that ask for more.
+"""PyTorch's files written without PyTorch: both formats of torch.save, and pickles with other calls.
 
-The layouts are those of torch's serialization.py; tests/golden/pth_*.pth, which torch itself has
-written, hold the reader to the same.
+The layouts are those of torch's serialization.py; the reader is also tested on
+tests/golden/pth_*.pth, which torch itself wrote.
 """
 
 import io
@@ -28,7 +28,7 @@ _NAMES = {dtype: name for name, dtype in STORAGES.items()}
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the pickle will look up, importable here or not."""
+    """A name that unpickling looks up, whether it can be imported here or not."""
 
     module: str
     name: str
@@ -50,12 +50,12 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Numbers that tensors lie in, one after the other.
+    """A contiguous array of numbers that tensors are views of.
 
     Attributes:
-      numbers: what is written.
-      key: its name in the file, '' for the next number.
-      view: what PyTorch before 0.4 wrote of a storage that is a part of another.
+      numbers: the numbers to write.
+      key: its name in the file, '' for the next free number.
+      view: the entry that PyTorch before 0.4 wrote for a view of another storage.
     """
 
     numbers: np.ndarray
@@ -65,7 +65,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage, in elements, whether that is possible or not."""
+    """A view of a storage, in elements; it may be invalid."""
 
     storage: Storage
     shape: tuple[int, ...]
@@ -78,15 +78,15 @@ class Tensor:
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    """An array in a storage of its own."""
+    """Return an array as a tensor in a separate storage."""
     array = np.array(array, order='C')  # ascontiguousarray gives scalars an axis
     stride = tuple(step // array.itemsize for step in array.strides)
     return Tensor(Storage(array.reshape(-1)), array.shape, stride)
 
 
-def write_zip(path: Path, found: Any, folder: str = 'archive', byteorder: str = 'little') -> Path:
-    """As torch.save does since 1.6."""
-    pickled, storages = _pickle(found)
+def write_zip(path: Path, content: Any, folder: str = 'archive', byteorder: str = 'little') -> Path:
+    """Write a file as torch.save does since 1.6."""
+    pickled, storages = _pickle(content)
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr(f'{folder}/data.pkl', pickled)
         archive.writestr(f'{folder}/byteorder', byteorder)
@@ -97,9 +97,9 @@ def write_zip(path: Path, found: Any, folder: str = 'archive', byteorder: str = 
     return path
 
 
-def write_stream(path: Path, found: Any, system: dict = SYSTEM) -> Path:
-    """As torch.save did before, and does with _use_new_zipfile_serialization=False."""
-    pickled, storages = _pickle(found, legacy=True)
+def write_stream(path: Path, content: Any, system: dict = SYSTEM) -> Path:
+    """Write a file as torch.save did before, and does with _use_new_zipfile_serialization=False."""
+    pickled, storages = _pickle(content, legacy=True)
     with path.open('wb') as file:
         for value in (MAGIC, VERSION, system):
             pickle.dump(value, file, protocol=2)
@@ -114,15 +114,15 @@ def write_stream(path: Path, found: Any, system: dict = SYSTEM) -> Path:
 WRITERS = {'zip': write_zip, 'stream': write_stream}
 
 
-def _pickle(found: Any, legacy: bool = False) -> tuple[bytes, dict[str, Storage]]:
-    """(the pickle, key -> storage)."""
+def _pickle(content: Any, legacy: bool = False) -> tuple[bytes, dict[str, Storage]]:
+    """Return (pickle, storages by key)."""
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, legacy)
-    pickler.dump(found)
+    pickler.dump(content)
     return buffer.getvalue(), {key: storage for key, storage in pickler.storages.values()}
 
 
-class _Pickler(pickle._Pickler):  # the one in Python: it lets names be written as they are
+class _Pickler(pickle._Pickler):  # the Python version, which can write arbitrary names
     def __init__(self, file, legacy: bool):
         super().__init__(file, protocol=2)
         self.legacy = legacy
@@ -140,5 +140,5 @@ class _Pickler(pickle._Pickler):  # the one in Python: it lets names be written 
         key = obj.key or str(len(self.storages))
         key, _ = self.storages.setdefault(id(obj), (key, obj))
         name = Global('torch', _NAMES[obj.numbers.dtype])
-        found = 'storage', name, key, 'cpu', obj.numbers.size
-        return (*found, obj.view) if self.legacy else found
+        reference = 'storage', name, key, 'cpu', obj.numbers.size
+        return (*reference, obj.view) if self.legacy else reference

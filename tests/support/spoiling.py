@@ -1,4 +1,4 @@
-"""Weights files read whole, and files damaged in many places, for the tests of all formats."""
+"""Reading of whole weights files, and damage in many places, for the tests of all formats."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from jaxtrain.weights.formats.archive import Archive, open_archive
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, but for those of more numbers than a test's file has bytes."""
+    """Return the arrays of a file, except for absurd sizes, which a damaged header can claim."""
     with open_archive(path) as archive:
         return {
             key: whole(archive, key)
@@ -22,7 +22,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
 
 
 def whole(archive: Archive, key: str) -> np.ndarray:
-    """The pieces of an array put together."""
+    """Return an array, concatenated from its pieces."""
     leaf = archive.arrays[key]
     pieces = [piece.copy() for piece in archive.read(key)]
     if not leaf.shape:
@@ -30,16 +30,16 @@ def whole(archive: Archive, key: str) -> np.ndarray:
     return np.concatenate([np.empty((0, *leaf.shape[1:]), leaf.dtype), *pieces])
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Keys, their order, dtypes, shapes and every bit."""
-    assert list(found) == list(expected)
+def same(result: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Assert that keys, their order, dtypes, shapes and all bits are equal."""
+    assert list(result) == list(expected)
     for key, array in expected.items():
-        assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape), key
-        assert found[key].tobytes() == array.tobytes(), key
+        assert (result[key].dtype, result[key].shape) == (array.dtype, array.shape), key
+        assert result[key].tobytes() == array.tobytes(), key
 
 
 def fault(path: Path, opens: bool = False) -> str:
-    """The one line that a file is refused with: before an array is read, or else after."""
+    """Return the one-line error of opening a file, or of reading its arrays if it opens."""
     with pytest.raises(UserError) as caught:
         if opens:
             contents(path)
@@ -52,7 +52,7 @@ def fault(path: Path, opens: bool = False) -> str:
 
 
 def damaged(data: bytes, places: int = 100) -> Iterator[bytes]:
-    """The file with a byte changed, and cut off, at so many places each, both ends included."""
+    """Yield the file with one byte changed, and truncated, at evenly spaced places."""
     for number in range(places):
         at = number * (len(data) - 1) // (places - 1)
         changed = bytearray(data)
@@ -62,10 +62,10 @@ def damaged(data: bytes, places: int = 100) -> Iterator[bytes]:
 
 
 def survives(path: Path) -> None:
-    """Damaged in any place, the file is read or refused in a line: nothing else comes out."""
+    """Assert that a damaged file is either read or refused with one line."""
     data, refused = path.read_bytes(), 0
-    for number, spoilt in enumerate(damaged(data)):
-        path.write_bytes(spoilt)
+    for number, changed in enumerate(damaged(data)):
+        path.write_bytes(changed)
         try:
             contents(path)
         except UserError as error:
@@ -74,4 +74,4 @@ def survives(path: Path) -> None:
         except BaseException as error:
             raise AssertionError(f'change {number} raises {error!r}') from error
     path.write_bytes(data)
-    assert refused > 100  # at the least wherever it is cut off
+    assert refused > 100  # at least every truncated file

@@ -8,7 +8,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.runs import run
 from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed
 
-THEIRS = {
+STORED = {
     'image_size': (224, 224),
     'crop': 0.875,
     'interpolation': 'bicubic',
@@ -21,7 +21,7 @@ CNN = {'name': 'cnn', 'widths': (8, 16), 'padding': 'SAME', 'dropout': 0.0}
 
 
 def bundle(**data) -> Bundle:
-    return Bundle('runs/there', CNN, {**THEIRS, **data}, ('cat', 'dog'))
+    return Bundle('runs/there', CNN, {**STORED, **data}, ('cat', 'dog'))
 
 
 def config(model=None, **changes) -> Config:
@@ -31,15 +31,15 @@ def config(model=None, **changes) -> Config:
     return Config(c.to_dict()).replace(**changes)
 
 
-def fault(cfg, found) -> str:
+def fault(cfg, weights) -> str:
     with pytest.raises(UserError) as caught:
-        resolve(cfg, found)
+        resolve(cfg, weights)
     return str(caught.value)
 
 
 def test_every_key_of_preprocessing_is_left_open_by_default():
     data = base().to_dict()['data']
-    assert {key: data[key] for key in PREPROCESSING} == dict.fromkeys(THEIRS)
+    assert {key: data[key] for key in PREPROCESSING} == dict.fromkeys(STORED)
 
 
 def test_without_weights_open_keys_become_the_usual():
@@ -51,7 +51,7 @@ def test_without_weights_open_keys_become_the_usual():
 
 def test_open_keys_are_those_of_the_weights():
     data = resolve(config(), bundle()).to_dict()['data']
-    assert {key: data[key] for key in THEIRS} == THEIRS
+    assert {key: data[key] for key in STORED} == STORED
 
 
 def test_what_is_set_holds_without_weights():
@@ -71,13 +71,13 @@ def test_what_is_set_holds_without_weights():
 def test_another_preprocessing_than_that_of_the_weights_is_an_error(changes):
     ((name, value),) = changes.items()
     key = name.split('__')[1]
-    said = fault(config(**changes), bundle())
-    assert f'config.data.{key}={value!r}, but the weights of runs/there go by' in said
-    assert repr(THEIRS[key]) in said and "config.restore.settings='config'" in said
+    message = fault(config(**changes), bundle())
+    assert f'config.data.{key}={value!r}, but the weights of runs/there go by' in message
+    assert repr(STORED[key]) in message and "config.restore.settings='config'" in message
 
 
 def test_the_same_preprocessing_may_be_said_again():
-    resolve(config(data__channel_order='bgr', data__mean=THEIRS['mean']), bundle())
+    resolve(config(data__channel_order='bgr', data__mean=STORED['mean']), bundle())
 
 
 def test_told_otherwise_the_config_holds():
@@ -109,24 +109,24 @@ def test_a_model_without_a_name_needs_weights():
 
 
 def test_a_field_that_shows_in_no_shape_must_agree():
-    said = fault(config({'name': 'cnn', 'padding': 'VALID'}), bundle())
-    assert "config.model.padding='VALID', but the weights of runs/there" in said
-    assert "with 'SAME'" in said
+    message = fault(config({'name': 'cnn', 'padding': 'VALID'}), bundle())
+    assert "config.model.padding='VALID', but the weights of runs/there" in message
+    assert "with 'SAME'" in message
     resolve(config({'name': 'cnn', 'padding': 'SAME', 'widths': (4,)}), bundle())
     resolve(config({'name': 'cnn', 'padding': 'VALID'}, restore__settings='config'), bundle())
 
 
 def test_an_unknown_word_for_settings():
     cfg = config(restore__settings='mine')
-    said = fault(cfg, None)
-    assert "config.restore.settings='mine'" in said and 'config, weights' in said
+    message = fault(cfg, None)
+    assert "config.restore.settings='mine'" in message and 'config, weights' in message
 
 
 def test_a_run_hands_on_its_own(pretrained):
-    found = of_run(pretrained)
-    assert found.classes == tuple('0123456789')
-    assert (found.data['scale'], found.data['mean']) == (255.0, (0.5,))
-    assert found.model['widths'] == (8, 16)
+    weights = of_run(pretrained)
+    assert weights.classes == tuple('0123456789')
+    assert (weights.data['scale'], weights.data['mean']) == (255.0, (0.5,))
+    assert weights.model['widths'] == (8, 16)
 
 
 def test_a_run_that_resumes_keeps_what_it_began_with(tmp_path):
@@ -142,9 +142,9 @@ def test_a_run_that_resumes_keeps_what_it_began_with(tmp_path):
 
 def test_a_run_without_a_field_of_its_model_was_made_with_its_default(tmp_path):
     run.RunDir(tmp_path).claim({**resolve(config(), None).to_dict(), 'model': {'name': 'cnn'}})
-    found = of_run(tmp_path)
-    assert found.model['padding'] == 'SAME'
-    assert "with 'SAME'" in fault(config({'name': 'cnn', 'padding': 'VALID'}), found)
+    weights = of_run(tmp_path)
+    assert weights.model['padding'] == 'SAME'
+    assert "with 'SAME'" in fault(config({'name': 'cnn', 'padding': 'VALID'}), weights)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Weights that leave: the files, and what is said of them."""
+"""Weights that leave: the files, and what is message of them."""
 
 import numpy as np
 import pytest
@@ -28,49 +28,49 @@ def arrays(class_position: bool) -> dict[str, np.ndarray]:
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """Naming -> (its arrays, a run directory with them)."""
-    found = {}
+    result = {}
     for name in ('augreg', 'big_vision'):
         folder = tmp_path_factory.mktemp(name)
-        theirs = arrays(class_position=name == 'augreg')
-        np.savez(folder / 'vit.npz', **theirs)
+        weights = arrays(class_position=name == 'augreg')
+        np.savez(folder / 'vit.npz', **weights)
         import_weights('augreg', str(folder / 'vit.npz'), 'vit_ti16', str(folder / 'run'))
-        found[name] = theirs, str(folder / 'run')
-    return found
+        result[name] = weights, str(folder / 'run')
+    return result
 
 
 @pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
 @pytest.mark.parametrize('naming', ['augreg', 'big_vision'])
 def test_names_of_augreg_come_out_as_they_went_in(runs, tmp_path, naming, suffix):
-    theirs, workdir = runs[naming]
+    weights, workdir = runs[naming]
     target = tmp_path / f'again{suffix}'
-    said = export_weights(workdir, 'last', 'augreg', str(target))
-    assert said == f'{len(theirs)} arrays of vit in {target}, named as in augreg'
+    message = export_weights(workdir, 'last', 'augreg', str(target))
+    assert message == f'{len(weights)} arrays of vit in {target}, named as in augreg'
     again = dict(np.load(target)) if suffix == '.npz' else load_file(target)
-    assert set(again) == set(theirs)
-    for key, value in theirs.items():
+    assert set(again) == set(weights)
+    for key, value in weights.items():
         np.testing.assert_array_equal(again[key], value, key)
 
 
 def test_what_no_key_tells_is_said(runs, tmp_path):
     """AugReg's tanh GELU, where timm's own ViTs have the exact one."""
     target = tmp_path / 'm.safetensors'
-    said = export_weights(runs['augreg'][1], 'last', 'timm', str(target))
-    assert said.endswith("in timm; it computes with gelu='tanh', which must be set there too")
+    message = export_weights(runs['augreg'][1], 'last', 'timm', str(target))
+    assert message.endswith("in timm; it computes with gelu='tanh', which must be set there too")
 
 
 @pytest.mark.parametrize(
-    ('origin', 'output', 'told'),
+    ('origin', 'output', 'words'),
     [
         ('augreg', 'vit.pth', '.safetensors or .npz'),
         ('timm', 'vit.npz', '.safetensors;'),
         ('timm', 'vit', '.safetensors;'),
     ],
 )
-def test_other_files_are_refused(runs, tmp_path, origin, output, told):
+def test_other_files_are_refused(runs, tmp_path, origin, output, words):
     with pytest.raises(UserError) as caught:
         export_weights(runs['augreg'][1], 'last', origin, str(tmp_path / output))
     text = str(caught.value)
-    assert '\n' not in text and told in text and output in text
+    assert '\n' not in text and words in text and output in text
     assert not list(tmp_path.iterdir())
 
 

@@ -40,14 +40,14 @@ def get_config():
 
 
 @pytest.fixture(scope='module')
-def found():
+def weights():
     """The arrays of a ViT-Ti/16 for 32x32 RGB images and four classes."""
     return arrays(timm, 'vit_ti16', 4, (32, 32, 3))
 
 
 @pytest.fixture(scope='module')
-def file(found, tmp_path_factory):
-    return write(tmp_path_factory.mktemp('weights') / 'model.safetensors', found)
+def file(weights, tmp_path_factory):
+    return write(tmp_path_factory.mktemp('weights') / 'model.safetensors', weights)
 
 
 @pytest.fixture(scope='module')
@@ -87,14 +87,14 @@ def fault(origin, file, model, out, **more) -> str:
     return str(caught.value)
 
 
-def spoiled(tmp_path, found, **changes):
+def spoiled(tmp_path, weights, **changes):
     """The file with some arrays changed, or taken away where None."""
-    arrays = {**found, **changes}
+    arrays = {**weights, **changes}
     return write(tmp_path / 'f.safetensors', {k: v for k, v in arrays.items() if v is not None})
 
 
-def test_a_run_directory_with_everything_in_it(imported, found):
-    out, said = imported
+def test_a_run_directory_with_everything_in_it(imported, weights):
+    out, message = imported
     stored = run.read_config(out)
     assert stored['config']['model']['name'] == 'vit'
     assert stored['config']['model']['width'] == 192
@@ -107,17 +107,17 @@ def test_a_run_directory_with_everything_in_it(imported, found):
     plan = json.loads((out / 'restore.json').read_text())
     assert {leaf['action'] for leaf in plan['leaves']} == {'load'}
     named = {leaf['source'].split()[0] for leaf in plan['leaves']}
-    assert named == set(found)
-    assert 'vit_ti16 of timm, with its head of 4 outputs' in said
+    assert named == set(weights)
+    assert 'vit_ti16 of timm, with its head of 4 outputs' in message
 
 
-def test_the_arrays_arrive_under_our_names(imported, found):
+def test_the_arrays_arrive_under_our_names(imported, weights):
     leaves = {leaf.path: leaf for leaf in plan_of(imported[0]).leaves}
     assert leaves['backbone/block_3/mlp/up/kernel'].action == 'load'
     values = everything(imported[0])
-    up = found['blocks.3.mlp.fc1.weight']
+    up = weights['blocks.3.mlp.fc1.weight']
     np.testing.assert_array_equal(values['backbone/block_3/mlp/up/kernel'], up.T)
-    qkv = found['blocks.3.attn.qkv.weight'].reshape(3, 3, 64, 192)
+    qkv = weights['blocks.3.attn.qkv.weight'].reshape(3, 3, 64, 192)
     key = values['backbone/block_3/attention/key/kernel']
     np.testing.assert_array_equal(key, qkv[1].transpose(2, 0, 1))
 
@@ -144,13 +144,13 @@ def everything(workdir) -> dict[str, np.ndarray]:
     return stored.read(on_mesh(dict(stored.leaves), make_mesh()))
 
 
-def test_exported_they_are_what_they_were(imported, found, tmp_path):
+def test_exported_they_are_what_they_were(imported, weights, tmp_path):
     target = tmp_path / 'again.safetensors'
-    said = export_weights(str(imported[0]), 'last', 'timm', str(target))
-    assert said.startswith(f'{len(found)} arrays of vit in')
+    message = export_weights(str(imported[0]), 'last', 'timm', str(target))
+    assert message.startswith(f'{len(weights)} arrays of vit in')
     again = load_file(target)
-    assert set(again) == set(found)
-    for key, value in found.items():
+    assert set(again) == set(weights)
+    for key, value in weights.items():
         np.testing.assert_array_equal(again[key], value, key)
 
 
@@ -191,11 +191,11 @@ def test_classes_are_taken_by_name(imported, config):
 
 
 def test_what_fine_tuning_takes_over_can_be_seen(imported, config, jaxtrain, tmp_path):
-    said = jaxtrain(
+    message = jaxtrain(
         'inspect', f'--config={tmp_path}/config.py', f'--config.init_from={imported[0]}'
     )
-    assert said.code == 0, said.err
-    assert 'load' in said.out and 'head/logits/kernel' in said.out
+    assert message.code == 0, message.err
+    assert 'load' in message.out and 'head/logits/kernel' in message.out
 
 
 def test_a_file_needs_its_origin(file, config):
@@ -211,16 +211,16 @@ def test_the_same_import_again_does_nothing(imported, file):
 
 
 def test_unknown_origin_or_model(file, tmp_path):
-    said = fault('tim', file, 'vit_ti16', tmp_path / 'o')
-    assert "origin 'tim'" in said and "'timm'" in said
-    said = fault('timm', file, 'vit_ti61', tmp_path / 'o')
-    assert "--model 'vit_ti61'" in said and "'vit_ti16'" in said
+    message = fault('tim', file, 'vit_ti16', tmp_path / 'o')
+    assert "origin 'tim'" in message and "'timm'" in message
+    message = fault('timm', file, 'vit_ti61', tmp_path / 'o')
+    assert "--model 'vit_ti61'" in message and "'vit_ti16'" in message
 
 
 def test_wrong_model_size(file, tmp_path):
-    said = fault('timm', file, 'vit_s16', tmp_path / 'o')
+    message = fault('timm', file, 'vit_s16', tmp_path / 'o')
     for part in (str(file), 'holds vit_ti16', 'vit_s16', '--model=vit_ti16'):
-        assert part in said, said
+        assert part in message, message
 
 
 def test_truncated(file, tmp_path):
@@ -229,61 +229,61 @@ def test_truncated(file, tmp_path):
     assert str(short) in fault('timm', short, 'vit_ti16', tmp_path / 'o')
 
 
-def test_missing_key(found, tmp_path):
-    file = spoiled(tmp_path, found, **{'blocks.2.norm1.weight': None})
-    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
-    assert '1 of' in said and 'first blocks.2.norm1.weight' in said and 'missing' in said
+def test_missing_key(weights, tmp_path):
+    file = spoiled(tmp_path, weights, **{'blocks.2.norm1.weight': None})
+    message = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert '1 of' in message and 'first blocks.2.norm1.weight' in message and 'missing' in message
 
 
-def test_a_misspelt_key_is_recognised(found, tmp_path):
-    value = found['blocks.2.norm1.weight']
+def test_a_misspelt_key_is_recognised(weights, tmp_path):
+    value = weights['blocks.2.norm1.weight']
     changes = {'blocks.2.norm1.weight': None, 'blocks.2.norm_1.weight': value}
-    said = fault('timm', spoiled(tmp_path, found, **changes), 'vit_ti16', tmp_path / 'o')
-    assert "'blocks.2.norm_1.weight'" in said
+    message = fault('timm', spoiled(tmp_path, weights, **changes), 'vit_ti16', tmp_path / 'o')
+    assert "'blocks.2.norm_1.weight'" in message
 
 
-def test_unknown_key_and_how_to_drop_it(found, tmp_path):
-    file = spoiled(tmp_path, found, extra=np.ones(3, 'f4'))
-    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
-    assert "1 of its keys are no part of the model, first 'extra'" in said
-    assert "--drop='extra'" in said
+def test_unknown_key_and_how_to_drop_it(weights, tmp_path):
+    file = spoiled(tmp_path, weights, extra=np.ones(3, 'f4'))
+    message = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert "1 of its keys are no part of the model, first 'extra'" in message
+    assert "--drop='extra'" in message
     import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'), drop=['ext.*'])
     plan = json.loads((tmp_path / 'o' / 'restore.json').read_text())
     assert [leaf['path'] for leaf in plan['leaves'] if leaf['action'] == 'drop'] == ['extra']
 
 
 def test_a_drop_that_drops_nothing(file, tmp_path):
-    said = fault('timm', file, 'vit_ti16', tmp_path / 'o', drop=['extra'])
-    assert "--drop='extra' matches none of the keys that are left over" in said
+    message = fault('timm', file, 'vit_ti16', tmp_path / 'o', drop=['extra'])
+    assert "--drop='extra' matches none of the keys that are left over" in message
 
 
-def test_wrong_dtype(found, tmp_path):
+def test_wrong_dtype(weights, tmp_path):
     key = 'blocks.1.mlp.fc1.bias'
-    file = spoiled(tmp_path, found, **{key: found[key].astype(np.int32)})
-    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
-    assert key in said and 'int32' in said
+    file = spoiled(tmp_path, weights, **{key: weights[key].astype(np.int32)})
+    message = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert key in message and 'int32' in message
 
 
-def test_half_precision_is_converted_and_said(found, tmp_path):
-    file = spoiled(tmp_path, {k: v.astype(np.float16) for k, v in found.items()})
-    said = import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'))
-    assert 'converted to float32 from float16' in said
+def test_half_precision_is_converted_and_said(weights, tmp_path):
+    file = spoiled(tmp_path, {k: v.astype(np.float16) for k, v in weights.items()})
+    message = import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'))
+    assert 'converted to float32 from float16' in message
 
 
-def test_wrong_shape(found, tmp_path):
+def test_wrong_shape(weights, tmp_path):
     key = 'blocks.1.mlp.fc1.bias'
-    file = spoiled(tmp_path, found, **{key: found[key][:5]})
-    said = fault('timm', file, 'vit_ti16', tmp_path / 'o')
-    assert f'first {key}, which is 5 float32 and should be 768' in said
+    file = spoiled(tmp_path, weights, **{key: weights[key][:5]})
+    message = fault('timm', file, 'vit_ti16', tmp_path / 'o')
+    assert f'first {key}, which is 5 float32 and should be 768' in message
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_not_finite(found, tmp_path, value):
+def test_not_finite(weights, tmp_path, value):
     key = 'blocks.1.mlp.fc1.bias'
-    bad = found[key].copy()
+    bad = weights[key].copy()
     bad[7] = value
-    said = fault('timm', spoiled(tmp_path, found, **{key: bad}), 'vit_ti16', tmp_path / 'o')
-    assert f'{key} holds NaN or Inf' in said
+    message = fault('timm', spoiled(tmp_path, weights, **{key: bad}), 'vit_ti16', tmp_path / 'o')
+    assert f'{key} holds NaN or Inf' in message
 
 
 def test_a_folder_without_weights_and_one_with_two(file, tmp_path):
@@ -292,5 +292,5 @@ def test_a_folder_without_weights_and_one_with_two(file, tmp_path):
     assert str(folder) in fault('timm', folder, 'vit_ti16', tmp_path / 'o')
     for name in ('a.safetensors', 'b.safetensors'):
         (folder / name).write_bytes(file.read_bytes())
-    said = fault('timm', folder, 'vit_ti16', tmp_path / 'o')
-    assert 'a.safetensors' in said and 'b.safetensors' in said
+    message = fault('timm', folder, 'vit_ti16', tmp_path / 'o')
+    assert 'a.safetensors' in message and 'b.safetensors' in message

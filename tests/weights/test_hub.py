@@ -69,7 +69,10 @@ def test_config_json_is_believed(bert, tmp_path):
         ({'hidden_size': 768}, 'has hidden_size=768, but minilm_l6 has 384; give the --model of'),
         ({'num_hidden_layers': 12}, 'has num_hidden_layers=12, but minilm_l6 has 6'),
         ({'num_attention_heads': 6}, 'has num_attention_heads=6, but minilm_l6 has 12'),
-        ({'hidden_act': 'relu'}, "has hidden_act='relu', which the model does not support; it supports gelu"),
+        (
+            {'hidden_act': 'relu'},
+            "has hidden_act='relu', which the model does not support; it supports gelu",
+        ),
     ],
 )
 def test_another_model_is_refused(content, words, bert, tmp_path):

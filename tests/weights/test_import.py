@@ -46,7 +46,7 @@ def top(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def imported(top, tmp_path_factory):
-    """(run directory, what was said) of the file with a top."""
+    """(run directory, what was message) of the file with a top."""
     out = tmp_path_factory.mktemp('runs') / 'vgg16'
     return out, import_weights.import_weights('keras', str(top), 'vgg16', str(out))
 
@@ -76,8 +76,8 @@ def forward(model, leaves, case, height, width) -> float:
     """Its error on a case of golden."""
     expected = np.load(GOLDEN / 'keras_vgg.npz')[case]
     apply = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
-    found = np.asarray(apply(unflatten(leaves), images(height, width)))
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    output = np.asarray(apply(unflatten(leaves), images(height, width)))
+    return float(np.abs(output - expected).max() / np.abs(expected).max())
 
 
 def test_an_imported_model_computes_what_keras_does(imported):
@@ -86,8 +86,8 @@ def test_an_imported_model_computes_what_keras_does(imported):
 
 
 def test_a_backbone_is_handed_on_bit_for_bit_with_a_new_head(notop, tmp_path):
-    said = weights(notop, tmp_path / 'out')
-    assert 'without a head: 14,714,688 parameters' in said
+    message = weights(notop, tmp_path / 'out')
+    assert 'without a head: 14,714,688 parameters' in message
     _, leaves, plan = loaded(tmp_path / 'out', 3, (64, 64, 3), NEW_HEAD)
     assert all(path.startswith('head/') for path in plan.paths('init'))
     assert set(leaves) == {
@@ -127,8 +127,8 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
 
 
 def test_what_is_said_and_planned(imported):
-    out, said = imported
-    assert said.startswith('vgg16 of keras, with its head of 10 outputs: 14,8')
+    out, message = imported
+    assert message.startswith('vgg16 of keras, with its head of 10 outputs: 14,8')
     plan = json.loads((out / 'restore.json').read_text())
     lines = {leaf['path']: leaf for leaf in plan['leaves']}
     assert len(lines) == 32
@@ -152,14 +152,14 @@ def test_thousand_outputs_are_the_classes_of_imagenet(tmp_path):
 
 
 def test_a_top_of_another_name_has_classes_of_its_own(tmp_path):
-    """For who knows what its 1000 are; and what else is not certain is said."""
+    """For who knows what its 1000 are; and what else is not certain is message."""
     path = write(tmp_path / 'vgg.h5', 'tf-keras3', 16, (2, 2, 1000), 512, value=None)
-    said = weights(path, tmp_path / 'out')
+    message = weights(path, tmp_path / 'out')
     stored = run.read_config(tmp_path / 'out')
     assert stored['data']['classes'] == [str(i) for i in range(1000)]
     assert len(stored['import']['assumed']) == 3
     assert all(
-        f'assumed, as the file does not say: {t}' in said for t in stored['import']['assumed']
+        f'assumed, as the file does not say: {t}' in message for t in stored['import']['assumed']
     )
 
 
@@ -218,8 +218,8 @@ def test_an_empty_folder_is_taken(notop, tmp_path):
     ],
 )
 def test_wrong_words(origin, model, words, notop, tmp_path):
-    said = str(fault(origin, notop, model, tmp_path / 'out'))
-    assert all(word in said for word in words), said
+    message = str(fault(origin, notop, model, tmp_path / 'out'))
+    assert all(word in message for word in words), message
     assert not list(tmp_path.iterdir())
 
 

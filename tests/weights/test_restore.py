@@ -77,9 +77,9 @@ def refusal(folder, params, stats, rules) -> UserError:
     return caught.value
 
 
-def assert_same(found: dict, expected: dict) -> None:
-    assert set(found) == set(expected)
-    for path, leaf in found.items():
+def assert_same(result: dict, expected: dict) -> None:
+    assert set(result) == set(expected)
+    for path, leaf in result.items():
         assert np.asarray(leaf).tobytes() == np.asarray(expected[path]).tobytes(), path
 
 
@@ -95,9 +95,9 @@ def test_all_is_loaded_bit_for_bit(folder):
     expected = by_path(tree(PARAMS), tree(STATS, 50.0))
     assert actions(plan) == dict.fromkeys(expected, 'load')
     assert 'backbone/norm/mean' in expected
-    found = restore.read(plan, params, stats)
-    assert_same(found, expected)
-    nested = from_paths(found, params, stats)
+    result = restore.read(plan, params, stats)
+    assert_same(result, expected)
+    nested = from_paths(result, params, stats)
     assert jax.tree.structure(nested) == jax.tree.structure((params, stats))
     assert_same(by_path(*nested), expected)
 
@@ -108,9 +108,9 @@ def test_a_new_head_is_left_to_be_initialised(folder):
     plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(STATS), NEW_HEAD)
     assert plan.paths('init') == ['head/logits/bias', 'head/logits/kernel']
     assert not plan.paths('drop')
-    found = restore.read(plan, abstract(wanted), abstract(STATS))
+    result = restore.read(plan, abstract(wanted), abstract(STATS))
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
-    assert_same(found, {p: leaf for p, leaf in old.items() if p.startswith('backbone/')})
+    assert_same(result, {p: leaf for p, leaf in old.items() if p.startswith('backbone/')})
 
 
 def test_old_leaves_are_dropped_by_a_rule(folder):
@@ -151,12 +151,12 @@ def test_a_leaf_without_a_value_is_refused(change, dtypes, line, folder):
         restore.make_plan(
             of_checkpoint(folder), abstract(wanted, dtypes), abstract(STATS), NEW_HEAD
         )
-    said = [' '.join(text.split()) for text in caught.value.details.splitlines()]
-    assert line.format('float32') in said
-    assert len(said) == len({*PARAMS, *wanted}) + len(STATS)
-    assert [text.split()[0] for text in said if 'norm' in text] == ['load'] * 3
+    message = [' '.join(text.split()) for text in caught.value.details.splitlines()]
+    assert line.format('float32') in message
+    assert len(message) == len({*PARAMS, *wanted}) + len(STATS)
+    assert [text.split()[0] for text in message if 'norm' in text] == ['load'] * 3
     path = next(word for word in line.split() if word.startswith('backbone/'))
-    assert f'1 of {len(said)} leaves, first {path}' in str(caught.value)
+    assert f'1 of {len(message)} leaves, first {path}' in str(caught.value)
 
 
 def test_statistics_count_as_leaves(folder):
@@ -194,8 +194,10 @@ def test_another_head_is_answered_with_the_rule_to_add(folder):
     ],
 )
 def test_a_rule_at_fault_is_named(rules, parts, folder):
-    said = str(refusal(folder, PARAMS, STATS, rules))
-    assert said.startswith('config.restore.rules: ') and all(part in said for part in parts), said
+    message = str(refusal(folder, PARAMS, STATS, rules))
+    assert message.startswith('config.restore.rules: ') and all(
+        part in message for part in parts
+    ), message
 
 
 # From other paths.
@@ -218,9 +220,9 @@ def test_leaves_are_loaded_from_other_paths(folder):
     params, stats = abstract(MOVED), abstract(MOVED_STATS)
     plan = restore.make_plan(of_checkpoint(folder), params, stats, RENAMES)
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
-    found = restore.read(plan, params, stats)
+    result = restore.read(plan, params, stats)
     assert_same(
-        found,
+        result,
         {
             'backbone/stem/kernel': old['backbone/conv/kernel'],
             'backbone/stem/scale': old['backbone/norm/scale'],
@@ -230,7 +232,7 @@ def test_leaves_are_loaded_from_other_paths(folder):
         },
     )
     lines = {leaf.path: leaf for leaf in plan.leaves}
-    assert set(lines) == set(found)  # a path that is taken from elsewhere has no line of its own
+    assert set(lines) == set(result)  # a path that is taken from elsewhere has no line of its own
     stem = lines['backbone/stem/scale']
     assert (stem.action, stem.key) == ('load', 'backbone/norm/scale')
     assert (stem.source, stem.target) == ('backbone/norm/scale 2 float32', '2 float32')
@@ -248,14 +250,14 @@ def test_two_leaves_from_one(folder):
     )
     plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(stats), rules)
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
-    found = restore.read(plan, abstract(wanted), abstract(stats))
+    result = restore.read(plan, abstract(wanted), abstract(stats))
     scale = old['backbone/norm/scale']
     expected = {**old, 'backbone/first/scale': scale, 'backbone/second/scale': scale}
     swapped = {
         'backbone/norm/mean': old['backbone/norm/var'],
         'backbone/norm/var': old['backbone/norm/mean'],
     }
-    assert_same(found, {**expected, **swapped})
+    assert_same(result, {**expected, **swapped})
     assert plan.paths('load') == sorted(expected)
 
 
@@ -294,16 +296,16 @@ def test_a_source_of_another_shape(folder):
     wanted = {**PARAMS, 'backbone/new': (2, 3)}
     rules = (('backbone/new', 'load backbone/conv/kernel'), *ALL)
     error = refusal(folder, wanted, STATS, rules)
-    said = 'first backbone/new (DIFFERS: backbone/conv/kernel 3x2 float32 -> 2x3 float32)'
-    assert said in str(error)
+    message = 'first backbone/new (DIFFERS: backbone/conv/kernel 3x2 float32 -> 2x3 float32)'
+    assert message in str(error)
 
 
 @pytest.mark.parametrize('action', [r'load backbone/\2', r'load backbone/\g<name>', 'load a\\q'])
 def test_an_action_that_does_not_fit_its_rule(action, folder):
     rules = ((r'backbone/stem/(.*)', action), *ALL)
-    said = str(refusal(folder, MOVED, MOVED_STATS, rules))
-    assert said.startswith(f'config.restore.rules: {action!r} does not fit the rule ')
-    assert "'backbone/stem/(.*)' (" in said
+    message = str(refusal(folder, MOVED, MOVED_STATS, rules))
+    assert message.startswith(f'config.restore.rules: {action!r} does not fit the rule ')
+    assert "'backbone/stem/(.*)' (" in message
 
 
 def test_load_from_nowhere(folder):
@@ -317,8 +319,8 @@ def test_what_is_not_taken_must_be_dropped(folder):
     rules = (('backbone/stem/kernel', 'load backbone/conv/kernel'), *ALL)
     error = refusal(folder, wanted, {}, rules)
     left = {'backbone/norm/mean', 'backbone/norm/scale', 'backbone/norm/var', 'head/logits/kernel'}
-    said = {line.split()[3] for line in error.details.splitlines() if 'NOT IN MODEL' in line}
-    assert said == left
+    message = {line.split()[3] for line in error.details.splitlines() if 'NOT IN MODEL' in line}
+    assert message == left
     rules = (rules[0], ('(backbone/norm|head)/.*', 'drop'), *ALL)
     plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), {}, rules)
     assert set(plan.paths('drop')) == left
@@ -330,9 +332,9 @@ def test_the_average_is_read_where_there_is_one(tmp_path):
     average = {path: PARAMS[path] for path in ('backbone/conv/kernel', 'head/logits/kernel')}
     folder = save(tmp_path, tree(PARAMS), tree(STATS), tree(average, 900.0))
     plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
-    found = restore.read(plan, abstract(PARAMS), abstract(STATS))
+    result = restore.read(plan, abstract(PARAMS), abstract(STATS))
     expected = by_path(tree(PARAMS), tree(STATS)) | flatten(tree(average, 900.0))
-    assert_same(found, expected)
+    assert_same(result, expected)
 
 
 def test_a_run_starts_from_what_was_saved(pretrained):
@@ -340,17 +342,17 @@ def test_a_run_starts_from_what_was_saved(pretrained):
     cfg = load(f'{TINY}:linear', [f'--config.init_from={pretrained}'])
     scratch = first_state(make_job(load(f'{TINY}:scratch', [])), seed=3)
     state = first_state(make_job(cfg), seed=3)
-    found = by_path(state.params, state.model_state)
+    result = by_path(state.params, state.model_state)
     fresh = by_path(scratch.params, scratch.model_state)
     old = saved(pretrained)
-    backbone = {path for path in found if path.startswith('backbone/')}
-    head = set(found) - backbone
+    backbone = {path for path in result if path.startswith('backbone/')}
+    head = set(result) - backbone
     assert {'backbone/norm_1/mean', 'backbone/norm_1/var'} < backbone
     assert head == {'head/logits/bias', 'head/logits/kernel'}
-    assert_same({p: found[p] for p in backbone}, {p: old[p] for p in backbone})
+    assert_same({p: result[p] for p in backbone}, {p: old[p] for p in backbone})
     # The seed decides the head, whatever else is loaded.
-    assert_same({p: found[p] for p in head}, {p: fresh[p] for p in head})
-    assert (np.asarray(found['head/logits/kernel']) != old['head/logits/kernel']).any()
+    assert_same({p: result[p] for p in head}, {p: fresh[p] for p in head})
+    assert (np.asarray(result['head/logits/kernel']) != old['head/logits/kernel']).any()
     assert all((np.asarray(fresh[p]) != old[p]).any() for p in backbone)
 
 

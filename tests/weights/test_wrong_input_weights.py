@@ -36,7 +36,7 @@ KEY = 'blocks.1.mlp.fc1.bias'
 
 
 @pytest.fixture(scope='module')
-def found() -> dict[str, np.ndarray]:
+def tensors() -> dict[str, np.ndarray]:
     """A ViT-Ti/16 for 32x32 RGB images and four classes."""
     return arrays(timm, 'vit_ti16', 4, (32, 32, 3))
 
@@ -47,18 +47,18 @@ Maker = Callable[[Path, dict], Path]
 def changed(**changes) -> Maker:
     """A safetensors file with some arrays changed, or taken away where None."""
 
-    def make(folder: Path, found: dict) -> Path:
-        kept = {k: changes.get(k, v) for k, v in {**found, **changes}.items()}
+    def make(folder: Path, tensors: dict) -> Path:
+        kept = {k: changes.get(k, v) for k, v in {**tensors, **changes}.items()}
         return write(folder / 'f.safetensors', {k: v for k, v in kept.items() if v is not None})
 
     return make
 
 
 def spoiled(at: float, value: float) -> Maker:
-    def make(folder: Path, found: dict) -> Path:
-        array = found[KEY].copy()
+    def make(folder: Path, tensors: dict) -> Path:
+        array = tensors[KEY].copy()
         array[int(at * len(array))] = value
-        return write(folder / 'f.safetensors', {**found, KEY: array})
+        return write(folder / 'f.safetensors', {**tensors, KEY: array})
 
     return make
 
@@ -66,8 +66,8 @@ def spoiled(at: float, value: float) -> Maker:
 def cut(share: float) -> Maker:
     """A safetensors file of which so much is left."""
 
-    def make(folder: Path, found: dict) -> Path:
-        file = write(folder / 'f.safetensors', found)
+    def make(folder: Path, tensors: dict) -> Path:
+        file = write(folder / 'f.safetensors', tensors)
         os.truncate(file, int(share * file.stat().st_size))
         return file
 
@@ -77,8 +77,8 @@ def cut(share: float) -> Maker:
 def pickled(form: str, share: float = 1.0, **more) -> Maker:
     """A file of PyTorch with something else beside the weights, perhaps cut off."""
 
-    def make(folder: Path, found: dict) -> Path:
-        weights = {key: tensor(array) for key, array in found.items()}
+    def make(folder: Path, tensors: dict) -> Path:
+        weights = {key: tensor(array) for key, array in tensors.items()}
         put = {k: v(folder) if callable(v) else v for k, v in more.items()}
         file = WRITERS[form](folder / 'f.pth', {'state_dict': {**weights, **put}})
         os.truncate(file, int(share * file.stat().st_size))
@@ -96,17 +96,17 @@ def beyond() -> Tensor:
 
 
 def in_npz(**changes) -> Maker:
-    def make(folder: Path, found: dict) -> Path:
-        np.savez(folder / 'f.npz', **{**found, **changes})
+    def make(folder: Path, tensors: dict) -> Path:
+        np.savez(folder / 'f.npz', **{**tensors, **changes})
         return folder / 'f.npz'
 
     return make
 
 
 def folder_with(*names: str) -> Maker:
-    def make(folder: Path, found: dict) -> Path:
+    def make(folder: Path, tensors: dict) -> Path:
         for name in names:
-            write(folder / name, found)
+            write(folder / name, tensors)
         return folder
 
     return make
@@ -115,30 +115,30 @@ def folder_with(*names: str) -> Maker:
 def sharded(without: str = '', lost: str = '') -> Maker:
     """Two shards and their index; without a shard's file, or a key that its shard has lost."""
 
-    def make(folder: Path, found: dict) -> Path:
-        keys = list(found)
+    def make(folder: Path, tensors: dict) -> Path:
+        keys = list(tensors)
         shards = {'1.safetensors': keys[:50], '2.safetensors': keys[50:]}
         places = {key: name for name, part in shards.items() for key in part}
         (folder / 'm.safetensors.index.json').write_text(json.dumps({'weight_map': places}))
         for name, part in shards.items():
             if name != without:
-                save_file({k: found[k] for k in part if k != lost}, folder / name)
+                save_file({k: tensors[k] for k in part if k != lost}, folder / name)
         return folder
 
     return make
 
 
-def text(folder: Path, found: dict) -> Path:
+def text(folder: Path, tensors: dict) -> Path:
     (folder / 'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1\n')
     return folder
 
 
-def missing(folder: Path, found: dict) -> Path:
+def missing(folder: Path, tensors: dict) -> Path:
     return folder / 'none.pth'
 
 
 NOT_WHOLE = 'save or download it again'
-# What is wrong -> (how to make it, what is said).
+# What is wrong -> (how to make it, what is message).
 CASES = {
     'cut off in the header': (cut(0.0005), [NOT_WHOLE]),
     'cut off in the arrays': (cut(0.9), [NOT_WHOLE]),
@@ -191,11 +191,11 @@ TRAINED = (
 @pytest.mark.parametrize(
     'command, case', [*(('import', c) for c in CASES), *(('train', c) for c in TRAINED)]
 )
-def test_weights_that_are_no_good(command, case, found, jaxtrain, tmp_path):
+def test_weights_that_are_no_good(command, case, tensors, jaxtrain, tmp_path):
     make, parts = CASES[case]
     weights, out = tmp_path / 'weights', tmp_path / 'out'
     weights.mkdir()
-    source = make(weights, found)
+    source = make(weights, tensors)
     before = sorted(weights.iterdir())
     if command == 'import':
         outcome = jaxtrain('import', 'timm', source, '--model=vit_ti16', f'--workdir={out}')
@@ -204,8 +204,8 @@ def test_weights_that_are_no_good(command, case, found, jaxtrain, tmp_path):
         words = [f'init_from={source}', 'restore.origin=timm', 'restore.model=vit_ti16']
         words = [f'--config.{word}' for word in words]
         outcome = jaxtrain('train', f'--config={tmp_path}/config.py', f'--workdir={out}', *words)
-    said = complaint(outcome, details=case in LISTED)
-    assert_says(said, [*parts, str(source)])
+    message = complaint(outcome, details=case in LISTED)
+    assert_says(message, [*parts, str(source)])
     assert sorted(weights.iterdir()) == before
     assert {p.name for p in tmp_path.iterdir()} <= {'weights', 'config.py', 'out'}
     if command == 'import':
@@ -215,9 +215,9 @@ def test_weights_that_are_no_good(command, case, found, jaxtrain, tmp_path):
         assert not [path for path in out.rglob('*') if path.is_file()]
 
 
-def test_bfloat16_is_fine(found, jaxtrain, tmp_path):
+def test_bfloat16_is_fine(tensors, jaxtrain, tmp_path):
     """So that what is refused above is refused for its own sake."""
-    made = {k: v.astype(ml_dtypes.bfloat16) for k, v in found.items()}
+    made = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}
     file = write(tmp_path / 'f.safetensors', made)
     outcome = jaxtrain('import', 'timm', file, '--model=vit_ti16', f'--workdir={tmp_path}/out')
     assert (outcome.code, outcome.err) == (0, '')
@@ -243,11 +243,11 @@ def test_bfloat16_is_fine(found, jaxtrain, tmp_path):
         (['restore.model=vit_ti16'], ["origin ''", 'timm']),
     ],
 )
-def test_words_that_do_not_fit_the_file(words, parts, found, jaxtrain, tmp_path):
-    file = write(tmp_path / 'f.safetensors', found)
+def test_words_that_do_not_fit_the_file(words, parts, tensors, jaxtrain, tmp_path):
+    file = write(tmp_path / 'f.safetensors', tensors)
     (tmp_path / 'config.py').write_text(CONFIG)
     words = [f'--config.{word}' for word in (f'init_from={file}', *words)]
     outcome = jaxtrain('inspect', f'--config={tmp_path}/config.py', *words)
-    *_, said = outcome.err.splitlines()
-    assert outcome.code == 2 and said.startswith('jaxtrain: ')
-    assert_says(said, parts)
+    *_, message = outcome.err.splitlines()
+    assert outcome.code == 2 and message.startswith('jaxtrain: ')
+    assert_says(message, parts)

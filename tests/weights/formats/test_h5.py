@@ -1,4 +1,4 @@
-"""Keras's HDF5 layouts: which array is whose, and reading them."""
+"""Keras's HDF5 layouts: the owner of each array, and reading."""
 
 import zipfile
 
@@ -30,7 +30,7 @@ def fault(path) -> str:
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    """A Keras 3 legacy file without values."""
+    """Return a Keras 3 legacy file without values."""
     path = tmp_path_factory.mktemp('small') / 'vgg.h5'
     return write(path, 'keras3-legacy', value=None)
 
@@ -38,14 +38,14 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize('depth', [16, 19])
 @pytest.mark.parametrize('units', [(), FULL_TOP], ids=['notop', 'top'])
 @pytest.mark.parametrize('kind', LAYOUTS)
-def test_layers_come_in_the_order_of_the_model(kind, units, depth, tmp_path):
+def test_layers_are_in_model_order(kind, units, depth, tmp_path):
     path = write(tmp_path / 'vgg.h5', kind, depth, units, value=None)
     layout = layout_of(path)
     assert layout.name == NAMES.get(kind, kind)
     filled = [layer for layer in layout.layers if layer.arrays]
     convs = [layer for layer in filled if len(layout.shapes[layer.arrays[0]]) == 4]
     dense = [layer for layer in filled if layer not in convs]
-    if kind != 'tf-keras3':  # which names no layers
+    if kind != 'tf-keras3':  # its files have no layer names
         assert [layer.name for layer in convs] == convolutions(depth)
         assert [layer.name for layer in dense] == (TOP if units else [])
     wanted = shapes(depth, units)
@@ -56,15 +56,15 @@ def test_layers_come_in_the_order_of_the_model(kind, units, depth, tmp_path):
         assert layout.shapes[bias] == wanted[name, 'bias']
 
 
-def test_the_layouts_hold_what_the_paper_says(tmp_path):
-    """So that the manifests, made by several programs, agree on the sizes."""
+def test_layouts_have_the_parameter_count_of_the_paper(tmp_path):
+    """The manifests, which several programs wrote, agree on the sizes."""
     for kind in LAYOUTS:
         stored = [shape for shape, _ in manifest(kind, 16, True).values() if shape]
         assert sum(np.prod(shape) for shape in stored) == 138_357_544
 
 
 def test_attributes_too_long_for_hdf5_are_joined(small, tmp_path):
-    """In the order of their numbers, of which there may be more than ten."""
+    """They are joined in numeric order, also if there are more than ten."""
     path = tmp_path / 'vgg.h5'
     path.write_bytes(small.read_bytes())
     whole = layout_of(small).layers
@@ -80,7 +80,7 @@ def test_attributes_too_long_for_hdf5_are_joined(small, tmp_path):
     assert layout_of(path).layers == whole
 
 
-def test_order_is_that_of_the_attributes(small, tmp_path):
+def test_attributes_decide_the_order(small, tmp_path):
     path = tmp_path / 'vgg.h5'
     path.write_bytes(small.read_bytes())
     with h5py.File(path, 'r+') as file:
@@ -95,7 +95,7 @@ def test_order_is_that_of_the_attributes(small, tmp_path):
 
 
 @pytest.mark.parametrize('dtype', ['f2', 'f4', 'f8'])
-def test_read_gives_the_values_in_the_dtype_asked_for(dtype, tmp_path):
+def test_read_converts_to_the_requested_dtype(dtype, tmp_path):
     path = write(tmp_path / 'vgg.h5', 'keras1', dtype=dtype)
     address = 'block4_conv1/block4_conv1_W_1:0'
     out = np.empty((3, 3, 256, 512), np.float32)
@@ -106,7 +106,7 @@ def test_read_gives_the_values_in_the_dtype_asked_for(dtype, tmp_path):
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(value, tmp_path):
+def test_nonfinite_values_are_refused(value, tmp_path):
     path = tmp_path / 'a.h5'
     with h5py.File(path, 'w') as file:
         file['a'] = np.array([0, value, 1], 'f4')
@@ -131,7 +131,7 @@ def test_an_archive_is_read_like_the_file_in_it(small, tmp_path):
     assert layout_of(path) == layout_of(inner)
 
 
-def test_what_is_no_file_of_keras(small, tmp_path):
+def test_not_a_keras_file(small, tmp_path):
     assert f'{tmp_path} is a folder; give the .h5' in fault(tmp_path)
     assert 'none.h5 does not exist; give the .h5' in fault(tmp_path / 'none.h5')
     for name, data in {
@@ -146,20 +146,22 @@ def test_what_is_no_file_of_keras(small, tmp_path):
     assert 'is not a complete HDF5 or .keras file' in fault(tmp_path / 'other.keras')
 
 
-def test_hdf5_that_is_not_from_keras_is_told_by_its_keys(tmp_path):
+def test_error_for_other_hdf5_files_lists_their_keys(tmp_path):
     path = tmp_path / 'other.h5'
     with h5py.File(path, 'w') as file:
         file['conv1/weight'] = np.zeros(3)
     assert 'holds no weights as Keras saves them (its keys: conv1)' in fault(path)
 
 
-def test_an_array_that_is_listed_but_not_there(small, tmp_path):
+def test_listed_array_is_missing(small, tmp_path):
     path = tmp_path / 'vgg.h5'
     path.write_bytes(small.read_bytes())
     with h5py.File(path, 'r+') as file:
         del file['model_weights/block3_conv2/block3_conv2/bias']
-    said = "layer 'block3_conv2' lists model_weights/block3_conv2/block3_conv2/bias, which is not"
-    assert said in fault(path)
+    message = (
+        "layer 'block3_conv2' lists model_weights/block3_conv2/block3_conv2/bias, which is not"
+    )
+    assert message in fault(path)
     with h5py.File(path, 'r+') as file:
         del file['model_weights/block3_conv2']
     assert 'is damaged' in fault(path)

@@ -1,4 +1,4 @@
-"""Half a gigabyte of weights: memory is that of the arrays and little more."""
+"""Half a gigabyte of weights: peak memory is little more than the size of the arrays."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_peak_memory_is_at_most_1_3_times_the_file(kind, tmp_path):
     assert 0.9 < float(in_fresh_process('memory', kind, str(tmp_path))) <= 1.3
 
 
-def test_nor_is_that_of_a_run_until_its_first_step(tmp_path):
+def test_peak_memory_of_a_run_before_its_first_step(tmp_path):
     in_fresh_process('make', 'h5', str(tmp_path))
     weights = tmp_path / FORMATS['h5'][0]
     (tmp_path / 'data').mkdir()

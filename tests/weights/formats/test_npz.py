@@ -1,4 +1,4 @@
-"""npz: what is read, piece by piece, and what is refused in a line, pickles above all."""
+"""The npz format: arrays are read piece by piece; pickles and damaged files are refused."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from tests.support.spoiling import contents, fault, same, survives
 
 
 class Trap:
-    """An object whose pickle makes a file."""
+    """An object whose pickle creates a file."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -41,7 +41,7 @@ def some() -> dict[str, np.ndarray]:
 
 
 def npy(header: str, data: bytes, version: tuple[int, int] = (1, 0)) -> bytes:
-    """A member by the format's definition."""
+    """Return the bytes of a member as the format defines it."""
     text = header.encode() + b'\n'
     return (
         b'\x93NUMPY' + bytes(version) + struct.pack('<H' if version[0] == 1 else '<I', len(text))
@@ -61,18 +61,18 @@ def test_stored_and_compressed(file, tmp_path):
     same(contents(tmp_path / 'small.npz'), some())
 
 
-def test_large_arrays_come_in_pieces_that_make_up_the_whole(tmp_path, monkeypatch):
+def test_large_arrays_are_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, 'BYTES', 1000)
     array = np.random.RandomState(0).standard_normal((37, 5, 9)).astype('f4')
     np.savez(tmp_path / 'f.npz', rows=array, columns=np.asfortranarray(array), line=array[0, 0])
-    found = contents(tmp_path / 'f.npz')
-    same(found, {'rows': array, 'columns': array, 'line': array[0, 0]})
+    result = contents(tmp_path / 'f.npz')
+    same(result, {'rows': array, 'columns': array, 'line': array[0, 0]})
 
 
-def test_numbers_of_the_other_byte_order(tmp_path):
+def test_other_byte_order(tmp_path):
     np.savez(tmp_path / 'f.npz', a=np.array([1, -2], '>f4'))
-    found = contents(tmp_path / 'f.npz')['a']
-    assert found.tolist() == [1.0, -2.0]
+    result = contents(tmp_path / 'f.npz')['a']
+    assert result.tolist() == [1.0, -2.0]
 
 
 @pytest.mark.parametrize('version', [(1, 0), (2, 0), (3, 0)])
@@ -85,20 +85,20 @@ def test_bytes_written_by_hand(version, tmp_path):
 def test_objects_are_refused_and_not_unpickled(tmp_path):
     path, target = tmp_path / 'f.npz', tmp_path / 'trapped'
     np.savez(path, fine=np.ones(2), bad=np.array([Trap(target)], object))
-    said = fault(path)
-    assert ': bad holds Python objects; reading them requires pickle' in said
+    message = fault(path)
+    assert ': bad holds Python objects; reading them requires pickle' in message
     assert not target.exists()
     np.load(path, allow_pickle=True)['bad']
     assert target.exists()  # the trap works
 
 
 @pytest.mark.parametrize('array', [np.array(['a', 'b']), np.zeros(2, 'M8[s]'), np.zeros(2, 'c8')])
-def test_what_is_no_number(array, tmp_path):
+def test_array_that_is_not_numeric(array, tmp_path):
     np.savez(tmp_path / 'f.npz', words=array)
     assert f': words has the dtype {array.dtype}, which is not numeric' in fault(tmp_path / 'f.npz')
 
 
-def test_records(tmp_path):
+def test_record_arrays_are_refused(tmp_path):
     np.savez(tmp_path / 'f.npz', a=np.zeros(2, [('x', 'f4'), ('y', 'i4')]))
     assert ': a has the dtype [' in fault(tmp_path / 'f.npz')
 
@@ -106,13 +106,13 @@ def test_records(tmp_path):
 @pytest.mark.parametrize(
     'shape', ['(3,)', '(1,)', '(-2, -1)', '(10**30,)', '2', '(2.0,)', '(99999999999999,)']
 )
-def test_a_header_that_lies(shape, tmp_path):
+def test_wrong_header(shape, tmp_path):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
     path = member(tmp_path / 'f.npz', npy(header, bytes(8)))
     assert 'is not a complete npz file (' in fault(path)
 
 
-def test_a_key_that_is_there_twice(tmp_path):
+def test_duplicate_key(tmp_path):
     path = tmp_path / 'f.npz'
     buffer = io.BytesIO()
     np.save(buffer, np.ones(2))
@@ -122,15 +122,15 @@ def test_a_key_that_is_there_twice(tmp_path):
     assert 'holds a twice' in fault(path)
 
 
-def test_cut_off_anywhere(file):
+def test_truncated_file(file):
     data = file.read_bytes()
     for size in (0, 3, 40, len(data) // 2, len(data) - 30, len(data) - 1):
         file.write_bytes(data[:size])
         assert 'save or download it again' in fault(file), size
 
 
-def test_a_number_that_has_changed_is_noticed(file):
-    """By the zip format's checksums."""
+def test_changed_number_is_detected(file):
+    """The checksums of the zip format detect it."""
     data = bytearray(file.read_bytes())
     data[data.index(np.array([3, 4], 'f4').tobytes())] ^= 1
     file.write_bytes(data)
@@ -138,6 +138,6 @@ def test_a_number_that_has_changed_is_noticed(file):
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
-def test_damage_anywhere(save, tmp_path):
+def test_damaged_file(save, tmp_path):
     save(tmp_path / 'f.npz', **some())
     survives(tmp_path / 'f.npz')

@@ -1,4 +1,4 @@
-"""PyTorch's files: tensors as torch.save writes them, and no code."""
+"""PyTorch's files: tensors are read as torch.save writes them, and no code runs."""
 
 import pickle
 import zipfile
@@ -44,45 +44,45 @@ def tensors() -> dict[str, Tensor]:
 
 
 def golden() -> dict[str, np.ndarray]:
-    found = arrays()
-    return {**found, 'bf16': found['bf16'].astype(ml_dtypes.bfloat16)}
+    content = arrays()
+    return {**content, 'bf16': content['bf16'].astype(ml_dtypes.bfloat16)}
 
 
 @pytest.fixture(params=FORMS)
 def write(request, tmp_path):
-    """Writes a file of one of the two formats."""
-    return lambda found, **more: WRITERS[request.param](tmp_path / 'f.pth', found, **more)
+    """Return a function that writes a file in one of the two formats."""
+    return lambda content, **more: WRITERS[request.param](tmp_path / 'f.pth', content, **more)
 
 
 @pytest.mark.parametrize('kind', ['', '_wrapped'])
 @pytest.mark.parametrize('form', FORMS)
-def test_files_that_torch_has_written(form, kind):
-    """Every dtype, views of one storage, a Parameter; alone, and within a checkpoint."""
+def test_files_written_by_torch(form, kind):
+    """The files hold every dtype, views of one storage and a Parameter, bare or in a checkpoint."""
     same(contents(GOLDEN / f'pth_{form}{kind}.pth'), golden())
 
 
-def test_files_made_here(write):
-    """So that the tests below spoil what was good."""
+def test_files_written_without_torch(write):
+    """The files that the tests below damage are valid before."""
     same(contents(write(tensors())), some())
 
 
 @pytest.mark.parametrize('name', ['state_dict', 'model', 'model_state_dict', 'module'])
 def test_weights_within_a_checkpoint(name, write):
-    found = {'epoch': 3, 'optimizer': {'state': {0: tensor(np.ones(2))}}, name: tensors()}
-    same(contents(write(found)), some())
+    content = {'epoch': 3, 'optimizer': {'state': {0: tensor(np.ones(2))}}, name: tensors()}
+    same(contents(write(content)), some())
     same(contents(write({'model': {'state_dict': OrderedDict(tensors())}})), some())
 
 
-def test_large_arrays_come_in_pieces_that_make_up_the_whole(write, monkeypatch):
+def test_large_arrays_are_read_in_pieces(write, monkeypatch):
     monkeypatch.setattr(blocks, 'BYTES', 1000)
     array = np.random.RandomState(0).standard_normal((37, 5, 9)).astype('f4')
     storage = Storage(array.reshape(-1))
-    found = {
+    content = {
         'a': tensor(array),
-        'turned': Tensor(storage, (9, 5, 37), (1, 9, 45)),
+        'transposed': Tensor(storage, (9, 5, 37), (1, 9, 45)),
         'rows': Tensor(storage, (30, 5, 9), (45, 9, 1), 90),
     }
-    same(contents(write(found)), {'a': array, 'turned': array.T, 'rows': array[2:32]})
+    same(contents(write(content)), {'a': array, 'transposed': array.T, 'rows': array[2:32]})
 
 
 # Code.
@@ -101,29 +101,29 @@ def test_large_arrays_come_in_pieces_that_make_up_the_whole(write, monkeypatch):
         (('torch.storage', '_load_from_bytes'), (b'{}',)),
         (('torch._utils', '_rebuild_device_tensor_from_numpy'), (3,)),
         (('collections', 'namedtuple'), ('a', 'b')),
-        # Attributes by a dotted name.
+        # Dotted names reach attributes.
         (('collections', 'OrderedDict.__init__.__globals__'), ()),
         (('torch', 'Size.__reduce__'), ()),
     ],
 )
 @pytest.mark.parametrize('place', ['alone', 'within', 'deep', 'as_key'])
-def test_a_pickle_that_calls_something(place, function, arguments, write, tmp_path):
+def test_pickle_with_other_calls(place, function, arguments, write, tmp_path):
     target = tmp_path / 'trapped'
     filled = tuple(a.format(target) if isinstance(a, str) else a for a in arguments)
     call = Call(Global(*function), filled)
-    found = {
+    content = {
         'alone': call,
         'within': {**tensors(), 'x': call},
         'deep': {'state_dict': tensors(), 'optimizer': [{'hooks': (call,)}]},
         'as_key': {call: tensor(np.ones(2, 'f4')), **tensors()},
     }[place]
-    said = fault(write(found))
-    assert f'would run {".".join(function)}; weights need no code' in said
+    message = fault(write(content))
+    assert f'would run {".".join(function)}; weights need no code' in message
     assert not target.exists()
 
 
 def test_the_trap_above_works(tmp_path):
-    """Unpickled as usual, a file is made."""
+    """Plain unpickling creates the file."""
     target = tmp_path / 'trapped'
     call = Call(Global('os', 'system'), (f'touch {target}',))
     with zipfile.ZipFile(write_zip(tmp_path / 'f.pth', call)) as archive:
@@ -131,10 +131,10 @@ def test_the_trap_above_works(tmp_path):
     assert target.exists()
 
 
-def test_a_model_saved_whole(tmp_path):
-    said = fault(GOLDEN / 'pth_zip_module.pth')
-    assert 'would run torch.nn.modules.linear.Linear; ' in said
-    assert 'save model.state_dict() alone' in said
+def test_pickled_module(tmp_path):
+    message = fault(GOLDEN / 'pth_zip_module.pth')
+    assert 'would run torch.nn.modules.linear.Linear; ' in message
+    assert 'save model.state_dict() alone' in message
 
 
 @pytest.mark.parametrize(
@@ -145,23 +145,23 @@ def test_a_model_saved_whole(tmp_path):
         b"(S'true'\nios\nsystem\n.",  # INST
         b'\x80\x02\x82\x01.',  # EXT1: a code registered elsewhere
         b'\x80\x05\x97.',  # NEXT_BUFFER
-        b'\x80\x02]\x94h\x05.',  # a memo that is not there
+        b'\x80\x02]\x94h\x05.',  # a missing memo entry
         b'\x80\x02N',  # no end
         b'',
     ],
 )
-def test_other_ways_to_a_name(opcodes, tmp_path):
+def test_other_opcodes_that_look_up_names(opcodes, tmp_path):
     path = tmp_path / 'f.pth'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('a/data.pkl', opcodes)
-    said = fault(path)
-    assert 'would run os.system' in said or 'is not a complete file of torch.save' in said
+    message = fault(path)
+    assert 'would run os.system' in message or 'is not a complete file of torch.save' in message
     path.write_bytes(opcodes)
     fault(path)
 
 
-def test_what_is_allowed_cannot_be_changed_for_later_files(tmp_path):
-    """BUILD sets attributes of what is on the stack, functions of this reader included."""
+def test_a_file_cannot_change_the_reader(tmp_path):
+    """BUILD sets attributes of objects on the stack, including functions of this reader."""
     path = tmp_path / 'f.pth'
     build = (
         b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n'
@@ -173,7 +173,7 @@ def test_what_is_allowed_cannot_be_changed_for_later_files(tmp_path):
     same(contents(write_zip(tmp_path / 'g.pth', tensors())), some())
 
 
-# Tensors that are none.
+# Invalid tensors.
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,12 @@ def test_what_is_allowed_cannot_be_changed_for_later_files(tmp_path):
         ((7,), (1,), 0),
     ],
 )
-def test_a_tensor_beyond_its_storage(shape, stride, offset, write):
+def test_tensor_beyond_its_storage(shape, stride, offset, write):
     storage = Storage(np.arange(6, dtype='f4'))
-    said = fault(write({'fine': tensor(np.ones(2)), 'a': Tensor(storage, shape, stride, offset)}))
-    assert ': a extends beyond its storage, so the file is damaged' in said
+    message = fault(
+        write({'fine': tensor(np.ones(2)), 'a': Tensor(storage, shape, stride, offset)})
+    )
+    assert ': a extends beyond its storage, so the file is damaged' in message
 
 
 @pytest.mark.parametrize(
@@ -206,26 +208,26 @@ def test_a_tensor_beyond_its_storage(shape, stride, offset, write):
         (('2',), (1,), 0),
     ],
 )
-def test_numbers_that_are_no_place(shape, stride, offset, write):
-    found = {'a': Tensor(Storage(np.arange(6, dtype='f4')), shape, stride, offset)}
-    assert 'is not a complete file of torch.save (a tensor of shape ' in fault(write(found))
+def test_invalid_shape_stride_or_offset(shape, stride, offset, write):
+    content = {'a': Tensor(Storage(np.arange(6, dtype='f4')), shape, stride, offset)}
+    assert 'is not a complete file of torch.save (a tensor of shape ' in fault(write(content))
 
 
-def test_one_storage_of_two_kinds(write):
-    """Whose length would be that of the smaller numbers, for both."""
+def test_storage_with_two_dtypes(write):
+    """Its length would be that of the smaller dtype for both."""
     narrow, wide = Storage(np.arange(4, dtype='f2'), 'k'), Storage(np.arange(4, dtype='f8'), 'k')
     path = write({'a': Tensor(narrow, (4,), (1,)), 'b': Tensor(wide, (4,), (1,))})
     assert 'is not a complete file of torch.save (storage k has two dtypes)' in fault(path)
 
 
-def test_a_view_of_a_storage_as_it_once_was_written(tmp_path):
-    """Whose offset would be lost."""
+def test_storage_view_before_torch_0_4(tmp_path):
+    """Reading it without the view would lose the offset."""
     part = Storage(np.arange(4, dtype='f4'), view=('0', 2, 2))
     path = write_stream(tmp_path / 'f.pth', {'a': Tensor(part, (2,), (1,))})
     assert 'holds views in the format of PyTorch before 0.4; load and save it again' in fault(path)
 
 
-def test_a_storage_that_is_not_there(tmp_path):
+def test_missing_storage(tmp_path):
     path = write_zip(tmp_path / 'f.pth', tensors())
     short = tmp_path / 'short.pth'
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(short, 'w') as new:
@@ -235,40 +237,42 @@ def test_a_storage_that_is_not_there(tmp_path):
     assert ': kernel extends beyond its storage' in fault(short)
 
 
-def test_dtypes_that_are_not_read(write, monkeypatch):
+def test_unsupported_dtypes(write, monkeypatch):
     from tests.support import pth_files
 
     monkeypatch.setitem(pth_files._NAMES, np.dtype('c8'), 'ComplexFloatStorage')
-    said = fault(write({'a': tensor(np.zeros(2, 'c8'))}))
-    assert 'holds a ComplexFloatStorage, which is not supported; save it as one of Double' in said
+    message = fault(write({'a': tensor(np.zeros(2, 'c8'))}))
+    assert (
+        'holds a ComplexFloatStorage, which is not supported; save it as one of Double' in message
+    )
 
 
-# Files that are none.
+# Other files.
 
 
-@pytest.mark.parametrize('found', [{}, {'epoch': 3}, [1], 3, None, {'state_dict': {}}])
-def test_no_weights(found, write):
-    assert 'holds no weights by name; save model.state_dict()' in fault(write(found))
+@pytest.mark.parametrize('content', [{}, {'epoch': 3}, [1], 3, None, {'state_dict': {}}])
+def test_file_without_weights(content, write):
+    assert 'holds no weights by name; save model.state_dict()' in fault(write(content))
 
 
-def test_a_bare_tensor(write):
+def test_bare_tensor(write):
     assert 'holds no weights by name' in fault(write(tensor(np.ones(3))))
 
 
-def test_a_checkpoint_within_itself(write):
-    found = {}
-    found['model'] = found
-    assert 'is not a complete file of torch.save (' in fault(write(found))
+def test_recursive_checkpoint(write):
+    content = {}
+    content['model'] = content
+    assert 'is not a complete file of torch.save (' in fault(write(content))
 
 
-def test_another_byte_order(tmp_path):
+def test_big_endian_file(tmp_path):
     path = write_zip(tmp_path / 'f.pth', tensors(), byteorder='big')
     assert 'was written on a big-endian machine' in fault(path)
     path = write_stream(tmp_path / 'g.pth', tensors(), {**SYSTEM, 'little_endian': False})
     assert 'was written on a big-endian machine' in fault(path)
 
 
-def test_compressed_inside(tmp_path):
+def test_compressed_storages(tmp_path):
     path = write_zip(tmp_path / 'f.pth', tensors())
     packed = tmp_path / 'packed.pth'
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as new:
@@ -277,7 +281,7 @@ def test_compressed_inside(tmp_path):
     assert 'holds compressed storages; save it with torch.save' in fault(packed)
 
 
-def test_some_other_pickle(tmp_path):
+def test_unrelated_pickle(tmp_path):
     path = tmp_path / 'f.pth'
     path.write_bytes(pickle.dumps({'a': [1, 2]}))
     assert 'is not a file of torch.save; give the weights file' in fault(path)
@@ -290,7 +294,7 @@ def test_two_pickles_in_one_archive(tmp_path):
     assert 'is not a complete file of torch.save' in fault(path)
 
 
-def test_cut_off_anywhere(write):
+def test_truncated_file(write):
     path = write(tensors())
     data = path.read_bytes()
     for size in (0, 1, 5, 60, len(data) // 2, len(data) - 30, len(data) - 1):
@@ -298,15 +302,15 @@ def test_cut_off_anywhere(write):
         assert 'save or download it again' in fault(path), size
 
 
-def test_a_last_storage_that_is_cut_off(tmp_path):
-    """Behind which nothing is to come, so that only the length of the file tells."""
+def test_truncated_last_storage(tmp_path):
+    """Nothing follows it, so only the length of the file reveals the truncation."""
     path = write_stream(tmp_path / 'f.pth', {'a': tensor(np.ones(8, 'f4'))})
     path.write_bytes(path.read_bytes()[:-1])
     assert 'is truncated; save or download it again' in fault(path)
 
 
 @pytest.mark.parametrize('file', ['pth_zip', 'pth_stream_wrapped'])
-def test_damage_anywhere(file, tmp_path):
+def test_damaged_file(file, tmp_path):
     path: Path = tmp_path / 'f.pth'
     path.write_bytes((GOLDEN / f'{file}.pth').read_bytes())
     survives(path)

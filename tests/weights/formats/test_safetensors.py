@@ -1,4 +1,4 @@
-"""Safetensors, whole and in shards: what is read, and what is refused in a line."""
+"""The safetensors format, in one file and in shards: reading, and refusal of invalid files."""
 
 import json
 import struct
@@ -16,17 +16,16 @@ DTYPES = ('f8', 'f4', 'f2', ml_dtypes.bfloat16, 'i8', 'i4', 'i2', 'i1', 'u8', 'u
 
 
 def some() -> dict[str, np.ndarray]:
-    """Arrays of all kinds, in the order in which the library writes them."""
-    found = {
+    """Return arrays of all kinds, in the order in which the library writes them."""
+    return {
         'x': np.arange(6, dtype='f4').reshape(2, 3),
         'empty': np.zeros((0, 3), 'f4'),
         'scalar': np.array(2.5, 'f4'),
     }
-    return found
 
 
 def layout(entries: dict, data: bytes) -> bytes:
-    """The bytes of a file by the format's definition."""
+    """Return the bytes of a file as the format defines it."""
     header = json.dumps(entries).encode()
     return struct.pack('<Q', len(header)) + header + data
 
@@ -46,8 +45,8 @@ def test_every_dtype(dtype, tmp_path):
 
 
 def test_scalars_and_empty_arrays(file):
-    found = contents(file)
-    same({key: found[key] for key in some()}, some())
+    result = contents(file)
+    same({key: result[key] for key in some()}, some())
 
 
 def test_bytes_written_by_hand(tmp_path):
@@ -62,14 +61,14 @@ def test_bytes_written_by_hand(tmp_path):
     same(contents(path), expected)
 
 
-def test_large_arrays_come_in_pieces_that_make_up_the_whole(tmp_path, monkeypatch):
+def test_large_arrays_are_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, 'BYTES', 1000)
     array = np.random.RandomState(0).standard_normal((37, 5, 9)).astype('f4')
     save_file({'a': array, 'b': array[0]}, tmp_path / 'f.safetensors')
     same(contents(tmp_path / 'f.safetensors'), {'a': array, 'b': array[0]})
 
 
-def test_cut_off_anywhere(file):
+def test_truncated_file(file):
     data = file.read_bytes()
     (length,) = struct.unpack('<Q', data[:8])
     for size in (0, 5, 8, 8 + length // 2, 8 + length, len(data) - 1):
@@ -77,13 +76,13 @@ def test_cut_off_anywhere(file):
         assert 'is not a complete safetensors file (' in fault(file), size
 
 
-def test_bytes_too_many(file):
+def test_trailing_bytes(file):
     file.write_bytes(file.read_bytes() + b'\0')
     assert 'is not a complete safetensors file (' in fault(file)
 
 
 @pytest.mark.parametrize('length', [2**63, 2**40, 10**8 + 1, 0])
-def test_a_header_of_absurd_length(length, file):
+def test_absurd_header_length(length, file):
     file.write_bytes(struct.pack('<Q', length) + file.read_bytes()[8:])
     assert 'is not a complete safetensors file (' in fault(file)
 
@@ -91,7 +90,7 @@ def test_a_header_of_absurd_length(length, file):
 @pytest.mark.parametrize(
     'entries',
     [
-        {'a': {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}},  # not that many bytes
+        {'a': {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}},  # more bytes than there are
         {'a': {'dtype': 'F32', 'shape': [-2], 'data_offsets': [0, 8]}},
         {'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [8, 0]}},
         {'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [4, 12]}},
@@ -101,32 +100,34 @@ def test_a_header_of_absurd_length(length, file):
         [1, 2],
     ],
 )
-def test_a_header_that_lies(entries, tmp_path):
+def test_wrong_header(entries, tmp_path):
     path = tmp_path / 'f.safetensors'
     path.write_bytes(layout(entries, bytes(8)))
     assert 'is not a complete safetensors file (' in fault(path)
 
 
-def test_a_dtype_that_is_not_read(tmp_path):
+def test_unsupported_dtype(tmp_path):
     path = tmp_path / 'f.safetensors'
     path.write_bytes(
         layout({'a': {'dtype': 'F8_E4M3', 'shape': [2], 'data_offsets': [0, 2]}}, bytes(2))
     )
-    assert ': a has the dtype F8_E4M3, which is not supported; save it as one of F64, ' in fault(path)
+    assert ': a has the dtype F8_E4M3, which is not supported; save it as one of F64, ' in fault(
+        path
+    )
 
 
-def test_a_file_that_shrinks_while_it_is_read(file, monkeypatch):
+def test_file_that_shrinks_while_being_read(file, monkeypatch):
     read = blocks.read
 
-    def late(path, leaf, start):
+    def truncate_and_read(path, leaf, start):
         path.write_bytes(path.read_bytes()[: start + 3])
         yield from read(path, leaf, start)
 
-    monkeypatch.setattr(blocks, 'read', late)
+    monkeypatch.setattr(blocks, 'read', truncate_and_read)
     assert 'became shorter while it was being read' in fault(file, opens=True)
 
 
-def test_damage_anywhere(file):
+def test_damaged_file(file):
     survives(file)
 
 
@@ -135,7 +136,7 @@ def test_damage_anywhere(file):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two shards and their index, as the Hugging Face Hub has them."""
+    """Return a folder of two shards and their index, as on the Hugging Face Hub."""
     arrays = shards()
     for name, part in arrays.items():
         save_file(part, tmp_path / name)
@@ -167,24 +168,24 @@ def index_of(folder: Path) -> dict[str, str]:
     return json.loads((folder / 'model.safetensors.index.json').read_text())['weight_map']
 
 
-def test_a_shard_that_is_missing(folder):
+def test_missing_shard(folder):
     (folder / 'model-2-of-2.safetensors').unlink()
     assert 'names model-2-of-2.safetensors, which does not exist; download it' in fault(folder)
 
 
-def test_a_key_that_its_shard_lacks(folder):
+def test_key_missing_from_its_shard(folder):
     write_index(folder, {**index_of(folder), 'd': 'model-1-of-2.safetensors'})
     assert 'lists d in model-1-of-2.safetensors, which does not hold it' in fault(folder)
 
 
-def test_a_key_that_the_index_does_not_list(folder):
+def test_key_missing_from_the_index(folder):
     places = index_of(folder)
     del places['b']
     write_index(folder, places)
     assert 'does not list b, which model-1-of-2.safetensors holds' in fault(folder)
 
 
-def test_a_shard_that_is_cut_off(folder):
+def test_truncated_shard(folder):
     shard = folder / 'model-2-of-2.safetensors'
     shard.write_bytes(shard.read_bytes()[:-1])
     assert f'{shard} is not a complete safetensors file' in fault(folder)
@@ -195,7 +196,7 @@ def test_a_shard_that_is_cut_off(folder):
     ['', '{', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": ["a"]}',
      '[' * 5000, '\xff'],
 )  # fmt: skip
-def test_an_index_that_is_none(text, folder):
+def test_invalid_index(text, folder):
     index = folder / 'model.safetensors.index.json'
     index.write_bytes(text.encode('latin1'))
     assert 'is not a shard index' in fault(index)

@@ -1,4 +1,4 @@
-"""The name map of Keras's VGG, and what is refused instead of guessed."""
+"""The name map of Keras's VGG, which refuses ambiguous files instead of guessing."""
 
 from pathlib import Path
 
@@ -22,19 +22,19 @@ def matched(path, model='vgg16') -> keras_vgg.VGGMatch:
 
 
 @pytest.mark.parametrize('kind', LAYOUTS)
-def test_every_parameter_gets_its_array(kind, tmp_path):
-    """Bit for bit, in each layout."""
+def test_each_parameter_gets_its_array(kind, tmp_path):
+    """The arrays are bit-identical in each layout."""
     units = (24, 16, 10)
     path = write(tmp_path / 'vgg.h5', kind, 16, units, 9 * 512)
-    found = matched(path)
-    assert found.fields == {
+    result = matched(path)
+    assert result.fields == {
         'name': 'vgg', 'depth': 16, 'features': 'flatten', 'hidden': (24, 16),
     }  # fmt: skip
-    assert (found.outputs, found.image_size, found.ignored) == (10, (96, 96), ())
+    assert (result.outputs, result.image_size, result.ignored) == (10, (96, 96), ())
     wanted = shapes(16, units, 9 * 512)
-    assert len(found.sources) == len(wanted)
+    assert len(result.sources) == len(wanted)
     with h5.open_file(path) as file:
-        for target, address in found.sources.items():
+        for target, address in result.sources.items():
             module, name = target.split('/')[1:]
             layer = DENSE.get(module, module)
             out = np.empty(wanted[layer, name], np.float32)
@@ -47,15 +47,15 @@ def test_every_parameter_gets_its_array(kind, tmp_path):
 @pytest.mark.parametrize('kind', LAYOUTS)
 def test_files_of_full_size(kind, units, depth, tmp_path):
     path = write(tmp_path / 'vgg.h5', kind, depth, units, value=None)
-    found = matched(path, f'vgg{depth}')
-    heads = {t for t in found.sources if t.startswith('head/')}
-    assert len(found.sources) - len(heads) == 2 * len(convolutions(depth))
-    assert (found.outputs, len(heads)) == ((1000, 6) if units else (0, 0))
-    assert found.image_size == ((224, 224) if units else ())
+    result = matched(path, f'vgg{depth}')
+    heads = {t for t in result.sources if t.startswith('head/')}
+    assert len(result.sources) - len(heads) == 2 * len(convolutions(depth))
+    assert (result.outputs, len(heads)) == ((1000, 6) if units else (0, 0))
+    assert result.image_size == ((224, 224) if units else ())
 
 
 def model(convs, dense=(), between=('flatten',), width=512, extra=(), shapes=()):
-    """A layout by the names of layers."""
+    """Return a layout with layers of these names."""
     names = {name: (3, 3, 8, 8) for name in convs}
     for name in dense:
         names[name], width = (width, 7), 7
@@ -87,20 +87,20 @@ def fault(layout, name='vgg16') -> str:
 
 
 @pytest.mark.parametrize('convs', [VGG16, VGG16[::-1]])
-def test_known_names_decide_whatever_the_order(convs):
-    found = keras_vgg.match(model(convs, ['fc1', 'fc2', 'predictions']), 'vgg16', FILE)
-    assert found.sources['backbone/block1_conv2/kernel'] == 'block1_conv2/kernel'
-    assert found.sources['head/dense_1/bias'] == 'fc2/bias'
-    assert not found.assumed
+def test_known_names_are_mapped_in_any_order(convs):
+    result = keras_vgg.match(model(convs, ['fc1', 'fc2', 'predictions']), 'vgg16', FILE)
+    assert result.sources['backbone/block1_conv2/kernel'] == 'block1_conv2/kernel'
+    assert result.sources['head/dense_1/bias'] == 'fc2/bias'
+    assert not result.assumed
 
 
-def test_names_that_keras_gave_go_by_order():
-    found = keras_vgg.match(model(AUTO, ['dense_5', 'dense_6']), 'vgg16', FILE)
-    names = [found.sources[f'backbone/{name}/kernel'] for name in VGG16]
+def test_generated_names_are_mapped_by_order():
+    result = keras_vgg.match(model(AUTO, ['dense_5', 'dense_6']), 'vgg16', FILE)
+    names = [result.sources[f'backbone/{name}/kernel'] for name in VGG16]
     assert names == [f'{name}/kernel' for name in AUTO]
-    assert found.sources['head/dense_0/kernel'] == 'dense_5/kernel'
-    assert found.sources['head/logits/kernel'] == 'dense_6/kernel'
-    order, activation, images = found.assumed
+    assert result.sources['head/dense_0/kernel'] == 'dense_5/kernel'
+    assert result.sources['head/logits/kernel'] == 'dense_6/kernel'
+    order, activation, images = result.assumed
     assert 'order of VGG' in order and 'ReLU' in activation and '32x32' in images
 
 
@@ -114,8 +114,8 @@ def test_names_that_keras_gave_go_by_order():
     ],
 )
 def test_how_features_reach_the_top(between, width, expected):
-    found = keras_vgg.match(model(VGG16, ['dense'], between, width), 'vgg16', FILE)
-    assert (found.fields['features'], found.image_size) == expected
+    result = keras_vgg.match(model(VGG16, ['dense'], between, width), 'vgg16', FILE)
+    assert (result.fields['features'], result.image_size) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,15 +139,15 @@ def test_how_features_reach_the_top(between, width, expected):
         (model(VGG16, shapes={'stray': (3,)}.items()), 'array stray belongs to no layer of VGG'),
     ],
 )
-def test_what_is_not_certain_is_refused(layout, words):
+def test_ambiguous_files_are_refused(layout, words):
     assert words in fault(layout)
 
 
-def test_the_other_size_is_suggested_either_way():
+def test_vgg16_is_suggested_for_vgg19():
     assert 'give --model=vgg16' in fault(model(VGG16), 'vgg19')
 
 
-def test_order_across_models_is_not_guessed():
+def test_order_across_models_is_refused():
     layout = model(AUTO, ['dense', 'dense_1'])
     for name, words in {'dense': 'dense layers are in several', 'conv2d': 'it lacks 13'}.items():
         moved = tuple(
@@ -173,11 +173,11 @@ def test_a_layer_without_bias_is_refused():
     )
 
 
-def test_optimizer_and_random_state_are_left_out_by_name():
+def test_optimizer_and_random_state_are_ignored_by_name():
     state = (
         'optimizer/vars/3',
         'optimizer_weights/Adam/m:0',
         'layers/dropout/seed_generator/vars/0',
     )
-    found = keras_vgg.match(model(VGG16, shapes=[(name, (2,)) for name in state]), 'vgg16', FILE)
-    assert found.ignored == state
+    result = keras_vgg.match(model(VGG16, shapes=[(name, (2,)) for name in state]), 'vgg16', FILE)
+    assert result.ignored == state
