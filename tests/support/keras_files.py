@@ -20,7 +20,7 @@ cached_weight = functools.lru_cache(maxsize=128)(weight)
 
 
 def shapes(depth: int, units: tuple[int, ...], features: int = 25088) -> dict[tuple, tuple]:
-    """Return shapes by (layer, 'kernel' or 'bias'), for a top with these units and input features."""
+    """Return shapes by (layer, 'kernel' or 'bias'), for a top with these units and features."""
     result, channels = {}, 3
     for block, (count, width) in enumerate(zip(CONVOLUTIONS[depth], WIDTHS, strict=True), 1):
         for i in range(1, count + 1):

@@ -1,4 +1,4 @@
-"""PyTorch's files written without PyTorch: both formats of torch.save, and pickles with other calls.
+"""PyTorch's files written without PyTorch: both formats of torch.save, and malicious pickles.
 
 The layouts are those of torch's serialization.py; the reader is also tested on
 tests/golden/pth_*.pth, which torch itself wrote.

@@ -1,4 +1,4 @@
-"""What weights bring along: taken over where the config leaves it open, and not contradicted."""
+"""Settings of weights: they fill what the config leaves open, and conflicts are refused."""
 
 import pytest
 
@@ -37,24 +37,24 @@ def fault(cfg, weights) -> str:
     return str(caught.value)
 
 
-def test_every_key_of_preprocessing_is_left_open_by_default():
+def test_preprocessing_keys_are_open_by_default():
     data = base().to_dict()['data']
     assert {key: data[key] for key in PREPROCESSING} == dict.fromkeys(STORED)
 
 
-def test_without_weights_open_keys_become_the_usual():
+def test_open_keys_get_defaults_without_weights():
     data = resolve(config(), None).to_dict()['data']
     assert (data['scale'], data['mean'], data['std']) == (255.0, (0.5,), (0.5,))
     assert (data['channel_order'], data['interpolation']) == ('rgb', 'auto')
     assert (data['image_size'], data['crop']) == ((), 0.0)
 
 
-def test_open_keys_are_those_of_the_weights():
+def test_open_keys_are_taken_from_the_weights():
     data = resolve(config(), bundle()).to_dict()['data']
     assert {key: data[key] for key in STORED} == STORED
 
 
-def test_what_is_set_holds_without_weights():
+def test_set_keys_are_kept_without_weights():
     data = resolve(config(data__scale=2.0, data__std=(0.1,)), None).to_dict()['data']
     assert (data['scale'], data['std']) == (2.0, (0.1,))
 
@@ -68,7 +68,7 @@ def test_what_is_set_holds_without_weights():
         {'data__channel_order': 'rgb'},
     ],
 )
-def test_another_preprocessing_than_that_of_the_weights_is_an_error(changes):
+def test_preprocessing_that_differs_from_the_weights_is_an_error(changes):
     ((name, value),) = changes.items()
     key = name.split('__')[1]
     message = fault(config(**changes), bundle())
@@ -76,11 +76,11 @@ def test_another_preprocessing_than_that_of_the_weights_is_an_error(changes):
     assert repr(STORED[key]) in message and "config.restore.settings='config'" in message
 
 
-def test_the_same_preprocessing_may_be_said_again():
+def test_the_same_preprocessing_may_be_repeated():
     resolve(config(data__channel_order='bgr', data__mean=STORED['mean']), bundle())
 
 
-def test_told_otherwise_the_config_holds():
+def test_settings_config_lets_the_config_prevail():
     cfg = config(data__scale=255.0, restore__settings='config')
     data = resolve(cfg, bundle()).to_dict()['data']
     assert (data['scale'], data['channel_order'], data['image_size']) == (255.0, 'rgb', ())
@@ -93,13 +93,13 @@ def test_size_crop_and_interpolation_may_differ():
     assert (data['interpolation'], data['scale']) == ('bilinear', 1.0)
 
 
-def test_a_value_that_the_usual_is_too_can_be_meant():
+def test_default_values_can_be_set_explicitly():
     cfg = config(data__image_size=(), data__crop=0.0)
     data = resolve(cfg, bundle()).to_dict()['data']
     assert (data['image_size'], data['crop']) == ((), 0.0)
 
 
-def test_a_model_without_a_name_is_that_of_the_weights():
+def test_model_without_a_name_is_taken_from_the_weights():
     model = resolve(config({'name': '', 'dropout': 0.5}), bundle()).to_dict()['model']
     assert model == {**CNN, 'dropout': 0.5}
 
@@ -108,7 +108,7 @@ def test_a_model_without_a_name_needs_weights():
     assert "config.model.name='' is the model of the weights" in fault(config({'name': ''}), None)
 
 
-def test_a_field_that_shows_in_no_shape_must_agree():
+def test_fields_that_no_shape_depends_on_must_agree():
     message = fault(config({'name': 'cnn', 'padding': 'VALID'}), bundle())
     assert "config.model.padding='VALID', but the weights of runs/there" in message
     assert "with 'SAME'" in message
@@ -116,31 +116,31 @@ def test_a_field_that_shows_in_no_shape_must_agree():
     resolve(config({'name': 'cnn', 'padding': 'VALID'}, restore__settings='config'), bundle())
 
 
-def test_an_unknown_word_for_settings():
+def test_unknown_value_of_settings():
     cfg = config(restore__settings='mine')
     message = fault(cfg, None)
     assert "config.restore.settings='mine'" in message and 'config, weights' in message
 
 
-def test_a_run_hands_on_its_own(pretrained):
+def test_bundle_of_a_run(pretrained):
     weights = of_run(pretrained)
     assert weights.classes == tuple('0123456789')
     assert (weights.data['scale'], weights.data['mean']) == (255.0, (0.5,))
     assert weights.model['widths'] == (8, 16)
 
 
-def test_a_run_that_resumes_keeps_what_it_began_with(tmp_path):
+def test_resumed_run_keeps_its_settings(tmp_path):
     began = resolve(config(), bundle())
     run.RunDir(tmp_path).claim({**began.to_dict(), 'model': CNN})
     changes = {'data__std': (2.0,), 'data__image_size': ()}
     again = resumed(config({'name': ''}, **changes), tmp_path).to_dict()
     assert (again['data']['scale'], again['data']['crop']) == (1.0, 0.875)
-    # And the run directory will refuse these.
+    # The run directory refuses these later.
     assert (again['data']['std'], again['data']['image_size']) == ((2.0,), ())
     assert CNN.items() <= again['model'].items()
 
 
-def test_a_run_without_a_field_of_its_model_was_made_with_its_default(tmp_path):
+def test_missing_model_field_of_an_old_run_is_its_default(tmp_path):
     run.RunDir(tmp_path).claim({**resolve(config(), None).to_dict(), 'model': {'name': 'cnn'}})
     weights = of_run(tmp_path)
     assert weights.model['padding'] == 'SAME'
@@ -148,12 +148,12 @@ def test_a_run_without_a_field_of_its_model_was_made_with_its_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'began, given, goes_on',
+    'before, given, after',
     [('accuracy', '', 'accuracy'), ('loss', '', 'loss'), ('accuracy', 'loss', 'loss')],
 )
-def test_a_run_that_resumes_keeps_the_metric_that_decided(began, given, goes_on, tmp_path):
-    """Whatever the task's own is: that of language models was another one once."""
-    old = resolve(config(task__name='lm', best_metric=began), None)
+def test_resumed_run_keeps_its_best_metric(before, given, after, tmp_path):
+    """The main metric of a task can change between versions: that of language models did."""
+    old = resolve(config(task__name='lm', best_metric=before), None)
     run.RunDir(tmp_path).claim({**old.to_dict(), 'model': CNN})
     cfg = config(task__name='lm', best_metric=given)
-    assert resumed(cfg, tmp_path).best_metric == goes_on
+    assert resumed(cfg, tmp_path).best_metric == after

@@ -1,4 +1,4 @@
-"""Weights that leave: the files, and what is message of them."""
+"""The command export: the files it writes, and its messages."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
 def arrays(class_position: bool) -> dict[str, np.ndarray]:
-    """Those of a ViT-Ti/16 for 32x32 images and four classes, as AugReg or big_vision have it."""
+    """Return the arrays of a ViT-Ti/16 of AugReg or big_vision, for 32x32 images, four classes."""
     fields = {**augreg.MODELS['vit_ti16'], 'class_position': class_position}
     match = match_of(fields, 4, (32, 32, 3), augreg.rows(fields, 4))
     shapes = {p: leaf.shape for p, leaf in by_path(*target_model(match)[1]).items()}
@@ -27,7 +27,7 @@ def arrays(class_position: bool) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Naming -> (its arrays, a run directory with them)."""
+    """Return (arrays, a run directory with them) by naming."""
     result = {}
     for name in ('augreg', 'big_vision'):
         folder = tmp_path_factory.mktemp(name)
@@ -40,19 +40,19 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
 @pytest.mark.parametrize('naming', ['augreg', 'big_vision'])
-def test_names_of_augreg_come_out_as_they_went_in(runs, tmp_path, naming, suffix):
+def test_import_and_export_are_inverse(runs, tmp_path, naming, suffix):
     weights, workdir = runs[naming]
     target = tmp_path / f'again{suffix}'
     message = export_weights(workdir, 'last', 'augreg', str(target))
     assert message == f'{len(weights)} arrays of vit in {target}, named as in augreg'
-    again = dict(np.load(target)) if suffix == '.npz' else load_file(target)
-    assert set(again) == set(weights)
+    exported = dict(np.load(target)) if suffix == '.npz' else load_file(target)
+    assert set(exported) == set(weights)
     for key, value in weights.items():
-        np.testing.assert_array_equal(again[key], value, key)
+        np.testing.assert_array_equal(exported[key], value, key)
 
 
-def test_what_no_key_tells_is_said(runs, tmp_path):
-    """AugReg's tanh GELU, where timm's own ViTs have the exact one."""
+def test_fields_that_no_key_shows_are_reported(runs, tmp_path):
+    """AugReg uses the tanh GELU, where timm's ViTs use the exact one."""
     target = tmp_path / 'm.safetensors'
     message = export_weights(runs['augreg'][1], 'last', 'timm', str(target))
     assert message.endswith("in timm; it computes with gelu='tanh', which must be set there too")
@@ -66,7 +66,7 @@ def test_what_no_key_tells_is_said(runs, tmp_path):
         ('timm', 'vit', '.safetensors;'),
     ],
 )
-def test_other_files_are_refused(runs, tmp_path, origin, output, words):
+def test_other_suffixes_are_refused(runs, tmp_path, origin, output, words):
     with pytest.raises(UserError) as caught:
         export_weights(runs['augreg'][1], 'last', origin, str(tmp_path / output))
     text = str(caught.value)
@@ -74,8 +74,8 @@ def test_other_files_are_refused(runs, tmp_path, origin, output, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_array_without_a_name_there_is_told(runs, tmp_path):
-    """The class token has a position in all of torchvision's."""
+def test_array_without_a_counterpart_is_reported(runs, tmp_path):
+    """In torchvision, the class token of every ViT has a position."""
     with pytest.raises(UserError, match='torchvision has no place for .* choose another --origin'):
         export_weights(
             runs['big_vision'][1], 'last', 'torchvision', str(tmp_path / 'm.safetensors')

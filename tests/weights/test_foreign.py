@@ -1,4 +1,4 @@
-"""Weights from elsewhere: from file to run, and what is wrong with some files."""
+"""Foreign weights: from the file to a run, and errors for invalid files."""
 
 import json
 
@@ -41,7 +41,7 @@ def get_config():
 
 @pytest.fixture(scope='module')
 def weights():
-    """The arrays of a ViT-Ti/16 for 32x32 RGB images and four classes."""
+    """Return the arrays of a ViT-Ti/16 for 32x32 RGB images and four classes."""
     return arrays(timm, 'vit_ti16', 4, (32, 32, 3))
 
 
@@ -58,7 +58,7 @@ def imported(file, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def coloured(tmp_path_factory):
-    """A folder of splits of RGB images, the digits of scikit-learn."""
+    """Return a folder with splits of RGB images, the digits of scikit-learn."""
     folder = tmp_path_factory.mktemp('coloured')
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, -1)
@@ -88,12 +88,12 @@ def fault(origin, file, model, out, **more) -> str:
 
 
 def spoiled(tmp_path, weights, **changes):
-    """The file with some arrays changed, or taken away where None."""
+    """Write the file with some arrays changed, or removed if None."""
     arrays = {**weights, **changes}
     return write(tmp_path / 'f.safetensors', {k: v for k, v in arrays.items() if v is not None})
 
 
-def test_a_run_directory_with_everything_in_it(imported, weights):
+def test_import_writes_a_complete_run_directory(imported, weights):
     out, message = imported
     stored = run.read_config(out)
     assert stored['config']['model']['name'] == 'vit'
@@ -111,7 +111,7 @@ def test_a_run_directory_with_everything_in_it(imported, weights):
     assert 'vit_ti16 of timm, with its head of 4 outputs' in message
 
 
-def test_the_arrays_arrive_under_our_names(imported, weights):
+def test_arrays_are_converted_and_renamed(imported, weights):
     leaves = {leaf.path: leaf for leaf in plan_of(imported[0]).leaves}
     assert leaves['backbone/block_3/mlp/up/kernel'].action == 'load'
     values = everything(imported[0])
@@ -144,18 +144,18 @@ def everything(workdir) -> dict[str, np.ndarray]:
     return stored.read(on_mesh(dict(stored.leaves), make_mesh()))
 
 
-def test_exported_they_are_what_they_were(imported, weights, tmp_path):
+def test_export_returns_the_original_arrays(imported, weights, tmp_path):
     target = tmp_path / 'again.safetensors'
     message = export_weights(str(imported[0]), 'last', 'timm', str(target))
     assert message.startswith(f'{len(weights)} arrays of vit in')
-    again = load_file(target)
-    assert set(again) == set(weights)
+    exported = load_file(target)
+    assert set(exported) == set(weights)
     for key, value in weights.items():
-        np.testing.assert_array_equal(again[key], value, key)
+        np.testing.assert_array_equal(exported[key], value, key)
 
 
-def test_a_run_starts_from_the_run_directory_or_straight_from_the_file(imported, file, config):
-    """And both begin with the same numbers, preprocessing and model."""
+def test_a_run_starts_from_a_run_directory_or_a_file(imported, file, config):
+    """Both have the same initial parameters, preprocessing and model."""
     one = make_job(config(f'init_from={imported[0]}'))
     origin = ('restore.origin=timm', 'restore.model=vit_ti16')
     other = make_job(config(f'init_from={file}', *origin))
@@ -166,7 +166,7 @@ def test_a_run_starts_from_the_run_directory_or_straight_from_the_file(imported,
     assert first.params['head']['logits']['kernel'].shape == (192, 10)
 
 
-def test_positions_are_resized_when_a_rule_says_so(imported, config):
+def test_a_rule_resizes_positions(imported, config):
     rules = "restore.rules=(('head/.*','init'),('backbone/position','resize'),('.*','load'))"
     job = make_job(config(f'init_from={imported[0]}', 'data.image_size=(48,64)', rules))
     assert job.start.plan.paths('resize') == ['backbone/position']
@@ -178,24 +178,24 @@ def test_positions_are_resized_when_a_rule_says_so(imported, config):
 
 
 def test_classes_are_taken_by_name(imported, config):
-    """The digits are called 0 to 9, the four outputs of the file 0 to 3."""
+    """The digits are named 0 to 9, and the four outputs of the file 0 to 3."""
     rules = "restore.rules=(('head/.*','classes'),('.*','load'))"
     job = make_job(config(f'init_from={imported[0]}', rules))
     assert '4 classes by name (0, 1, 2 ...)' in job.start.plan.summary()
     kernel = np.asarray(first_state(job, 0).params['head']['logits']['kernel'])
-    theirs = np.asarray(everything(imported[0])['head/logits/kernel'])
-    np.testing.assert_array_equal(kernel[:, :4], theirs)
+    stored = np.asarray(everything(imported[0])['head/logits/kernel'])
+    np.testing.assert_array_equal(kernel[:, :4], stored)
     fresh = make_job(config(f'init_from={imported[0]}'))
     other = np.asarray(first_state(fresh, 0).params['head']['logits']['kernel'])
     np.testing.assert_array_equal(kernel[:, 4:], other[:, 4:])
 
 
-def test_what_fine_tuning_takes_over_can_be_seen(imported, config, jaxtrain, tmp_path):
-    message = jaxtrain(
+def test_inspect_lists_what_fine_tuning_loads(imported, config, jaxtrain, tmp_path):
+    outcome = jaxtrain(
         'inspect', f'--config={tmp_path}/config.py', f'--config.init_from={imported[0]}'
     )
-    assert message.code == 0, message.err
-    assert 'load' in message.out and 'head/logits/kernel' in message.out
+    assert outcome.code == 0, outcome.err
+    assert 'load' in outcome.out and 'head/logits/kernel' in outcome.out
 
 
 def test_a_file_needs_its_origin(file, config):
@@ -207,7 +207,7 @@ def test_the_same_import_again_does_nothing(imported, file):
     assert 'nothing is done' in import_weights('timm', str(file), 'vit_ti16', str(imported[0]))
 
 
-# What is wrong with some files.
+# Errors.
 
 
 def test_unknown_origin_or_model(file, tmp_path):
@@ -235,7 +235,7 @@ def test_missing_key(weights, tmp_path):
     assert '1 of' in message and 'first blocks.2.norm1.weight' in message and 'missing' in message
 
 
-def test_a_misspelt_key_is_recognised(weights, tmp_path):
+def test_misspelt_key(weights, tmp_path):
     value = weights['blocks.2.norm1.weight']
     changes = {'blocks.2.norm1.weight': None, 'blocks.2.norm_1.weight': value}
     message = fault('timm', spoiled(tmp_path, weights, **changes), 'vit_ti16', tmp_path / 'o')
@@ -252,7 +252,7 @@ def test_unknown_key_and_how_to_drop_it(weights, tmp_path):
     assert [leaf['path'] for leaf in plan['leaves'] if leaf['action'] == 'drop'] == ['extra']
 
 
-def test_a_drop_that_drops_nothing(file, tmp_path):
+def test_drop_without_a_match(file, tmp_path):
     message = fault('timm', file, 'vit_ti16', tmp_path / 'o', drop=['extra'])
     assert "--drop='extra' matches none of the keys that are left over" in message
 
@@ -264,7 +264,7 @@ def test_wrong_dtype(weights, tmp_path):
     assert key in message and 'int32' in message
 
 
-def test_half_precision_is_converted_and_said(weights, tmp_path):
+def test_half_precision_is_converted_and_reported(weights, tmp_path):
     file = spoiled(tmp_path, {k: v.astype(np.float16) for k, v in weights.items()})
     message = import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'))
     assert 'converted to float32 from float16' in message
@@ -278,7 +278,7 @@ def test_wrong_shape(weights, tmp_path):
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_not_finite(weights, tmp_path, value):
+def test_nonfinite_values(weights, tmp_path, value):
     key = 'blocks.1.mlp.fc1.bias'
     bad = weights[key].copy()
     bad[7] = value
@@ -286,7 +286,7 @@ def test_not_finite(weights, tmp_path, value):
     assert f'{key} holds NaN or Inf' in message
 
 
-def test_a_folder_without_weights_and_one_with_two(file, tmp_path):
+def test_folder_without_weights_or_with_two_files(file, tmp_path):
     folder = tmp_path / 'weights'
     folder.mkdir()
     assert str(folder) in fault('timm', folder, 'vit_ti16', tmp_path / 'o')

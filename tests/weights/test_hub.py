@@ -1,4 +1,4 @@
-"""What the JSON files beside weights tell: sizes, eps, GELU, class names, preprocessing."""
+"""The JSON files beside weights: sizes, eps, GELU, class names and preprocessing."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ from tests.support.foreign_files import arrays
 
 
 def archive(folder: Path, module, model: str, outputs: int, inputs=(224, 224, 3)) -> Archive:
-    """The keys of such a model in a folder, and no file of it."""
-    found = arrays(module, model, outputs, inputs)
-    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in found.items()}
+    """Return an archive with the keys of a model in a folder, without a weights file."""
+    weights = arrays(module, model, outputs, inputs)
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in weights.items()}
     return Archive(folder, (folder / 'model.safetensors',), 'safetensors', shapes, None)
 
 
@@ -42,14 +42,14 @@ def write(folder: Path, name: str = 'config.json', **content) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
-def test_without_any_the_model_has_its_own(bert, tmp_path):
-    found = huggingface_text.match(bert(tmp_path), 'minilm_l6')
-    assert 'norm_eps' not in found.fields and 'gelu' not in found.fields
-    assert found.fields['pool'] == 'mean' and found.classes == ()
-    assert found.preprocessing == {'length': 512}
+def test_defaults_without_json_files(bert, tmp_path):
+    result = huggingface_text.match(bert(tmp_path), 'minilm_l6')
+    assert 'norm_eps' not in result.fields and 'gelu' not in result.fields
+    assert result.fields['pool'] == 'mean' and result.classes == ()
+    assert result.preprocessing == {'length': 512}
 
 
-def test_config_json_is_believed(bert, tmp_path):
+def test_config_json_sets_fields(bert, tmp_path):
     labels = {'0': 'cat', '1': 'dog', '2': 'cow'}
     write(
         tmp_path, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
@@ -57,10 +57,10 @@ def test_config_json_is_believed(bert, tmp_path):
     )  # fmt: skip
     write(tmp_path, '1_Pooling/config.json', pooling_mode_cls_token=True)
     write(tmp_path, 'sentence_bert_config.json', max_seq_length=200)
-    found = huggingface_text.match(bert(tmp_path), 'minilm_l6')
-    own = ('norm_eps', 'gelu', 'pad', 'pool')
-    assert [found.fields[name] for name in own] == [1e-5, 'tanh', 7, 'first']
-    assert found.classes == ('cat', 'dog', 'cow') and found.preprocessing == {'length': 200}
+    result = huggingface_text.match(bert(tmp_path), 'minilm_l6')
+    names = ('norm_eps', 'gelu', 'pad', 'pool')
+    assert [result.fields[name] for name in names] == [1e-5, 'tanh', 7, 'first']
+    assert result.classes == ('cat', 'dog', 'cow') and result.preprocessing == {'length': 200}
 
 
 @pytest.mark.parametrize(
@@ -71,39 +71,39 @@ def test_config_json_is_believed(bert, tmp_path):
         ({'num_attention_heads': 6}, 'has num_attention_heads=6, but minilm_l6 has 12'),
         (
             {'hidden_act': 'relu'},
-            "has hidden_act='relu', which the model does not support; it supports gelu",
+            "has hidden_act='relu', which the model does not support",
         ),
     ],
 )
 def test_another_model_is_refused(content, words, bert, tmp_path):
-    """Heads show in no shape: 6 for 12 would load without a word and compute something else."""
+    """No shape depends on the number of heads: 6 for 12 would load silently and compute wrongly."""
     write(tmp_path, **content)
     with pytest.raises(UserError) as caught:
         huggingface_text.match(bert(tmp_path), 'minilm_l6')
     assert f'{tmp_path}/config.json {words}' in str(caught.value)
 
 
-def test_a_damaged_one(bert, tmp_path):
+def test_damaged_config_json(bert, tmp_path):
     (tmp_path / 'config.json').write_text('{"hidden_size": 3')
     with pytest.raises(UserError, match='config.json is not valid JSON'):
         huggingface_text.match(bert(tmp_path), 'minilm_l6')
 
 
-def test_names_of_other_classes_than_the_head_has_are_not_taken(bert, tmp_path):
+def test_class_names_of_another_number_are_ignored(bert, tmp_path):
     write(tmp_path, id2label={'0': 'LABEL_0', '1': 'LABEL_1'})
     assert huggingface_text.match(bert(tmp_path), 'minilm_l6').classes == ()
 
 
 def test_preprocessing_of_hugging_face(tmp_path):
-    found = archive(tmp_path, huggingface_vit, 'dinov2_s14', 0, (224, 224, 3))
-    before = huggingface_vit.match(found, 'dinov2_s14')
+    file = archive(tmp_path, huggingface_vit, 'dinov2_s14', 0, (224, 224, 3))
+    before = huggingface_vit.match(file, 'dinov2_s14')
     assert before.preprocessing['mean'] == (0.485, 0.456, 0.406) and before.assumed
     write(
         tmp_path, 'preprocessor_config.json', image_mean=[0.1, 0.2, 0.3], image_std=[0.4] * 3,
         rescale_factor=1 / 127.5, resample=2, do_center_crop=True,
         crop_size={'height': 224, 'width': 224}, size={'shortest_edge': 280},
     )  # fmt: skip
-    after = huggingface_vit.match(found, 'dinov2_s14')
+    after = huggingface_vit.match(file, 'dinov2_s14')
     assert after.preprocessing == {
         'image_size': (224, 224), 'scale': 127.5, 'channel_order': 'rgb', 'mean': (0.1, 0.2, 0.3),
         'std': (0.4, 0.4, 0.4), 'crop': 0.8, 'interpolation': 'bilinear',
@@ -112,32 +112,32 @@ def test_preprocessing_of_hugging_face(tmp_path):
 
 
 def test_preprocessing_and_classes_of_timm(tmp_path):
-    found = archive(tmp_path, timm, 'vit_ti16', 2, (32, 32, 3))
-    assert timm.match(found, 'vit_ti16').preprocessing['mean'] == (0.5,)
-    said = {
+    file = archive(tmp_path, timm, 'vit_ti16', 2, (32, 32, 3))
+    assert timm.match(file, 'vit_ti16').preprocessing['mean'] == (0.5,)
+    pretrained = {
         'mean': [0.1, 0.2, 0.3], 'std': [0.4] * 3, 'crop_pct': 0.95, 'interpolation': 'bilinear',
         'input_size': [3, 64, 64], 'label_names': ['cat', 'dog'],
     }  # fmt: skip
-    write(tmp_path, pretrained_cfg=said)
-    after = timm.match(found, 'vit_ti16')
-    own = ('mean', 'std', 'crop', 'interpolation')
-    assert [after.preprocessing[name] for name in own] == [
+    write(tmp_path, pretrained_cfg=pretrained)
+    after = timm.match(file, 'vit_ti16')
+    names = ('mean', 'std', 'crop', 'interpolation')
+    assert [after.preprocessing[name] for name in names] == [
         (0.1, 0.2, 0.3), (0.4, 0.4, 0.4), 0.95, 'bilinear',
     ]  # fmt: skip
-    # The positions tell what size they are for.
+    # The image size follows from the positions.
     assert after.preprocessing['image_size'] == (32, 32) and after.classes == ('cat', 'dog')
 
 
-def test_the_size_of_a_resnet_is_told_by_timm(tmp_path):
-    found = archive(tmp_path, timm, 'resnet18', 2)
+def test_pretrained_cfg_sets_the_size_of_a_resnet(tmp_path):
+    file = archive(tmp_path, timm, 'resnet18', 2)
     write(tmp_path, pretrained_cfg={'input_size': [3, 288, 288]})
-    assert timm.match(found, 'resnet18').preprocessing['image_size'] == (288, 288)
+    assert timm.match(file, 'resnet18').preprocessing['image_size'] == (288, 288)
 
 
 @pytest.mark.parametrize('channels', [1, 4])
 def test_images_of_other_channels_have_one_mean(channels, tmp_path):
-    found = archive(tmp_path, timm, 'resnet18', 2, (224, 224, channels))
-    mean = timm.match(found, 'resnet18').preprocessing['mean']
+    file = archive(tmp_path, timm, 'resnet18', 2, (224, 224, channels))
+    mean = timm.match(file, 'resnet18').preprocessing['mean']
     assert mean == pytest.approx((np.mean([0.485, 0.456, 0.406]),))
 
 
@@ -145,9 +145,9 @@ IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 
 @pytest.mark.parametrize(
-    ('module', 'model', 'said'),
+    ('module', 'model', 'expected'),
     [
-        # pytorch.org/vision/stable/models: 224 out of 256, of vit_l_16 out of 242.
+        # pytorch.org/vision/stable/models: 224 out of 256; for vit_l_16, out of 242.
         (torchvision, 'resnet18', {'crop': 0.875, **IMAGENET}),
         (torchvision, 'vgg16', {'crop': 0.875, **IMAGENET}),
         (torchvision_vit, 'vit_b16', {'crop': 0.875, **IMAGENET}),
@@ -156,17 +156,17 @@ IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
         (augreg, 'vit_ti16', {'crop': 0.0, 'mean': (0.5,), 'std': (0.5,)}),
     ],
 )
-def test_preprocessing_of_files_that_say_nothing(module, model, said, tmp_path):
-    found = module.match(Archive(tmp_path, (), '', {}, None), model)
+def test_preprocessing_without_json_files(module, model, expected, tmp_path):
+    result = module.match(Archive(tmp_path, (), '', {}, None), model)
     usual = {'interpolation': 'bilinear', 'scale': 255.0, 'channel_order': 'rgb'}
-    assert found.preprocessing == {**usual, 'image_size': (224, 224), **said}
+    assert result.preprocessing == {**usual, 'image_size': (224, 224), **expected}
 
 
 def test_fewer_channels_share_their_mean_and_std(tmp_path):
     stem = {'conv1.weight': jax.ShapeDtypeStruct((64, 1, 7, 7), np.float32)}
-    found = torchvision.match(Archive(tmp_path, (), '', stem, None), 'resnet18')
-    assert found.inputs == (224, 224, 1)
-    assert found.preprocessing['mean'] == pytest.approx((0.449,), abs=1e-9)
-    assert found.preprocessing['std'] == pytest.approx((0.226,), abs=1e-9)
+    result = torchvision.match(Archive(tmp_path, (), '', stem, None), 'resnet18')
+    assert result.inputs.shape == (224, 224, 1)
+    assert result.preprocessing['mean'] == pytest.approx((0.449,), abs=1e-9)
+    assert result.preprocessing['std'] == pytest.approx((0.226,), abs=1e-9)
     shared = torchvision.for_channels({'mean': (0.5,), 'std': (0.25,), 'crop': 0.9}, 1)
     assert shared == {'mean': (0.5,), 'std': (0.25,), 'crop': 0.9}

@@ -1,4 +1,4 @@
-"""The command import: a weights file becomes a run directory, or nothing at all."""
+"""The command import: it writes a complete run directory or nothing."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def top(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def imported(top, tmp_path_factory):
-    """(run directory, what was message) of the file with a top."""
+    """Return (run directory, message) of the import of the file with a top."""
     out = tmp_path_factory.mktemp('runs') / 'vgg16'
     return out, import_weights.import_weights('keras', str(top), 'vgg16', str(out))
 
@@ -63,7 +63,7 @@ def fault(*arguments) -> UserError:
 
 
 def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
-    """The model that a run directory describes, and the leaves that it hands on."""
+    """Return the model of a run directory, the leaves that the rules load, and the plan."""
     model = make_model(Config.from_json(run.read_config(out)['config']).model, outputs)
     params, _ = on_mesh(abstract_variables(model, image), make_mesh())
     plan = restore.make_plan(
@@ -73,19 +73,19 @@ def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
 
 
 def forward(model, leaves, case, height, width) -> float:
-    """Its error on a case of golden."""
+    """Return the relative error of a model on a golden case."""
     expected = np.load(GOLDEN / 'keras_vgg.npz')[case]
     apply = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
     output = np.asarray(apply(unflatten(leaves), images(height, width)))
     return float(np.abs(output - expected).max() / np.abs(expected).max())
 
 
-def test_an_imported_model_computes_what_keras_does(imported):
+def test_imported_model_computes_the_same_as_keras(imported):
     model, leaves, _ = loaded(imported[0], 10, (97, 120, 3))
     assert forward(model, leaves, 'vgg16_top_97x120', 97, 120) <= 1e-5
 
 
-def test_a_backbone_is_handed_on_bit_for_bit_with_a_new_head(notop, tmp_path):
+def test_backbone_is_bit_identical_under_a_new_head(notop, tmp_path):
     message = weights(notop, tmp_path / 'out')
     assert 'without a head: 14,714,688 parameters' in message
     _, leaves, plan = loaded(tmp_path / 'out', 3, (64, 64, 3), NEW_HEAD)
@@ -126,7 +126,7 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
     assert 'versions' in stored
 
 
-def test_what_is_said_and_planned(imported):
+def test_message_and_restore_plan(imported):
     out, message = imported
     assert message.startswith('vgg16 of keras, with its head of 10 outputs: 14,8')
     plan = json.loads((out / 'restore.json').read_text())
@@ -143,7 +143,7 @@ def test_what_is_said_and_planned(imported):
     assert lines['head/logits/bias']['source'] == 'layers/dense_2/vars/1 10 float32'
 
 
-def test_thousand_outputs_are_the_classes_of_imagenet(tmp_path):
+def test_1000_outputs_are_the_classes_of_imagenet(tmp_path):
     path = write(tmp_path / 'vgg.h5', 'tf-keras', 16, (2, 2, 1000), 512, value=None)
     weights(path, tmp_path / 'out')
     classes = run.read_config(tmp_path / 'out')['data']['classes']
@@ -151,8 +151,8 @@ def test_thousand_outputs_are_the_classes_of_imagenet(tmp_path):
     assert classes == sorted(classes)
 
 
-def test_a_top_of_another_name_has_classes_of_its_own(tmp_path):
-    """For who knows what its 1000 are; and what else is not certain is message."""
+def test_top_with_another_name_has_numbered_classes(tmp_path):
+    """Its 1000 classes are unknown; all assumptions are reported."""
     path = write(tmp_path / 'vgg.h5', 'tf-keras3', 16, (2, 2, 1000), 512, value=None)
     message = weights(path, tmp_path / 'out')
     stored = run.read_config(tmp_path / 'out')
@@ -171,7 +171,7 @@ def test_one_output_is_a_binary_task(tmp_path):
 
 
 @pytest.mark.parametrize('dtype', ['f2', 'f8'])
-def test_other_floats_become_float32_and_it_is_said(dtype, tmp_path):
+def test_other_floats_are_converted_and_reported(dtype, tmp_path):
     path = write(tmp_path / 'vgg.h5', 'keras1', dtype=dtype, value=None)
     assert f'converted to float32 from {np.dtype(dtype)}' in weights(path, tmp_path / 'out')
     _, leaves, _ = loaded(tmp_path / 'out', 3, (32, 32, 3), NEW_HEAD)
@@ -185,7 +185,7 @@ def test_the_same_import_again_changes_nothing(imported, top):
     assert {p: p.stat().st_mtime_ns for p in out.rglob('*')} == before
 
 
-def test_a_folder_in_use_is_left_alone(imported, notop, tmp_path):
+def test_folder_in_use_is_not_changed(imported, notop, tmp_path):
     out, _ = imported
     assert 'holds a run already' in str(fault('keras', notop, 'vgg16', out))
     assert list(run.read_config(out)['import']['files']) == ['top.weights.h5']
@@ -195,7 +195,7 @@ def test_a_folder_in_use_is_left_alone(imported, notop, tmp_path):
     assert 'something else' in str(fault('keras', notop, 'vgg16', tmp_path / 'notes.txt'))
 
 
-def test_an_empty_folder_is_taken(notop, tmp_path):
+def test_empty_folder_is_used(notop, tmp_path):
     weights(notop, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ['checkpoints', 'config.json', 'restore.json']
 
@@ -217,7 +217,7 @@ def test_an_empty_folder_is_taken(notop, tmp_path):
         ('keras', 'vgg19', ['holds vgg16', 'vgg19', '--model=vgg16']),
     ],
 )
-def test_wrong_words(origin, model, words, notop, tmp_path):
+def test_wrong_arguments(origin, model, words, notop, tmp_path):
     message = str(fault(origin, notop, model, tmp_path / 'out'))
     assert all(word in message for word in words), message
     assert not list(tmp_path.iterdir())
@@ -253,7 +253,7 @@ BIAS = 'block5_conv3/block5_conv3_b_1:0'
         (replace('new', np.zeros(3)), 'array new belongs to no layer of VGG'),
     ],
 )
-def test_a_file_that_is_not_the_model_leaves_nothing(change, words, tmp_path):
+def test_failed_import_leaves_nothing(change, words, tmp_path):
     file = write(tmp_path / 'vgg.h5', 'keras1', value=None)
     with h5py.File(file, 'r+') as opened:
         change(opened)
@@ -264,9 +264,9 @@ def test_a_file_that_is_not_the_model_leaves_nothing(change, words, tmp_path):
 
 
 @pytest.mark.parametrize('failure', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
-def test_an_import_that_is_cut_off_leaves_nothing(failure, notop, tmp_path, monkeypatch):
+def test_interrupted_import_leaves_nothing(failure, notop, tmp_path, monkeypatch):
     def fail(*args, **options):
-        assert len(list(tmp_path.iterdir())) == 1  # it was on its way
+        assert len(list(tmp_path.iterdir())) == 1  # the temporary folder
         raise failure
 
     monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
@@ -277,7 +277,7 @@ def test_an_import_that_is_cut_off_leaves_nothing(failure, notop, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made(notop, tmp_path):
+def test_folder_that_cannot_be_created(notop, tmp_path):
     (tmp_path / 'file').write_text('')
     assert 'cannot be written' in str(fault('keras', notop, 'vgg16', tmp_path / 'file' / 'out'))
 
@@ -296,8 +296,8 @@ print(grown * 1024 / os.path.getsize(sys.argv[1]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('depth', [16, 19])
-def test_a_whole_vgg(depth, tmp_path):
-    """Within 1.3 times the file's size of memory; then it computes what Keras does."""
+def test_full_size_vgg(depth, tmp_path):
+    """Peak memory is at most 1.3 times the size of the file, and outputs equal those of Keras."""
     file = write(tmp_path / 'vgg.h5', 'keras1', depth, FULL_TOP)
     words = [sys.executable, '-c', PEAK, str(file), f'vgg{depth}', str(tmp_path / 'out')]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)

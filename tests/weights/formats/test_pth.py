@@ -242,9 +242,7 @@ def test_unsupported_dtypes(write, monkeypatch):
 
     monkeypatch.setitem(pth_files._NAMES, np.dtype('c8'), 'ComplexFloatStorage')
     message = fault(write({'a': tensor(np.zeros(2, 'c8'))}))
-    assert (
-        'holds a ComplexFloatStorage, which is not supported; save it as one of Double' in message
-    )
+    assert 'holds a ComplexFloatStorage, which is not supported; save it as one of' in message
 
 
 # Other files.
