@@ -1,4 +1,4 @@
-"""Every origin's map and every model against the reference: logits, keys and shapes."""
+"""Every name map and model against the reference implementation: logits, keys and shapes."""
 
 import dataclasses
 import json
@@ -30,21 +30,21 @@ KEYS = {
 }
 LOGITS = np.load(GOLDEN / 'weights.npz')
 GATES = {'float64': 1e-12, 'float32': 1e-5}
-WRONG = 1e-10  # an error that is none of rounding
-# Each map that goes both ways, once.
+WRONG = 1e-10  # errors above this are not due to rounding
+# One case for each map that can also export.
 MAPS = [*{family(name): name for name in CASES if not name.startswith('keras')}.values()]
 
 
-# Of the same map as a smaller one, or at another size.
+# Slow cases: a smaller case has the same map, or only the image size differs.
 LARGE = [name for name in CASES if 'resnet50' in name and name != 'keras_resnet50_even']
 
 
 def slower(names, slow) -> list:
-    """The names as parameters, of which some are marked."""
+    """Return the names as parameters, with those in `slow` marked."""
     return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in names]
 
 
-# Half of the time of a large model; its arrays are used again at once.
+# Making arrays takes half of the time of a large model; the next test uses them again.
 made = lru_cache(300)(weight)
 
 
@@ -68,14 +68,16 @@ def table(name: str) -> tuple[Row, ...]:
 
 
 def keras_table(fields: dict, name: str) -> tuple[Row, ...]:
-    """The rows of Keras's map, whose arrays are called layer/array in the golden file."""
+    """Return the rows of Keras's map, whose arrays are named layer/array in the golden file."""
     layers: dict[str, list[str]] = {}
     for key in keys_of(name):
         layers.setdefault(key.split('/')[0], []).append(key)
-    found = []
-    for theirs, ours, names in keras.resnet_layers(fields['depth'], layers):
-        found += [keras.array(k, f'{ours}/{n}') for k, n in zip(layers[theirs], names, strict=True)]
-    return tuple(found)
+    rows = []
+    for source, target, names in keras.resnet_layers(fields['depth'], layers):
+        rows += [
+            keras.array(k, f'{target}/{n}') for k, n in zip(layers[source], names, strict=True)
+        ]
+    return tuple(rows)
 
 
 def model_of(case, fields: dict):
@@ -85,8 +87,9 @@ def model_of(case, fields: dict):
 
 
 def leaves_of(name: str, dtype: str = 'float64', rows=None, **changes):
-    """(our model, its leaves by path, its variables) with the weights of a case, perhaps with other
-    fields or another map.
+    """Return (our model, its leaves by path, its variables) with the weights of a case.
+
+    Rows and changes replace the map and fields of the case.
     """
     case = CASES[name]
     right, model = (model_of(case, fields) for fields in (case.fields, case.fields | changes))
@@ -94,10 +97,10 @@ def leaves_of(name: str, dtype: str = 'float64', rows=None, **changes):
         params, state = abstract_variables(right, case.shape)
     shapes = {path: leaf.shape for path, leaf in by_path(params, state).items()}
     leaves = {}
-    for found in rows or table(name):
-        array = made(found.theirs, their_shape(found, shapes)).astype(dtype)
-        leaves |= to_ours(found, array, shapes)
-    # Without outputs no head is compared.
+    for entry in rows or table(name):
+        array = made(entry.theirs, their_shape(entry, shapes)).astype(dtype)
+        leaves |= to_ours(entry, array, shapes)
+    # Cases without outputs compare no head.
     head = {p: np.zeros(s) for p, s in shapes.items() if not case.outputs and p[:5] == 'head/'}
     params, state = from_paths({**leaves, **head}, params, state)
     return model, leaves, {'params': params, **state}
@@ -105,12 +108,12 @@ def leaves_of(name: str, dtype: str = 'float64', rows=None, **changes):
 
 @cache
 def program(model, method: str | None):
-    """Compiled once for the right map and the wrong ones."""
+    """Compile a model once, for the right map and the wrong ones."""
     return jax.jit(partial(model.apply, train=False, method=method))
 
 
 def apply(name: str, model, variables, dtype: str = 'float64') -> np.ndarray:
-    """Our logits of a case."""
+    """Return our logits of a case."""
     x = inputs(CASES[name].shape)
     x = x.astype(dtype if x.ndim == 4 else 'int32')
     method = None if CASES[name].outputs else 'embed'
@@ -118,7 +121,7 @@ def apply(name: str, model, variables, dtype: str = 'float64') -> np.ndarray:
 
 
 def error(name: str, dtype: str = 'float64', rows=None, **changes) -> float:
-    """max|ours - reference| / max|reference| of a case."""
+    """Return max|ours - reference| / max|reference| of a case."""
     with jax.enable_x64(dtype == 'float64'):
         model, _, variables = leaves_of(name, dtype, rows, **changes)
         out = apply(name, model, variables, dtype)
@@ -132,11 +135,11 @@ def shapes_of(match: Match) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize('name', slower(CASES, LARGE))
-def test_logits_are_those_of_the_reference(name):
+def test_logits_equal_those_of_the_reference(name):
     assert error(name) <= GATES['float64']
 
 
-# One of each model, in the precision of training: maps are the same in both.
+# One case per model, in the precision of training; the maps are the same.
 FLOAT32 = (
     'torchvision_resnet18_even', 'torchvision_resnet50_even', 'torchvision_vgg11_even', 'timm_vit',
     'timm_dinov2', 'huggingface_gpt2_even', 'huggingface_bert_even',
@@ -151,33 +154,33 @@ def test_logits_in_float32(name):
 
 @pytest.mark.parametrize('name', MAPS)
 def test_a_map_names_every_array(name):
-    """And nothing else: what it would write is what the reference loads strictly."""
+    """It names nothing else: the reference strictly loads what it would write."""
     _, fields, outputs, shape, _ = CASES[name]
     match = match_of(fields, outputs, shape, table(name))
     shapes = shapes_of(match)
-    found = {row.theirs: list(their_shape(row, shapes)) for row in match.rows}
+    keys = {row.theirs: list(their_shape(row, shapes)) for row in match.rows}
     reference = {k: v for k, v in keys_of(name).items() if not spare(k, fields)}
-    assert found == reference
+    assert keys == reference
 
 
 def spare(key: str, fields: dict) -> bool:
-    """Whether an array of the reference holds nothing of the model's own."""
+    """Return whether an array of the reference is redundant in our model."""
     tied = key == 'lm_head.weight' and fields.get('tied', True)
     return tied or key.endswith('embeddings.mask_token')
 
 
 @pytest.mark.parametrize('name', MAPS)
-def test_there_and_back(name):
+def test_conversion_can_be_inverted(name):
     _, fields, outputs, shape, _ = CASES[name]
     match = match_of(fields, outputs, shape, table(name))
     shapes = shapes_of(match)
-    for found in match.rows:
-        array = made(found.theirs, their_shape(found, shapes))
-        np.testing.assert_array_equal(to_theirs(found, to_ours(found, array, shapes)), array)
+    for entry in match.rows:
+        array = made(entry.theirs, their_shape(entry, shapes))
+        np.testing.assert_array_equal(to_theirs(entry, to_ours(entry, array, shapes)), array)
 
 
 def archive_of(keys: dict[str, list[int]]) -> Archive:
-    """A file by keys and shapes, with no folder around it."""
+    """Return an archive with keys and shapes, without a folder."""
     arrays = {
         key: jax.ShapeDtypeStruct(tuple(shape), np.dtype('i8' if 'num_batches' in key else 'f4'))
         for key, shape in keys.items()
@@ -187,7 +190,7 @@ def archive_of(keys: dict[str, list[int]]) -> Archive:
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_the_whole_model_is_read_from_its_keys(name):
-    """By keys and shapes alone, with nothing left over and nothing guessed wrong."""
+    """Keys and shapes alone determine it; no array is missing or left over."""
     origin, model, outputs = WHOLE[name]
     archive = archive_of(KEYS['whole'][name])
     module = next(m for m in ORIGINS[origin] if model in m.MODELS)
@@ -195,9 +198,9 @@ def test_the_whole_model_is_read_from_its_keys(name):
     assert match.outputs == outputs
     assert of_leftovers(archive, match) == ([], [])
     if '384' in name:
-        assert match.inputs == (384, 384, 3)
+        assert match.inputs.shape == (384, 384, 3)
     elif name == 'huggingface_gpt2':
-        assert match.inputs == (1024,)
+        assert match.inputs.shape == (1024,)
 
 
 def renamed(keys: dict, *changes: tuple[str, str]) -> dict[str, list[int]]:
@@ -206,7 +209,7 @@ def renamed(keys: dict, *changes: tuple[str, str]) -> dict[str, list[int]]:
     return keys
 
 
-# Files of other days: (whole model, what it is called there, keys that are there besides).
+# Older files: (whole model, renamings, additional keys).
 OLD = {
     'torchvision before 0.12': (
         'torchvision_vit_b_16',
@@ -228,9 +231,9 @@ OLD = {
 
 @pytest.mark.parametrize('what', OLD)
 def test_older_names_are_known(what):
-    name, changes, besides = OLD[what]
+    name, changes, extra = OLD[what]
     origin, model, outputs = WHOLE[name]
-    archive = archive_of({**renamed(KEYS['whole'][name], *changes), **besides})
+    archive = archive_of({**renamed(KEYS['whole'][name], *changes), **extra})
     match = next(m for m in ORIGINS[origin] if model in m.MODELS).match(archive, model)
     assert match.outputs == outputs
     assert of_leftovers(archive, match) == ([], [])
@@ -244,21 +247,21 @@ AUGREG = {
 
 
 @pytest.mark.parametrize('what', AUGREG)
-def test_all_names_of_augreg_are_of_the_same_leaves(what):
-    """The first are those whose logits are compared."""
+def test_all_naming_schemes_of_augreg_give_the_same_leaves(what):
+    """The tests of logits use the first scheme."""
     prefix, places = AUGREG[what]
     fields = augreg.MODELS['vit_ti16']
     rows = augreg.rows(fields, 10, prefix, places)
     shapes = shapes_of(match_of(fields, 10, (224, 224, 3), rows))
     archive = archive_of({r.theirs: their_shape(r, shapes) for r in rows})
     match = augreg.match(archive, 'vit_ti16')
-    assert (match.fields, match.outputs, match.inputs) == (fields, 10, (224, 224, 3))
+    assert (match.fields, match.outputs, match.inputs.shape) == (fields, 10, (224, 224, 3))
     assert of_leftovers(archive, match) == ([], [])
     assert {r.theirs: r.parts for r in match.rows} == {r.theirs: r.parts for r in rows}
     assert [r.parts for r in match.rows] == [r.parts for r in augreg.rows(fields, 10)]
 
 
-# What must not pass: (case, fields of the model that are wrong).
+# Wrong models: (case, wrong fields).
 WRONG_FIELDS = {
     'SAME padding at an even size': ('torchvision_resnet18_even', {'padding': 'SAME'}),
     'SAME padding off multiples of 32': ('torchvision_resnet34_even', {'padding': 'SAME'}),
@@ -294,7 +297,7 @@ def test_a_wrong_model_fails(what):
 
 
 def test_off_224_vgg_needs_its_adaptive_pool(monkeypatch):
-    """Without it arrays do not even fit; another way to 7x7 gives another result."""
+    """Without it shapes differ; another resize to 7x7 gives other logits."""
     with pytest.raises(FlaxError):
         error('torchvision_vgg11_odd', pool=0)
     monkeypatch.setattr(sys.modules[__name__], 'program', program.__wrapped__)
@@ -319,7 +322,7 @@ def pattern(new: str):
     return change
 
 
-def turned(r: Row) -> Row:
+def reverse(r: Row) -> Row:
     return dataclasses.replace(r, parts=r.parts[::-1])
 
 
@@ -328,7 +331,7 @@ def flat_order(r: Row) -> Row:
 
 
 def exchanged(name: str, one: str, other: str) -> tuple[Row, ...]:
-    """Two arrays of a layer, each for the other."""
+    """Return the rows of a case with two arrays of each layer exchanged."""
     rows, names = table(name), {one: other, other: one}
     paths = {part.path for r in rows for part in r.parts}
 
@@ -336,12 +339,12 @@ def exchanged(name: str, one: str, other: str) -> tuple[Row, ...]:
         path = '/'.join(names.get(word, word) for word in part.path.split('/'))
         return dataclasses.replace(part, path=path if path in paths else part.path)
 
-    found = tuple(dataclasses.replace(r, parts=tuple(map(change, r.parts))) for r in rows)
-    assert found != rows
-    return found
+    result = tuple(dataclasses.replace(r, parts=tuple(map(change, r.parts))) for r in rows)
+    assert result != rows
+    return result
 
 
-# (case, key of the rows that are wrong, how).
+# Wrong maps: (case, key of the wrong rows, change).
 WRONG_ROWS = {
     'VGG: flattened as rows, columns, channels': (
         'torchvision_vgg11_even', 'classifier.0.weight', flat_order
@@ -349,12 +352,12 @@ WRONG_ROWS = {
     'rows for columns in a kernel': (
         'torchvision_resnet18_even', 'conv1.weight', pattern('h w i o -> o i w h')
     ),
-    'torchvision: value, key, query': ('torchvision_vit', 'in_proj_weight', turned),
-    'timm: value, key, query': ('timm_vit', 'attn.qkv.weight', turned),
+    'torchvision: value, key, query': ('torchvision_vit', 'in_proj_weight', reverse),
+    'timm: value, key, query': ('timm_vit', 'attn.qkv.weight', reverse),
     'timm: heads last': ('timm_vit', 'attn.qkv.weight', pattern('i h d -> (d h) i')),
-    'timm: the class position last': ('timm_vit', 'pos_embed', turned),
+    'timm: the class position last': ('timm_vit', 'pos_embed', reverse),
     'timm: dense as it is there': ('timm_vit', 'attn.proj.weight', pattern('h d o -> (h d) o')),
-    'GPT-2: value, key, query': ('huggingface_gpt2_odd', 'c_attn.weight', turned),
+    'GPT-2: value, key, query': ('huggingface_gpt2_odd', 'c_attn.weight', reverse),
     'GPT-2: heads last': ('huggingface_gpt2_odd', 'c_attn.weight', pattern('i h d -> i (d h)')),
     'GPT-2: Conv1D transposed': (
         'huggingface_gpt2_odd', 'attn.c_proj.weight', pattern('h d o -> o (h d)')
@@ -363,7 +366,7 @@ WRONG_ROWS = {
         'huggingface_bert_odd', 'attention.output.dense.weight', pattern('h d o -> (h d) o')
     ),
 }  # fmt: skip
-# (case, array of ours, another of the same shape).
+# Exchanges: (case, array of ours, another of the same shape).
 EXCHANGED = {
     'mean for variance, torch': ('torchvision_resnet18_even', 'mean', 'var'),
     'mean for variance, Keras': ('keras_resnet50_even', 'mean', 'var'),
@@ -384,10 +387,10 @@ def test_a_wrong_map_fails(what):
 @pytest.mark.parametrize('what', EXCHANGED)
 def test_an_exchange_fails(what):
     name, one, other = EXCHANGED[what]
-    found = error(name, rows=exchanged(name, one, other))
-    assert not found <= WRONG  # a variance below 0 gives NaN
+    result = error(name, rows=exchanged(name, one, other))
+    assert not result <= WRONG  # a variance below 0 gives NaN
 
 
-def test_same_padding_cannot_be_seen_at_odd_sizes():
-    """Which is why there are even ones."""
+def test_same_padding_makes_no_difference_at_odd_sizes():
+    """Therefore there are also cases of even sizes."""
     assert error('torchvision_resnet18_odd', padding='SAME') <= GATES['float64']

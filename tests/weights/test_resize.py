@@ -1,4 +1,4 @@
-"""Arrays for another size: against timm, then through the plan, then through a run."""
+"""Resizing of arrays: compared with timm, in the restore plan, and in a run."""
 
 from pathlib import Path
 
@@ -35,14 +35,14 @@ def expected():
 def test_the_same_numbers_as_timm(kind, case, expected):
     table, function = CASES[kind]
     shape, wanted = table[case]
-    found = np.asarray(function(jnp.asarray(golden.array(kind, case, shape)), wanted))
+    result = np.asarray(function(jnp.asarray(golden.array(kind, case, shape)), wanted))
     reference = expected[f'{kind}/{case}']
-    assert (found.shape, found.dtype) == (reference.shape, reference.dtype)
-    assert np.abs(found - reference).max() <= 3e-6 * np.abs(reference).max()
+    assert (result.shape, result.dtype) == (reference.shape, reference.dtype)
+    assert np.abs(result - reference).max() <= 3e-6 * np.abs(reference).max()
 
 
-def test_a_patch_embeds_alike_before_and_after():
-    """What the pseudo-inverse is for: a patch twice as large, under the kernel resized to it."""
+def test_resized_patches_keep_their_embedding():
+    """The pseudo-inverse ensures it: a patch twice as large, with the kernel resized to it."""
     kernel = golden.array('patches', 'up', (4, 4, 3, 2))
     patch = golden.array('patch', '', (4, 4, 3))
     larger = jax.image.resize(patch, (8, 8, 3), 'bicubic')
@@ -51,11 +51,11 @@ def test_a_patch_embeds_alike_before_and_after():
     np.testing.assert_allclose(np.einsum('hwc,hwcd->d', larger, resized), before, atol=1e-4)
 
 
-# What can be resized, through the plan.
+# The restore plan.
 
 
 def stored(shapes: dict[str, tuple], classes: tuple[str, ...] = (), dtype=jnp.float32) -> Stored:
-    """Weights in memory."""
+    """Return weights in memory."""
     values = {path: golden.array('stored', path, shape) for path, shape in shapes.items()}
     leaves = {p: jax.ShapeDtypeStruct(v.shape, dtype) for p, v in values.items()}
     return Stored(
@@ -92,14 +92,14 @@ def test_a_rule_resizes(path, have, want):
     texts = ['x'.join(map(str, shape)) + ' float32' for shape in (have, want)]
     assert plan.leaves == (restore.Leaf(path, 'resize', *texts, path),)
     assert 'resize 1 (backbone)' in plan.summary()
-    found = restore.read(plan, target({path: want}), {})[path]
+    result = restore.read(plan, target({path: want}), {})[path]
     whole = golden.array('stored', path, have)
-    np.testing.assert_array_equal(found, resize.resize(path, jnp.asarray(whole), want))
-    assert found.shape == want and found.sharding == target({'x': (1,)})['x'].sharding
+    np.testing.assert_array_equal(result, resize.resize(path, jnp.asarray(whole), want))
+    assert result.shape == want and result.sharding == target({'x': (1,)})['x'].sharding
 
 
 @pytest.mark.parametrize('path, have, want', RESIZED)
-def test_without_the_rule_it_is_named(path, have, want):
+def test_the_missing_rule_is_named(path, have, want):
     with pytest.raises(UserError) as caught:
         planned({path: have}, {path: want}, 'load')
     assert f"add the rule ('{path}', 'resize') in front of config.restore.rules" in str(
@@ -111,28 +111,28 @@ def test_without_the_rule_it_is_named(path, have, want):
     'path, have, want',
     [
         ('backbone/position', (4, 4, 6), (6, 6, 8)),  # another width
-        ('backbone/positions/embedding', (7, 6), (10, 6)),  # more than there are
+        ('backbone/positions/embedding', (7, 6), (10, 6)),  # more positions than the file has
         ('backbone/positions/embedding', (10, 6), (7, 8)),
-        ('backbone/patch/kernel', (4, 4, 1, 6), (4, 4, 3, 6)),  # colours out of grey
+        ('backbone/patch/kernel', (4, 4, 1, 6), (4, 4, 3, 6)),  # RGB from grey
         ('backbone/patch/kernel', (4, 4, 3, 6), (4, 4, 3, 8)),
         ('backbone/conv_0/kernel', (7, 7, 3, 6), (3, 3, 3, 6)),
         ('backbone/conv_0/kernel', (7, 7, 3, 6), (7, 7, 1, 8)),
-        ('backbone/conv_1/kernel', (3, 3, 8, 6), (3, 3, 4, 6)),  # not the first
+        ('backbone/conv_1/kernel', (3, 3, 8, 6), (3, 3, 4, 6)),  # not the first convolution
         ('backbone/class_position', (1, 6), (5, 6)),
         ('backbone/dense/kernel', (3, 6), (1, 6)),
         ('backbone/norm/scale', (6,), (8,)),
     ],
 )
-def test_what_cannot_be_resized_is_refused(path, have, want):
+def test_impossible_resize_is_refused(path, have, want):
     with pytest.raises(UserError) as caught:
         planned({path: have}, {path: want}, 'resize')
-    said = str(caught.value)
-    assert '\n' not in said and f'first {path} (CANNOT BE RESIZED: ' in said
-    assert 'add the rule' not in said
+    message = str(caught.value)
+    assert '\n' not in message and f'first {path} (CANNOT BE RESIZED: ' in message
+    assert 'add the rule' not in message
 
 
 def test_another_dtype_is_not_resized():
-    """Though the shape could be: what is stored is never converted without a word."""
+    """The shape could be, but stored dtypes are never converted silently."""
     path = 'backbone/position'
     weights = stored({path: (4, 4, 6)}, dtype=jnp.bfloat16)
     for shape in ((4, 4, 6), (6, 6, 6)):
@@ -155,30 +155,30 @@ THREE = ('ape', 'bee', 'cat')
         (('bee', 'dog'), {0: 1}),
     ],
 )
-def test_outputs_of_the_same_name(ours, places):
-    """Some of the classes, all in another order, one; the others are fresh."""
+def test_outputs_are_matched_by_class_name(ours, places):
+    """Cases: some classes, all in another order, and one; the others are initialized."""
     count = len(ours)
     want = {'head/logits/kernel': (6, count), 'head/logits/bias': (count,)}
     plan = planned(HEAD, want, 'classes', (THREE, ours))
     assert plan.classes == tuple((ours[i], i, j) for i, j in places.items())
     fresh = {p: jnp.full(shape, 9.0) for p, shape in want.items()}
-    found = restore.with_classes(plan, fresh)
+    result = restore.with_classes(plan, fresh)
     for path, shape in HEAD.items():
-        theirs = golden.array('stored', path, shape)
+        source = golden.array('stored', path, shape)
         for i in range(count):
-            column = theirs[..., places[i]] if i in places else np.full(shape[:-1], 9.0)
-            np.testing.assert_array_equal(np.asarray(found[path])[..., i], column)
+            column = source[..., places[i]] if i in places else np.full(shape[:-1], 9.0)
+            np.testing.assert_array_equal(np.asarray(result[path])[..., i], column)
     assert f'{len(places)} classes by name ({", ".join(ours[i] for i in places)})' in plan.summary()
     assert plan.to_json()['classes'] == [ours[i] for i in places]
 
 
-def test_no_output_of_the_same_name():
+def test_no_class_name_in_common():
     want = {'head/logits/kernel': (6, 2), 'head/logits/bias': (2,)}
     with pytest.raises(UserError) as caught:
         planned(HEAD, want, 'classes', (THREE, ('dog', 'eel')))
-    said = str(caught.value)
-    assert said.startswith("config.restore.rules: 'classes' ") and "'init'" in said
-    assert '(dog, eel)' in said and 'somewhere (ape, bee, cat)' in said
+    message = str(caught.value)
+    assert message.startswith("config.restore.rules: 'classes' ") and "'init'" in message
+    assert '(dog, eel)' in message and 'somewhere (ape, bee, cat)' in message
 
 
 @pytest.mark.parametrize('kernel', [(6, 4), (7, 3)])
@@ -188,7 +188,7 @@ def test_a_head_that_is_not_one_output_per_class(kernel):
         planned(have, HEAD, 'classes', (THREE, THREE))
 
 
-# Through a run.
+# Runs.
 
 CONFIG = """
 from jaxtrain.config import base
@@ -217,49 +217,49 @@ FIRST = {
 
 
 def coloured(kind: str, tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """A file for images of three channels, without a head where that would be large."""
+    """Return a file for RGB images and its arrays, without a head if it would be large."""
     module, _, model, *_ = FIRST[kind]
-    found = arrays(module, model, 0 if kind == 'vgg' else 4, (32, 32, 3))
-    return write(tmp_path / f'{kind}.safetensors', found), found
+    foreign = arrays(module, model, 0 if kind == 'vgg' else 4, (32, 32, 3))
+    return write(tmp_path / f'{kind}.safetensors', foreign), foreign
 
 
 @pytest.mark.parametrize('kind', FIRST)
-def test_a_run_on_grey_images_starts_from_weights_for_colours(kind, tmp_path):
-    file, found = coloured(kind, tmp_path)
-    _, origin, model, theirs, ours = FIRST[kind]
+def test_run_on_grey_images_starts_from_rgb_weights(kind, tmp_path):
+    file, foreign = coloured(kind, tmp_path)
+    _, origin, model, source, path = FIRST[kind]
     (tmp_path / 'config.py').write_text(CONFIG)
     words = [f'init_from={file}', f'restore.origin={origin}', f'restore.model={model}']
     words = [f'--config.{word}' for word in (*words, 'model.hidden=()' if kind == 'vgg' else '')]
     words = [word for word in words if word != '--config.']
-    with pytest.raises(UserError, match=f"add the rule .'{ours}', 'resize'. in front of"):
+    with pytest.raises(UserError, match=f"add the rule .'{path}', 'resize'. in front of"):
         make_job(load(str(tmp_path / 'config.py'), words))
-    rules = f"--config.restore.rules=(('head/.*','init'),('{ours}','resize'),('.*','load'))"
+    rules = f"--config.restore.rules=(('head/.*','init'),('{path}','resize'),('.*','load'))"
     job = make_job(load(str(tmp_path / 'config.py'), [*words, rules]))
-    assert job.start.plan.paths('resize') == [ours]
-    kernel = np.asarray(flatten(first_state(job, 0).params)[ours])
-    grey = found[theirs].transpose(2, 3, 1, 0).sum(2, keepdims=True)
+    assert job.start.plan.paths('resize') == [path]
+    kernel = np.asarray(flatten(first_state(job, 0).params)[path])
+    grey = foreign[source].transpose(2, 3, 1, 0).sum(2, keepdims=True)
     np.testing.assert_allclose(kernel, grey, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize('kind', FIRST)
 def test_a_fourth_channel(kind, tmp_path):
-    """Data sets have one or three, models any number."""
-    file, found = coloured(kind, tmp_path)
-    _, origin, model, theirs, ours = FIRST[kind]
+    """Data sets have one or three channels, models any number."""
+    file, foreign = coloured(kind, tmp_path)
+    _, origin, model, source, path = FIRST[kind]
     weights = of_file(origin, file, model)
     whole = {p: leaf.shape for p, leaf in weights.leaves.items() if p.startswith('backbone/')}
-    *sides, _, width = whole[ours]
-    want = {ours: (*sides, 4, width)}
-    rules = ((ours, 'resize'), ('.*', 'drop'))
+    *sides, _, width = whole[path]
+    want = {path: (*sides, 4, width)}
+    rules = ((path, 'resize'), ('.*', 'drop'))
     plan = restore.make_plan(weights, target(want), {}, rules)
-    kernel = np.asarray(restore.read(plan, target(want), {})[ours])
-    colours = found[theirs].transpose(2, 3, 1, 0)
+    kernel = np.asarray(restore.read(plan, target(want), {})[path])
+    colours = foreign[source].transpose(2, 3, 1, 0)
     np.testing.assert_allclose(kernel, colours[:, :, [0, 1, 2, 0]] * 0.75, rtol=1e-6)
 
 
-def test_a_run_on_an_oblong_grid_of_positions(tmp_path):
-    """32x48 pixels are 2x3 patches; the class token's position is as it was."""
-    file, found = coloured('vit', tmp_path)
+def test_run_on_a_rectangular_grid_of_positions(tmp_path):
+    """32x48 pixels are 2x3 patches; the position of the class token does not change."""
+    file, foreign = coloured('vit', tmp_path)
     (tmp_path / 'config.py').write_text(CONFIG)
     rules = (
         "(('head/.*','init'),('backbone/position','resize'),('backbone/patch/kernel','resize'),"
@@ -269,7 +269,7 @@ def test_a_run_on_an_oblong_grid_of_positions(tmp_path):
              'restore.model=vit_ti16', f'restore.rules={rules}']  # fmt: skip
     job = make_job(load(str(tmp_path / 'config.py'), [f'--config.{word}' for word in words]))
     state = flatten(first_state(job, 0).params)
-    theirs = found['pos_embed'][0]
-    np.testing.assert_array_equal(state['backbone/class_position'], theirs[:1])
-    grid = resize.positions(jnp.asarray(theirs[1:].reshape(2, 2, -1)), (2, 3))
+    embeddings = foreign['pos_embed'][0]
+    np.testing.assert_array_equal(state['backbone/class_position'], embeddings[:1])
+    grid = resize.positions(jnp.asarray(embeddings[1:].reshape(2, 2, -1)), (2, 3))
     np.testing.assert_array_equal(state['backbone/position'], grid)

@@ -1,4 +1,4 @@
-"""The restore plan: every leaf is loaded, fresh or dropped, and nothing happens in silence."""
+"""The restore plan: every leaf is loaded, initialized or dropped, and nothing happens silently."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ ALL = (('.*', 'load'),)
 
 
 def tree(shapes: dict[str, tuple], start: float = 1.0) -> dict:
-    """Nested arrays of different numbers."""
+    """Return nested arrays of distinct numbers."""
     return unflatten(
         {
             path: jnp.arange(start, start + np.prod(shape)).reshape(shape) / 7 + number
@@ -52,7 +52,7 @@ def abstract(shapes: dict[str, tuple], dtypes: dict = {}) -> dict:  # noqa: B006
 
 
 def save(workdir: Path, params: dict, model_state: dict, ema: dict | None = None) -> Path:
-    """A checkpoint as `train` writes it; returns its folder."""
+    """Write a checkpoint as `train` does, and return its folder."""
     state = TrainState(
         step=jnp.int32(1), seed=jnp.uint32(0), params=params, model_state=model_state,
         opt_state={}, ema=ema or {},
@@ -84,12 +84,12 @@ def assert_same(result: dict, expected: dict) -> None:
 
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
-    """What Orbax finds in the last checkpoint of a run, by parameter path."""
+    """Read the last checkpoint of a run with Orbax; return arrays by parameter path."""
     state = ocp.PyTreeCheckpointer().restore(checkpoint_list.find(workdir, 'last', '') / 'state')
     return {**flatten(state['params']), **flatten(state['model_state']['batch_stats'])}
 
 
-def test_all_is_loaded_bit_for_bit(folder):
+def test_loaded_leaves_are_bit_identical(folder):
     params, stats = abstract(PARAMS), abstract(STATS)
     plan = restore.make_plan(of_checkpoint(folder), params, stats, ALL)
     expected = by_path(tree(PARAMS), tree(STATS, 50.0))
@@ -103,7 +103,7 @@ def test_all_is_loaded_bit_for_bit(folder):
 
 
 def test_a_new_head_is_left_to_be_initialised(folder):
-    """Of another shape, with a leaf more; the checkpoint's own head is not wanted."""
+    """It has another shape and one more leaf; the head of the checkpoint is not loaded."""
     wanted = {**PARAMS, 'head/logits/kernel': (2, 9), 'head/logits/bias': (9,)}
     plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(STATS), NEW_HEAD)
     assert plan.paths('init') == ['head/logits/bias', 'head/logits/kernel']
@@ -114,7 +114,7 @@ def test_a_new_head_is_left_to_be_initialised(folder):
 
 
 def test_old_leaves_are_dropped_by_a_rule(folder):
-    """Both by 'drop', and by an 'init' rule that covers the old head's extra leaves."""
+    """A 'drop' rule drops them, and so does an 'init' rule that covers leaves of the old head."""
     wanted = {'backbone/conv/kernel': (3, 2), 'head/bias': (4,)}
     rules = (('head/.*', 'init'), ('backbone/norm/.*', 'drop'), ('.*', 'load'))
     plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), {}, rules)
@@ -164,13 +164,13 @@ def test_statistics_count_as_leaves(folder):
     assert 'backbone/norm/var (DIFFERS: 2 float32 -> 3 float32)' in str(error)
 
 
-def test_what_the_model_needs_cannot_be_dropped(folder):
+def test_leaves_that_the_model_needs_cannot_be_dropped(folder):
     rules = (('backbone/conv/.*', 'drop'), ('.*', 'load'))
     error = refusal(folder, PARAMS, STATS, rules)
     assert 'backbone/conv/kernel (DROPPED, BUT THE MODEL NEEDS IT' in str(error)
 
 
-def test_another_head_is_answered_with_the_rule_to_add(folder):
+def test_error_for_another_head_gives_the_rule_to_add(folder):
     wanted = {**PARAMS, 'head/logits/kernel': (2, 9)}
     error = refusal(folder, wanted, STATS, ALL)
     assert 'its head differs (head/logits/kernel: 2x5 float32 -> 2x9 float32)' in str(error)
@@ -216,7 +216,7 @@ RENAMES = (
 
 
 def test_leaves_are_loaded_from_other_paths(folder):
-    """By the whole path, and by what the rule's brackets match; statistics too."""
+    """Sources are whole paths, or use the groups of the rule; statistics are included."""
     params, stats = abstract(MOVED), abstract(MOVED_STATS)
     plan = restore.make_plan(of_checkpoint(folder), params, stats, RENAMES)
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
@@ -232,14 +232,14 @@ def test_leaves_are_loaded_from_other_paths(folder):
         },
     )
     lines = {leaf.path: leaf for leaf in plan.leaves}
-    assert set(lines) == set(result)  # a path that is taken from elsewhere has no line of its own
+    assert set(lines) == set(result)  # a path used only as a source has no line
     stem = lines['backbone/stem/scale']
     assert (stem.action, stem.key) == ('load', 'backbone/norm/scale')
     assert (stem.source, stem.target) == ('backbone/norm/scale 2 float32', '2 float32')
 
 
 def test_two_leaves_from_one(folder):
-    """And two that change places."""
+    """Two other leaves exchange their sources."""
     wanted = {**PARAMS, 'backbone/first/scale': (2,), 'backbone/second/scale': (2,)}
     stats = {**STATS}
     rules = (
@@ -261,8 +261,8 @@ def test_two_leaves_from_one(folder):
     assert plan.paths('load') == sorted(expected)
 
 
-def test_leaves_from_one_path_are_trained_apart(pretrained):
-    """Each has memory of its own, which a step gives up."""
+def test_leaves_from_one_path_do_not_share_memory(pretrained):
+    """A step can donate the buffer of each."""
     rules = (
         "(('backbone/norm_0/var','load backbone/norm_0/scale'),('head/.*','init'),('.*','load'))"
     )
@@ -274,7 +274,7 @@ def test_leaves_from_one_path_are_trained_apart(pretrained):
     jax.jit(lambda a, b: (a + 1, b + 2), donate_argnums=(0, 1))(scale, var)
 
 
-def test_a_source_that_is_missing_is_named_with_the_nearest(folder):
+def test_error_for_a_missing_source_suggests_the_nearest(folder):
     rules = (
         ('backbone/stem/kernel', 'load backbone/cnov/kernel'),
         (r'backbone/stem/(.*)', r'load backbone/norms/\1'),
@@ -313,8 +313,8 @@ def test_load_from_nowhere(folder):
     assert "rule 'backbone/conv/.*' says 'load '" in str(refusal(folder, PARAMS, STATS, rules))
 
 
-def test_what_is_not_taken_must_be_dropped(folder):
-    """Each key of the weights is used or has a rule that says that it is not."""
+def test_unused_leaves_must_be_dropped(folder):
+    """Each key of the weights is used, or a rule drops it."""
     wanted = {'backbone/stem/kernel': (3, 2)}
     rules = (('backbone/stem/kernel', 'load backbone/conv/kernel'), *ALL)
     error = refusal(folder, wanted, {}, rules)
@@ -327,8 +327,8 @@ def test_what_is_not_taken_must_be_dropped(folder):
     assert 'load 1 (backbone), drop 4 (backbone, head)' in plan.summary()
 
 
-def test_the_average_is_read_where_there_is_one(tmp_path):
-    """A frozen parameter has none, and comes from the parameters."""
+def test_ema_is_read_where_it_exists(tmp_path):
+    """Frozen parameters have no EMA and are read from the parameters."""
     average = {path: PARAMS[path] for path in ('backbone/conv/kernel', 'head/logits/kernel')}
     folder = save(tmp_path, tree(PARAMS), tree(STATS), tree(average, 900.0))
     plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
@@ -338,7 +338,7 @@ def test_the_average_is_read_where_there_is_one(tmp_path):
 
 
 def test_a_run_starts_from_what_was_saved(pretrained):
-    """Backbone and BatchNorm statistics are those of the checkpoint; the head is a fresh one."""
+    """Backbone and BatchNorm statistics equal the checkpoint's; the head is initialized."""
     cfg = load(f'{TINY}:linear', [f'--config.init_from={pretrained}'])
     scratch = first_state(make_job(load(f'{TINY}:scratch', [])), seed=3)
     state = first_state(make_job(cfg), seed=3)
@@ -350,14 +350,14 @@ def test_a_run_starts_from_what_was_saved(pretrained):
     assert {'backbone/norm_1/mean', 'backbone/norm_1/var'} < backbone
     assert head == {'head/logits/bias', 'head/logits/kernel'}
     assert_same({p: result[p] for p in backbone}, {p: old[p] for p in backbone})
-    # The seed decides the head, whatever else is loaded.
+    # The head depends only on the seed.
     assert_same({p: result[p] for p in head}, {p: fresh[p] for p in head})
     assert (np.asarray(result['head/logits/kernel']) != old['head/logits/kernel']).any()
     assert all((np.asarray(fresh[p]) != old[p]).any() for p in backbone)
 
 
-def test_a_value_that_is_missing_at_the_last_moment_is_an_error(folder):
-    """And neither zeros nor a fresh value: the plan alone says what is initialised."""
+def test_missing_value_at_read_time_is_an_error(folder):
+    """It does not become zeros or an initial value: only the plan initializes leaves."""
     wanted = abstract({**PARAMS, 'backbone/conv/other': (3, 2)})
     plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
     path = 'backbone/conv/other'
@@ -369,12 +369,12 @@ def test_a_value_that_is_missing_at_the_last_moment_is_an_error(folder):
         restore.read(plan, wanted, abstract(STATS))
 
 
-def test_what_is_loaded_is_not_initialised_first(pretrained, monkeypatch):
-    """The program that makes fresh values returns those of the head alone."""
+def test_loaded_leaves_are_not_initialized_first(pretrained, monkeypatch):
+    """The program that initializes values returns only those of the head."""
     made = []
     jit = jax.jit
 
-    def noting(function, **options):
+    def recording(function, **options):
         compiled = jit(function, **options)
 
         def call(*args):
@@ -384,7 +384,7 @@ def test_what_is_loaded_is_not_initialised_first(pretrained, monkeypatch):
         return call
 
     job = make_job(load(f'{TINY}:linear', [f'--config.init_from={pretrained}']))
-    monkeypatch.setattr(jax, 'jit', noting)
+    monkeypatch.setattr(jax, 'jit', recording)
     first_state(job, seed=0)
     assert set(made[0]) == {'head/logits/bias', 'head/logits/kernel'}
 
@@ -401,7 +401,7 @@ def test_the_plan_is_written_as_it_was_followed(pretrained, jaxtrain, tmp_path):
     assert written['checkpoint'] == str(checkpoint_list.find(pretrained, 'best', ''))
     assert plan.summary() in outcome.out
     assert 'load 10 (backbone), init 2 (head)' in plan.summary()
-    # And the frozen backbone is bit for bit the checkpoint's, three steps on.
+    # After three steps, the frozen backbone is bit-identical to the checkpoint.
     old, new = saved(pretrained), saved(tmp_path)
     loaded = [leaf['path'] for leaf in written['leaves'] if leaf['action'] == 'load']
     assert_same({p: new[p] for p in loaded}, {p: old[p] for p in loaded})

@@ -1,4 +1,4 @@
-"""Weights on other devices than those that they were saved on: 1 to 8, 8 to 1, a file to 8."""
+"""Weights restored on another number of devices: 1 to 8, 8 to 1, a file to 8."""
 
 import json
 import sys
@@ -44,30 +44,30 @@ def get_config():
 
 
 def dump(out: str, config: str, *words: str) -> None:
-    """Writes a job's first state, each leaf as it is on every device: [devices, ...]."""
+    """Write the first state of a job, each leaf with its copies on all devices: [devices, ...]."""
     job = make_job(load(config, list(words)))
     abstract = job.abstract.params, job.abstract.model_state
     for path, leaf in restore.read(job.start.plan, *abstract).items():
-        # Straight onto the devices, and not by way of the first one.
+        # Leaves are read directly onto all devices, not copied from the first one.
         assert leaf.sharding == by_path(*abstract)[path].sharding, path
     state = first_state(job, seed=3)
-    found = {}
+    result = {}
     for path, leaf in by_path(state.params, state.model_state).items():
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(copies) == jax.device_count() and leaf.sharding.is_fully_replicated, path
-        found[path] = np.stack(copies)
-    np.savez(out, **found)
+        result[path] = np.stack(copies)
+    np.savez(out, **result)
 
 
 def on_8_devices(out: Path, config: str, *words: str) -> dict[str, np.ndarray]:
-    """What `dump` writes in a process that has so many."""
+    """Run `dump` in a process with 8 devices, and return the arrays."""
     done = python('-m', 'tests.weights.test_restore_mesh', out, config, *words, devices=8)
     assert done.code == 0, done.err
     return dict(np.load(out))
 
 
 def saved(workdir: Path) -> dict[str, np.ndarray]:
-    """What Orbax finds in the checkpoint that a run starts from, by parameter path."""
+    """Read the checkpoint that a run starts from with Orbax; return arrays by parameter path."""
     folder = checkpoint_list.find(workdir, 'best', '')
     plain = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoint_files.read_metadata(folder)
@@ -76,22 +76,22 @@ def saved(workdir: Path) -> dict[str, np.ndarray]:
     return by_path(state['params'], state['model_state'])
 
 
-def assert_on_all(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Every device's copy is that, bit for bit."""
+def assert_on_all(result: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Assert that the copy on every device is bit-identical to the expected array."""
     for path, array in expected.items():
-        assert found[path].shape == (8, *array.shape), path
-        for copy in found[path]:
+        assert result[path].shape == (8, *array.shape), path
+        for copy in result[path]:
             assert copy.tobytes() == np.asarray(array).tobytes(), path
 
 
 def test_1_to_8(pretrained, tmp_path):
     words = (f'{TINY}:finetune', f'--config.init_from={pretrained}')
-    found = on_8_devices(tmp_path / 'found.npz', *words)
+    result = on_8_devices(tmp_path / 'found.npz', *words)
     old = saved(pretrained)
-    assert set(found) == set(old)
-    assert_on_all(found, {p: a for p, a in old.items() if p.startswith('backbone/')})
+    assert set(result) == set(old)
+    assert_on_all(result, {p: a for p, a in old.items() if p.startswith('backbone/')})
     state = first_state(make_job(load(words[0], [words[1]])), seed=3)
-    assert_on_all(found, by_path(state.params, state.model_state))  # a fresh head is alike too
+    assert_on_all(result, by_path(state.params, state.model_state))  # the initialized head too
 
 
 @pytest.mark.slow
@@ -104,18 +104,18 @@ def test_8_to_1(tmp_path):
     assert process.returncode == 0 and '8 device(s)' in out, out
     cfg = load(f'{TINY}:full', [f'--config.init_from={tmp_path}/run', '--config.steps=3'])
     state = first_state(make_job(cfg), seed=0)
-    found, old = by_path(state.params, state.model_state), saved(tmp_path / 'run')
-    assert set(found) == set(old)
-    for path, leaf in found.items():
+    result, old = by_path(state.params, state.model_state), saved(tmp_path / 'run')
+    assert set(result) == set(old)
+    for path, leaf in result.items():
         assert len(leaf.devices()) == 1
         assert np.asarray(leaf).tobytes() == old[path].tobytes(), path
 
 
 @pytest.mark.slow
 def test_a_file_to_8(tmp_path):
-    """Loaded, resized, from another path and by class name: all as on one device."""
-    found = arrays(timm, 'vit_ti16', 4, (32, 32, 3))
-    file = write(tmp_path / 'model.safetensors', found)
+    """Leaves loaded, resized, from another path and by class name equal those on one device."""
+    weights = arrays(timm, 'vit_ti16', 4, (32, 32, 3))
+    file = write(tmp_path / 'model.safetensors', weights)
     names = {'pretrained_cfg': {'label_names': ['3', '1', 'x', '0']}}
     (tmp_path / 'config.json').write_text(json.dumps(names))
     config = tmp_path / 'config.py'
@@ -127,9 +127,9 @@ def test_a_file_to_8(tmp_path):
     assert job.start.plan.paths('classes') == ['head/logits/bias', 'head/logits/kernel']
     state = first_state(job, seed=3)
     assert_on_all(there, by_path(state.params, state.model_state))
-    up = found['blocks.3.mlp.fc1.weight'].T
+    up = weights['blocks.3.mlp.fc1.weight'].T
     assert_on_all(there, {'backbone/block_3/mlp/up/kernel': np.ascontiguousarray(up)})
-    scale = found['blocks.0.norm2.weight']
+    scale = weights['blocks.0.norm2.weight']
     assert_on_all(there, {'backbone/block_1/norm_2/scale': scale})
 
 

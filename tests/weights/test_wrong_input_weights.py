@@ -1,4 +1,4 @@
-"""Wrong weights, by the real commands: exit code 2, one line, and nothing left behind."""
+"""Invalid weights in the real commands: exit code 2, one line, and no files left behind."""
 
 import json
 import os
@@ -37,7 +37,7 @@ KEY = 'blocks.1.mlp.fc1.bias'
 
 @pytest.fixture(scope='module')
 def tensors() -> dict[str, np.ndarray]:
-    """A ViT-Ti/16 for 32x32 RGB images and four classes."""
+    """Return the arrays of a ViT-Ti/16 for 32x32 RGB images and four classes."""
     return arrays(timm, 'vit_ti16', 4, (32, 32, 3))
 
 
@@ -45,7 +45,7 @@ Maker = Callable[[Path, dict], Path]
 
 
 def changed(**changes) -> Maker:
-    """A safetensors file with some arrays changed, or taken away where None."""
+    """Return a maker of a safetensors file with some arrays changed, or removed if None."""
 
     def make(folder: Path, tensors: dict) -> Path:
         kept = {k: changes.get(k, v) for k, v in {**tensors, **changes}.items()}
@@ -64,7 +64,7 @@ def spoiled(at: float, value: float) -> Maker:
 
 
 def cut(share: float) -> Maker:
-    """A safetensors file of which so much is left."""
+    """Return a maker of a truncated safetensors file."""
 
     def make(folder: Path, tensors: dict) -> Path:
         file = write(folder / 'f.safetensors', tensors)
@@ -75,7 +75,7 @@ def cut(share: float) -> Maker:
 
 
 def pickled(form: str, share: float = 1.0, **more) -> Maker:
-    """A file of PyTorch with something else beside the weights, perhaps cut off."""
+    """Return a maker of a PyTorch file with other entries beside the weights, or truncated."""
 
     def make(folder: Path, tensors: dict) -> Path:
         weights = {key: tensor(array) for key, array in tensors.items()}
@@ -113,7 +113,7 @@ def folder_with(*names: str) -> Maker:
 
 
 def sharded(without: str = '', lost: str = '') -> Maker:
-    """Two shards and their index; without a shard's file, or a key that its shard has lost."""
+    """Return a maker of two shards and an index, without one shard or without one key."""
 
     def make(folder: Path, tensors: dict) -> Path:
         keys = list(tensors)
@@ -138,7 +138,7 @@ def missing(folder: Path, tensors: dict) -> Path:
 
 
 NOT_WHOLE = 'save or download it again'
-# What is wrong -> (how to make it, what is message).
+# Fault -> (maker, parts of the message).
 CASES = {
     'cut off in the header': (cut(0.0005), [NOT_WHOLE]),
     'cut off in the arrays': (cut(0.9), [NOT_WHOLE]),
@@ -177,11 +177,11 @@ CASES = {
     'shard missing': (sharded(without='2.safetensors'), ['names 2.safetensors', 'download it']),
     'key missing from its shard': (sharded(lost=KEY), [f'lists {KEY}', 'which does not hold it']),
 }
-# Where all that is wrong is listed before the line.
+# Cases that list all faults before the line.
 LISTED = ('missing key', 'misspelt key', 'unknown key', 'integers', 'shape')
 
 
-# What `train` must show for itself; it opens and reads weights as `import` does.
+# Cases that are also tested with `train`, which opens and reads weights as `import` does.
 TRAINED = (
     'cut off in the arrays', 'not there', 'misspelt key', 'unknown key', 'NaN', 'code in a zip',
     'two files', 'shard missing',
@@ -191,7 +191,7 @@ TRAINED = (
 @pytest.mark.parametrize(
     'command, case', [*(('import', c) for c in CASES), *(('train', c) for c in TRAINED)]
 )
-def test_weights_that_are_no_good(command, case, tensors, jaxtrain, tmp_path):
+def test_invalid_weights(command, case, tensors, jaxtrain, tmp_path):
     make, parts = CASES[case]
     weights, out = tmp_path / 'weights', tmp_path / 'out'
     weights.mkdir()
@@ -211,12 +211,12 @@ def test_weights_that_are_no_good(command, case, tensors, jaxtrain, tmp_path):
     if command == 'import':
         assert not out.exists()
     else:
-        # So that the folder is free for the same run from better weights.
+        # The folder stays free for the same run with valid weights.
         assert not [path for path in out.rglob('*') if path.is_file()]
 
 
-def test_bfloat16_is_fine(tensors, jaxtrain, tmp_path):
-    """So that what is refused above is refused for its own sake."""
+def test_bfloat16_is_accepted(tensors, jaxtrain, tmp_path):
+    """The refusals above therefore have no other cause."""
     made = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}
     file = write(tmp_path / 'f.safetensors', made)
     outcome = jaxtrain('import', 'timm', file, '--model=vit_ti16', f'--workdir={tmp_path}/out')
@@ -243,7 +243,7 @@ def test_bfloat16_is_fine(tensors, jaxtrain, tmp_path):
         (['restore.model=vit_ti16'], ["origin ''", 'timm']),
     ],
 )
-def test_words_that_do_not_fit_the_file(words, parts, tensors, jaxtrain, tmp_path):
+def test_arguments_that_do_not_fit_the_file(words, parts, tensors, jaxtrain, tmp_path):
     file = write(tmp_path / 'f.safetensors', tensors)
     (tmp_path / 'config.py').write_text(CONFIG)
     words = [f'--config.{word}' for word in (f'init_from={file}', *words)]
