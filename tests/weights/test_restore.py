@@ -393,7 +393,7 @@ def test_the_plan_is_written_as_it_was_followed(pretrained, jaxtrain, tmp_path):
     words = [f'--config.init_from={pretrained}', '--config.steps=3', '--config.data.test=']
     outcome = jaxtrain('train', f'--config={TINY}:linear', f'--workdir={tmp_path}', *words)
     assert outcome.code == 0
-    plan = make_job(load(f'{TINY}:linear', words)).plan
+    plan = make_job(load(f'{TINY}:linear', words)).start.plan
     written = json.loads((tmp_path / 'restore.json').read_text())
     assert written == plan.to_json()
     leaves = tuple(restore.Leaf(**leaf) for leaf in written['leaves'])
