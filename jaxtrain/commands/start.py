@@ -10,9 +10,9 @@ def start_jax() -> None:
 
     from jaxtrain.checkpoints.process import tame_orbax
     from jaxtrain.data.images import quiet_pil
-    from jaxtrain.parallel import mesh
+    from jaxtrain.parallel.compile import use_compilation_cache
 
     logging.set_verbosity(logging.ERROR)
     tame_orbax()
     quiet_pil()
-    mesh.use_compilation_cache()
+    use_compilation_cache()

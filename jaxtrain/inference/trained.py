@@ -15,7 +15,8 @@ from jaxtrain.data.features import Feature
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, input_feature, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.parallel.mesh import abstract_batch, compile_step, make_mesh, on_mesh
+from jaxtrain.parallel.compile import compile_step
+from jaxtrain.parallel.mesh import abstract_batch, make_mesh, on_mesh
 from jaxtrain.params.partition import from_paths
 from jaxtrain.runs import run
 from jaxtrain.step.evaluate import per_example

@@ -23,7 +23,7 @@ from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
 from jaxtrain.loop.cadence import make_cadence
 from jaxtrain.loop.job import Job, make_job
-from jaxtrain.parallel.mesh import trace_step
+from jaxtrain.parallel.compile import trace_step
 from jaxtrain.params.partition import flatten
 from jaxtrain.params.sharding import nbytes_per_device, path_of
 from jaxtrain.terminal import number, table

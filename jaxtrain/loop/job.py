@@ -21,6 +21,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import describe
 from jaxtrain.optim.optimizers import Optimizer, make_optimizer
 from jaxtrain.parallel import mesh as meshes
+from jaxtrain.parallel.compile import trace_step
 from jaxtrain.parallel.layout import PARALLEL, Layout, make_layout
 from jaxtrain.parallel.replicas import make_replicas
 from jaxtrain.params import partition, sharding
@@ -82,7 +83,7 @@ class Job:
         return self.learner.eval_step(make_replicas(self.layout.mesh, 'jit'))
 
     def program(self, steps: int = 1) -> tuple:
-        """Arguments of `mesh.trace_step` and `compile_train_step`, for so many steps in a call."""
+        """Arguments of `trace_step` and `compile_train_step`, for so many steps in a call."""
         step = self.train_step() if steps == 1 else several_steps(self.train_step())
         mesh, features = self.layout.mesh, self.train.features
         batch = meshes.abstract_batch(features, self.cfg.batch_size, mesh, steps)
@@ -95,7 +96,7 @@ class Job:
         if hasattr(self.learner.model, 'remat'):
             model = self.learner.model.clone(remat='none')
             self = replace(self, learner=replace(self.learner, model=model))
-        return flops.of_jaxpr(meshes.trace_step(*self.program()).jaxpr).matmul
+        return flops.of_jaxpr(trace_step(*self.program()).jaxpr).matmul
 
     def data(self) -> dict[str, Any]:
         """What the training data is, for config.json; a run resumes with no other."""

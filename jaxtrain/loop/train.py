@@ -26,13 +26,8 @@ from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
 from jaxtrain.loop.recorder import Recorder, Work
 from jaxtrain.loop.session import Session
-from jaxtrain.parallel.mesh import (
-    Compiled,
-    abstract_batch,
-    compile_step,
-    compile_train_step,
-    put_batch,
-)
+from jaxtrain.parallel.compile import Compiled, compile_step, compile_train_step
+from jaxtrain.parallel.mesh import abstract_batch, put_batch
 from jaxtrain.pod.join import Pod
 from jaxtrain.runs import run
 from jaxtrain.runs.clock import Clock

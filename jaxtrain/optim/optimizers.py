@@ -18,8 +18,9 @@ import optax
 import optax.contrib
 
 from jaxtrain.config import rules
-from jaxtrain.config.durations import Run, steps_of
+from jaxtrain.config.durations import Run
 from jaxtrain.errors import UserError
+from jaxtrain.optim.schedules import make_schedule, not_negative
 from jaxtrain.params import partition
 
 
@@ -106,8 +107,6 @@ OPTIMIZERS = {
 # Arguments that config.optim has keys for, or that the rules replace.
 OWN_KEYS = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
 
-SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt', 'wsd')
-
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -144,17 +143,17 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
         where = f'config.optim.{name}'
         every = rules.assign(rules.parse(getattr(cfg, name), where, kind), paths, where)
         if kind is number:
-            every = {path: float(_not_negative(where, value)) for path, value in every.items()}
+            every = {path: float(not_negative(where, value)) for path, value in every.items()}
         return {path: value for path, value in every.items() if path in kept}
 
     lr_mult, schedule = by_rule('lr_mult', number), by_rule('schedule', str)
     clip = by_rule('clip_norm', number)
-    weight_decay = _not_negative('config.optim.weight_decay', cfg.weight_decay)
+    weight_decay = not_negative('config.optim.weight_decay', cfg.weight_decay)
     decay = dict.fromkeys(trainable, 0.0)
     if weight_decay:
         decay = {path: weight_decay * f for path, f in by_rule('decay_mult', number).items()}
 
-    _not_negative('config.optim.lr', cfg.lr)
+    not_negative('config.optim.lr', cfg.lr)
     curves = {name: make_schedule(cfg, name, run) for name in sorted(set(schedule.values()))}
     setting = {path: (schedule[path], lr_mult[path], decay[path]) for path in trainable}
     optimizers = {
@@ -174,66 +173,6 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
         lr_mult=lr_mult,
         decay=decay,
     )
-
-
-def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
-    """The learning rate at a step: linear warm-up, then one of `SCHEDULES` to the last step.
-
-    Sources: rsqrt from Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with a cool-down as Zhai
-    et al. 2021, arXiv:2106.04560, have it in section 3.5; wsd from Hu et al. 2024,
-    arXiv:2404.06395, section 4.
-
-    Raises:
-      UserError: an unknown name, a warm-up and cool-down as long as the run, or none where there
-        must be one.
-    """
-    if name not in SCHEDULES:
-        raise UserError(
-            f'config.optim.schedule: {name!r} is not known{rules.nearest(name, SCHEDULES)}; '
-            f'choose from {", ".join(SCHEDULES)}'
-        )
-    warmup, cooldown = _lengths(cfg, name, run)
-    rest, last = run.steps - warmup, 0.0
-    if cooldown or name in ('cosine', 'linear'):
-        last = cfg.lr * _not_negative('config.optim.lr_end', cfg.lr_end)
-    after = {
-        'constant': lambda: optax.constant_schedule(cfg.lr),
-        'cosine': lambda: optax.cosine_decay_schedule(cfg.lr, rest, alpha=cfg.lr_end),
-        'linear': lambda: optax.linear_schedule(cfg.lr, last, rest),
-        'rsqrt': lambda: lambda step: cfg.lr * jnp.sqrt(warmup / (warmup + jnp.maximum(step, 0))),
-        'wsd': lambda: optax.constant_schedule(cfg.lr),
-    }[name]()
-    pieces, bounds = [after], []
-    if warmup:
-        pieces, bounds = [optax.linear_schedule(0.0, cfg.lr, warmup), after], [warmup]
-    if cooldown:
-        pieces.append(optax.linear_schedule(float(after(rest - cooldown)), last, cooldown))
-        bounds.append(run.steps - cooldown)
-    return optax.join_schedules(pieces, bounds) if bounds else after
-
-
-def _lengths(cfg, name: str, run: Run) -> tuple[int, int]:
-    """Steps of warm-up and of cool-down, which only some schedules have."""
-    warmup, cooldown = steps_of(cfg.warmup, 'config.optim.warmup', run), 0
-    if name in ('rsqrt', 'wsd'):
-        cooldown = steps_of(cfg.cooldown, 'config.optim.cooldown', run)
-    if warmup + cooldown >= run.steps:
-        said = f' and config.optim.cooldown={cfg.cooldown!r}' if cooldown else ''
-        raise UserError(
-            f'config.optim.warmup={cfg.warmup!r}{said} must be less than the {run.steps} steps of '
-            'the run; shorten it'
-        )
-    if name == 'rsqrt' and not warmup:
-        raise UserError(
-            "config.optim.schedule: 'rsqrt' falls from the end of the warm-up; set "
-            "config.optim.warmup, as in '1000 steps'"
-        )
-    if name == 'wsd' and not cooldown:
-        raise UserError(
-            "config.optim.schedule: 'wsd' falls in the cool-down; set config.optim.cooldown, as in "
-            "'20%'"
-        )
-    return warmup, cooldown
 
 
 def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
@@ -282,9 +221,3 @@ def _clip_by_rule(clip: Mapping[str, float]) -> optax.GradientTransformation:
 
 def _scaled(curve: optax.Schedule, factor: float) -> optax.Schedule:
     return curve if factor == 1 else lambda step: factor * curve(step)
-
-
-def _not_negative(where: str, value: float) -> float:
-    if not value >= 0:
-        raise UserError(f'{where}={value} is negative; it must be 0 or more')
-    return value

@@ -20,7 +20,8 @@ from jaxtrain.config import Config, base
 from jaxtrain.costs.chips import chip_of
 from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.loop.job import Job, first_state, make_job
-from jaxtrain.parallel.mesh import compile_train_step, put_batch, use_compilation_cache
+from jaxtrain.parallel.compile import compile_train_step, use_compilation_cache
+from jaxtrain.parallel.mesh import put_batch
 from tests.benchmarks.foundation import BATCHES, Spec, say, say_out_of_memory
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxtrain.parallel.mesh import Compiled
+from jaxtrain.parallel.compile import Compiled
 from jaxtrain.params.partition import count
 from tests.benchmarks import foundation, foundation_ours
 from tests.benchmarks.foundation import BATCHES, SPECS, TINY, OutOfMemory

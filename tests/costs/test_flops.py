@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.config import Config, base
 from jaxtrain.costs.flops import count, of_jaxpr
 from jaxtrain.loop.job import make_job
-from jaxtrain.parallel.mesh import trace_step
+from jaxtrain.parallel.compile import trace_step
 
 
 def abstract(*shape: int) -> jax.ShapeDtypeStruct:

@@ -22,7 +22,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.inspection import suggest
 from jaxtrain.inspection.plan import Plan, group_sizes, plan, quantity, to_json, to_text
 from jaxtrain.loop.job import make_job
-from jaxtrain.parallel.mesh import trace_step
+from jaxtrain.parallel.compile import trace_step
 from tests.configs.tiny import get_config
 from tests.conftest import ROOT, TINY, needs_libtpu
 
@@ -74,7 +74,7 @@ def test_it_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypatch
         trained.append(traced.lower().as_text())
         return traced
 
-    monkeypatch.setattr('jaxtrain.parallel.mesh.trace_step', spy)
+    monkeypatch.setattr('jaxtrain.parallel.compile.trace_step', spy)
     jaxtrain('train', f'--config={TINY}', '--config.steps=2', f'--workdir={tmp_path}')
     planned = []
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.loop import train as loop
 from jaxtrain.loop.recorder import IN_FLIGHT, Averages, Recorder, Work, speed
-from jaxtrain.parallel.mesh import Compiled
+from jaxtrain.parallel.compile import Compiled
 from jaxtrain.runs.clock import PHASES
 from jaxtrain.runs.run import read_metrics
 from jaxtrain.tasks.classify import ACCURACY

@@ -9,7 +9,8 @@ import pytest
 from jaxtrain.config import Config, base
 from jaxtrain.config.durations import Run
 from jaxtrain.errors import UserError
-from jaxtrain.optim.optimizers import OPTIMIZERS, keras_adam, make_optimizer, make_schedule, muon
+from jaxtrain.optim.optimizers import OPTIMIZERS, keras_adam, make_optimizer, muon
+from jaxtrain.optim.schedules import make_schedule
 from jaxtrain.params.partition import flatten, unflatten
 
 STEPS = 12

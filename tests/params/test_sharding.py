@@ -16,7 +16,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.loop.job import make_job
 from jaxtrain.models.gpt import GPT
 from jaxtrain.models.vit import ViT
-from jaxtrain.parallel.mesh import AXES, abstract_batch, make_mesh, trace_step
+from jaxtrain.parallel.compile import trace_step
+from jaxtrain.parallel.mesh import AXES, abstract_batch, make_mesh
 from jaxtrain.parallel.replicas import Replicas
 from jaxtrain.params.partition import flatten, unflatten
 from jaxtrain.params.sharding import like_params, make_specs, nbytes_per_device, to_text

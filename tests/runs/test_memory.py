@@ -31,7 +31,8 @@ from jaxtrain.checkpoints import checkpoint
 from jaxtrain.config.files import load
 from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.loop.job import first_state, make_job
-from jaxtrain.parallel.mesh import compile_train_step, put_batch, use_compilation_cache
+from jaxtrain.parallel.compile import compile_train_step, use_compilation_cache
+from jaxtrain.parallel.mesh import put_batch
 
 def peak():
     # Unlike ru_maxrss it knows nothing of the process that started this one.

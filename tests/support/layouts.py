@@ -16,7 +16,8 @@ import numpy as np
 from jaxtrain.config import Config, base
 from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.loop.job import first_state, make_job
-from jaxtrain.parallel.mesh import compile_train_step, put_batch
+from jaxtrain.parallel.compile import compile_train_step
+from jaxtrain.parallel.mesh import put_batch
 from jaxtrain.params.sharding import nbytes_per_device
 
 # Layout -> (how many devices, changes to the config).

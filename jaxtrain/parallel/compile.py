@@ -1,0 +1,112 @@
+"""Compiling a step for a mesh, and the cache of compiled programs."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtrain.costs import flops
+from jaxtrain.parallel.mesh import BATCH_AXES, PMAP_AXIS, replicated
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start compiles nothing.
+
+    They lie in $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/jaxtrain/xla.
+    """
+    default = Path.home() / '.cache' / 'jaxtrain' / 'xla'
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default))
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled train step.
+
+    Attributes:
+      call: the executable.
+      flops: floating point operations of one call over all devices: of its products of matrices
+        and convolutions, as its jaxpr has them (flops.py).
+    """
+
+    call: Callable[..., Any]
+    flops: float
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A step on its way to the compiler.
+
+    Attributes:
+      jaxpr: what it computes, over all devices.
+      lower: () -> the same as StableHLO, ready to be compiled.
+    """
+
+    jaxpr: Any
+    lower: Callable[[], jax.stages.Lowered]
+
+
+def trace_step(step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit') -> Traced:
+    """Traces a train step, which is given its state's buffers.
+
+    Args:
+      step: `(state, batch) -> (state, metrics)`: the state stays where it lies, metrics are
+        replicated.
+      state, batch: abstract values with their shardings.
+      mesh: the devices.
+      parallel: 'jit', or 'pmap' for a step that is made for it (replicas.py).
+    """
+    if parallel == 'pmap':
+        axis = _batch_axis(batch)
+        mapped = jax.pmap(
+            step, PMAP_AXIS, in_axes=(None, axis), out_axes=(None, None),
+            devices=list(mesh.devices.flat), donate_argnums=(0,),
+        )  # fmt: skip
+        batch = jax.eval_shape(lambda b: _by_device(b, mesh, axis), batch)
+        return Traced(
+            jax.make_jaxpr(mapped)(state, batch), functools.partial(mapped.lower, state, batch)
+        )
+    out = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
+    traced = jax.jit(step, out_shardings=out, donate_argnums=(0,)).trace(state, batch)
+    return Traced(traced.jaxpr, traced.lower)
+
+
+def compile_train_step(
+    step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit'
+) -> Compiled:
+    """Compiles a train step ahead of its first call; arguments as of `trace_step`."""
+    traced = trace_step(step, state, batch, mesh, parallel)
+    compiled, operations = traced.lower().compile(), flops.of_jaxpr(traced.jaxpr).matmul
+    if parallel == 'jit':
+        return Compiled(compiled, operations)
+    axis = _batch_axis(batch)
+    share = jax.jit(lambda b: _by_device(b, mesh, axis))
+    return Compiled(lambda state, batch: compiled(state, share(batch)), operations)
+
+
+def compile_step(step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
+    """Compiles a step that only reads the state; what it returns is replicated."""
+    return jax.jit(step, out_shardings=replicated(mesh)).lower(state, batch).compile()
+
+
+def _batch_axis(batch: Any) -> int:
+    """Where the examples are: behind the axis of several steps, if there is one."""
+    return len(jax.tree.leaves(batch)[0].sharding.spec) - 1
+
+
+def _by_device(batch: Any, mesh: Mesh, axis: int) -> Any:
+    """The axis of examples in two, of devices and of each device's examples, as pmap takes it."""
+    spec = PartitionSpec(*[None] * axis, BATCH_AXES)
+
+    def cut(x: jax.Array) -> jax.Array:
+        parts = x.reshape(*x.shape[:axis], mesh.size, -1, *x.shape[axis + 1 :])
+        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
+
+    return jax.tree.map(cut, batch)
