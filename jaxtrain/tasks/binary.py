@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtrain.data.features import CLASS
 from jaxtrain.data.on_device.mixing import mixed
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
-from jaxtrain.tasks.classify import ACCURACY, most_probable
-from jaxtrain.tasks.task import CLASS, LOSS, Batch, Prediction, Task, means
+from jaxtrain.tasks.classify import ACCURACY, LABEL, most_probable
+from jaxtrain.tasks.task import LOSS, Batch, Prediction, Task, means
 
 
 def _outputs(source: Source) -> int:
@@ -22,8 +23,8 @@ def _outputs(source: Source) -> int:
 
 def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.Array]:
     logits = logits[:, 0].astype(jnp.float32)
-    targets = mixed(lambda labels: labels.astype(jnp.float32), batch, CLASS)
-    right = mixed(lambda labels: (logits > 0) == (labels == 1), batch, CLASS)
+    targets = mixed(lambda labels: labels.astype(jnp.float32), batch, LABEL)
+    right = mixed(lambda labels: (logits > 0) == (labels == 1), batch, LABEL)
     if smoothing:
         targets = targets * (1 - smoothing) + smoothing / 2
     return {
@@ -33,7 +34,7 @@ def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.
 
 
 def _rows(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return _values(logits, {CLASS: batch[CLASS]}, 0.0)
+    return _values(logits, {LABEL: batch[LABEL]}, 0.0)
 
 
 def _probabilities(logits: jax.Array) -> dict[str, jax.Array]:

@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtrain.data.features import ARRAYS, CLASS
 from jaxtrain.data.on_device.mixing import mixed
 from jaxtrain.runs.metric import Metric
-from jaxtrain.tasks.task import CLASS, LOSS, Batch, Prediction, Task, means
+from jaxtrain.tasks.task import LOSS, Batch, Prediction, Task, means
 
+LABEL = ARRAYS[CLASS]
 ACCURACY = Metric('accuracy', higher_is_better=True, percent=True)
 
 
 def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.Array]:
-    targets = mixed(lambda labels: jax.nn.one_hot(labels, logits.shape[-1]), batch, CLASS)
-    right = mixed(lambda labels: logits.argmax(-1) == labels, batch, CLASS)
+    targets = mixed(lambda labels: jax.nn.one_hot(labels, logits.shape[-1]), batch, LABEL)
+    right = mixed(lambda labels: logits.argmax(-1) == labels, batch, LABEL)
     if smoothing:
         targets = optax.smooth_labels(targets, smoothing)
     return {
@@ -27,7 +29,7 @@ def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.
 
 
 def _rows(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return _values(logits, {CLASS: batch[CLASS]}, 0.0)
+    return _values(logits, {LABEL: batch[LABEL]}, 0.0)
 
 
 def _probabilities(logits: jax.Array) -> dict[str, jax.Array]:

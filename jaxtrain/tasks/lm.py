@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtrain.data.features import ARRAYS, NEXT_TOKENS
 from jaxtrain.data.sources.source import Source
 from jaxtrain.runs.metric import Metric
-from jaxtrain.tasks.task import LOSS, NEXT_TOKEN, WEIGHT, Batch, Task, means
+from jaxtrain.tasks.task import LOSS, WEIGHT, Batch, Task, means
+
+LABEL = ARRAYS[NEXT_TOKENS]
 
 
 def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.Array]:
-    counted = batch[NEXT_TOKEN] >= 0
-    targets = jnp.maximum(batch[NEXT_TOKEN], 0)
+    counted = batch[LABEL] >= 0
+    targets = jnp.maximum(batch[LABEL], 0)
     logits = logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if smoothing:
@@ -33,7 +36,7 @@ def _outputs(source: Source) -> int:
 
 
 TASK = Task(
-    label=NEXT_TOKEN,
+    label=NEXT_TOKENS,
     outputs=_outputs,
     values=_values,
     rows=lambda logits, batch: _values(logits, batch, 0.0),

@@ -14,17 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.data.features import CLASS, CLASS_SET
 from jaxtrain.data.sources.source import Source
 from jaxtrain.runs.metric import Metric
 
 Batch = dict[str, jax.Array]
 WEIGHT = 'weight'
-
-# The labels that a task may take, by the feature of the data that holds them.
-CLASS = 'label'  # int32 [batch], the index of a class
-CLASS_SET = 'labels'  # float32 [batch, classes], 1 for each class of a set
-NUMBERS = 'numbers'  # float32 [batch, numbers]
-NEXT_TOKEN = 'targets'  # int32 [batch, length], the token that follows each; -1 does not count
 
 LOSS = Metric('loss', higher_is_better=False)
 
@@ -50,8 +45,8 @@ class Task:
     """What a task declares; plain functions, all pure.
 
     Attributes:
-      label: which labels it takes: CLASS, CLASS_SET, NUMBERS or NEXT_TOKEN. The data must have a
-        feature of that name.
+      label: the meaning of the labels, which the data must have a feature of: CLASS, CLASS_SET,
+        NUMBERS or NEXT_TOKENS. A batch has them under `features.ARRAYS[label]`.
       outputs: source -> width of the model's output. Raises a UserError if the task does not take
         the labels of the source.
       values: (model outputs, batch, label smoothing) -> float32 [batch] by name, to be averaged

@@ -39,8 +39,9 @@ def make_task(cfg, source: Source) -> Task:
         if not 0 <= smoothing <= 1:
             raise UserError(f'config.task.label_smoothing={smoothing} must lie between 0 and 1')
         task = replace(task, smoothing=smoothing)
-    if task.label not in source.features:
-        fit = [repr(name) for name, other in TASKS.items() if other.label in source.features]
+    meanings = {feature.meaning for feature in source.features.values()}
+    if task.label not in meanings:
+        fit = [repr(name) for name, other in TASKS.items() if other.label in meanings]
         raise UserError(
             f'config.task.name={cfg.task.name!r} does not fit data of config.data.source='
             f'{cfg.data.source!r}; set it to {" or ".join(fit)}'

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import Config, base
+from jaxtrain.data.features import ARRAYS, CLASS, NEXT_TOKENS
 from jaxtrain.errors import UserError
 from jaxtrain.runs.metric import best_of
-from jaxtrain.tasks.task import CLASS, NEXT_TOKEN, WEIGHT, totals
+from jaxtrain.tasks.task import WEIGHT, totals
 from jaxtrain.tasks.tasks import TASKS, best_metric
 from jaxtrain.weights.bundle import resolve
 from tests.tasks.made import images, make, texts
@@ -20,12 +21,12 @@ def given(name: str):
     """A source that the task takes, its model's outputs for six examples, and their batch."""
     rng, task = np.random.default_rng(0), TASKS[name]
     classes = ('a', 'b') if name == 'binary' else ('a', 'b', 'c')
-    source = {CLASS: images(classes), NEXT_TOKEN: texts()}[task.label]
-    shape = source.shape if task.label == NEXT_TOKEN else ()
+    source = {CLASS: images(classes), NEXT_TOKENS: texts()}[task.label]
+    shape = source.shape if task.label == NEXT_TOKENS else ()
     logits = rng.normal(0, 3, (6, *shape, task.outputs(source))).astype(np.float32)
-    least = -1 if task.label == NEXT_TOKEN else 0
+    least = -1 if task.label == NEXT_TOKENS else 0
     labels = rng.integers(least, 2, (6, *shape)).astype(np.int32)
-    return source, jnp.asarray(logits), {task.label: labels}
+    return source, jnp.asarray(logits), {ARRAYS[task.label]: labels}
 
 
 @every_task
@@ -56,9 +57,9 @@ def test_metrics_of_a_split_come_from_its_rows_alone(name):
     """Whatever the batches were, and by the names that are declared."""
     source, logits, batch = given(name)
     task = TASKS[name]
+    label = ARRAYS[task.label]
     halves = [
-        task.rows(logits[part], {task.label: batch[task.label][part]})
-        for part in (slice(0, 2), slice(2, 6))
+        task.rows(logits[part], {label: batch[label][part]}) for part in (slice(0, 2), slice(2, 6))
     ]
     rows = {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
     whole = {name: np.asarray(row) for name, row in task.rows(logits, batch).items()}
@@ -90,7 +91,8 @@ def test_only_data_with_its_labels_is_taken(name):
     other = images() if source.tokenizer else texts()
     words = f'config.task.name={name!r} does not fit data of config.data.source='
     settings = {'data__tokenizer': 'bytes', 'data__source': 'corpus'}
-    assert make(source, task__name=name, **settings).label in source.features
+    label = ARRAYS[make(source, task__name=name, **settings).label]
+    assert source.features[label].meaning == TASKS[name].label
     with pytest.raises(UserError) as caught:
         make(other, task__name=name, **settings)
     assert words in str(caught.value)
