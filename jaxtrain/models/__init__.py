@@ -1,7 +1,7 @@
 """Models by name. Each is a Linen module whose parameters are `{'backbone': ..., 'head': ...}`.
 
-A model's keys in the config are the fields of its class; `make_model` checks them against it. Its
-`reads` is the meaning of the feature that it is given, 'image' or 'tokens'.
+The fields of a model's class are its keys in the config, and `make_model` checks the config against
+them. `READS` is the meaning of the input feature, 'image' or 'tokens'.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ MODELS: dict[str, type[Family]] = {
     'vgg': VGG,
     'vit': ViT,
 }
-# The layers that draw a random number for each row of a batch.
+# Layers that draw random numbers for each row of a batch.
 DROPOUTS = (nn.Dropout, DropPath)
 
 
@@ -39,7 +39,7 @@ def make_model(cfg, outputs: int) -> Family:
     """The model that `config.model` names, with `outputs` output units.
 
     Raises:
-      UserError: an unknown model, a key that it does not have, or a value of another type.
+      UserError: unknown model, unknown key, or a value of the wrong type.
     """
     cls = MODELS[cfg.choose('name', MODELS)]
     fields = _defaults(cls)
@@ -61,67 +61,69 @@ def make_model(cfg, outputs: int) -> Family:
 
 
 def check_inputs(model: Family, meaning: str, tokenizer) -> None:
-    """UserError if a model cannot take the inputs of a data set.
+    """Raises a UserError if a model cannot read the inputs of a data set.
 
     Args:
-      model: a model.
-      meaning: of the feature that it is to be given.
-      tokenizer: of that data, with `size` and `pad`; None for images.
+      model: the model.
+      meaning: meaning of the input feature.
+      tokenizer: the tokenizer of the data, with `size` and `pad`; None for images.
     """
     name = _name(model)
     if meaning != model.READS:
         raise UserError(
-            f'config.model: {name} is a model of {_KINDS[model.READS]}, and the data is '
+            f'config.model: {name} reads {_KINDS[model.READS]}, but the data is '
             f'{_KINDS[meaning]}; choose another config.model.name or config.data.source'
         )
     if tokenizer is None:
         return
-    room = getattr(model, 'vocabulary', tokenizer.size)
-    if tokenizer.size > room:
+    vocabulary = getattr(model, 'vocabulary', tokenizer.size)
+    if tokenizer.size > vocabulary:
         raise UserError(
-            f'config.model: {name} has {room} tokens, but config.data.tokenizer makes '
-            f'{tokenizer.size}; take the tokenizer of the weights, or set config.model.vocabulary'
+            f'config.model: {name} has {vocabulary} tokens, but config.data.tokenizer has '
+            f'{tokenizer.size}; use the tokenizer of the weights, or set config.model.vocabulary'
         )
     pad = getattr(model, 'pad', tokenizer.pad)
     if tokenizer.pad != pad:
         raise UserError(
-            f'config.model.pad={pad}, but config.data.tokenizer fills texts up with token '
-            f'{tokenizer.pad}; set it to that, or take the tokenizer of the weights'
+            f'config.model.pad={pad}, but config.data.tokenizer pads texts with token '
+            f'{tokenizer.pad}; set it to that, or use the tokenizer of the weights'
         )
 
 
 def describe(model: Family) -> dict[str, Any]:
-    """Every field of a model with its value, defaults included, for the resolved config."""
+    """The name and all fields of a model, including defaults, for the resolved config."""
     return {'name': _name(model), **{k: getattr(model, k) for k in _defaults(type(model))}}
 
 
 def with_defaults(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What `describe` gave of a model before its class had some of today's fields, with these."""
+    """Fills in fields that did not exist yet when `describe` wrote a config."""
     cls = MODELS.get(described['name'])
     return {**(_defaults(cls) if cls else {}), **described}
 
 
 def split_scan(model: Family, trained: Mapping[str, bool]) -> Family:
-    """A model whose blocks are run by loops, with a loop of its own for each stretch of blocks that
-    are trained alike; any other model as it is.
+    """Splits the loop over a model's blocks where blocks differ in which parameters are trained.
 
     Args:
       model: a Linen module.
-      trained: whether a parameter is trained, by its path.
+      trained: parameter path -> whether it is trained.
+
+    Returns:
+      The model with `scan_ends` set; a model that does not use a loop is returned unchanged.
     """
     if not getattr(model, 'scan', False):
         return model
     blocks: dict[int, dict[str, bool]] = {}
     for path, is_trained in trained.items():
-        if found := re.fullmatch(r'backbone/block_(\d+)/(.*)', path):
-            blocks.setdefault(int(found[1]), {})[found[2]] = is_trained
+        if match := re.fullmatch(r'backbone/block_(\d+)/(.*)', path):
+            blocks.setdefault(int(match[1]), {})[match[2]] = is_trained
     ends = tuple(i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1])
     return model.clone(scan_ends=ends)
 
 
 def fixed_fields(name: str) -> dict[str, Any]:
-    """The fields of a model, with their defaults, that change what restored weights compute but
-    show in no shape; {} for a model that does not exist.
+    """The fields in `FIXED`, with their defaults: they change what restored weights compute, but no
+    parameter shape shows them. {} for an unknown model.
     """
     if name not in MODELS:
         return {}
@@ -130,8 +132,9 @@ def fixed_fields(name: str) -> dict[str, Any]:
 
 
 def _defaults(cls: type[Family]) -> dict[str, Any]:
-    """The fields of a model's class that a config may set."""
-    return {f.name: f.default for f in dataclasses.fields(cls) if f.init and f.name not in _OWN}
+    """The fields of a model class that a config can set, with their defaults."""
+    fields = dataclasses.fields(cls)
+    return {f.name: f.default for f in fields if f.init and f.name not in _INTERNAL}
 
 
 def _name(model: Family) -> str:
@@ -139,5 +142,5 @@ def _name(model: Family) -> str:
 
 
 _KINDS = {'image': 'images', 'tokens': 'text'}
-# Fields that a job sets and no config: scan_ends by `split_scan`, axis for pmap.
-_OWN = ('parent', 'name', 'outputs', 'scan_ends', 'axis')
+# Fields that are not config keys: `split_scan` sets scan_ends, pmap needs axis.
+_INTERNAL = ('parent', 'name', 'outputs', 'scan_ends', 'axis')

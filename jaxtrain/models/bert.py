@@ -1,7 +1,7 @@
-"""BERT: a transformer over tokens that see each other both ways, normalised after each layer
-(Devlin et al. 2018, arXiv:1810.04805); MiniLM (Wang et al. 2020, arXiv:2002.10957) is a small one.
+"""BERT: a bidirectional transformer encoder with post-layer normalisation (Devlin et al. 2018,
+arXiv:1810.04805). MiniLM (Wang et al. 2020, arXiv:2002.10957) is a small one.
 
-For similar sentences, take `embed`:
+To compare sentences, use `embed`:
 
     vectors = model.apply(variables, tokens, method='embed')  # [batch, width], of length 1
     similarities = vectors @ vectors.T
@@ -24,26 +24,26 @@ _NORMAL = nn.initializers.truncated_normal(0.02)
 class BERT(Family):
     """int32 tokens [batch, length] -> [batch, outputs].
 
-    The sizes by default are those of BERT-base, uncased.
+    The default sizes are those of BERT-base, uncased.
 
     Attributes:
-      outputs: width of the result.
-      vocabulary: how many tokens there are.
-      width: of the embeddings and of every layer's result.
+      outputs: width of the output.
+      vocabulary: number of tokens in the vocabulary.
+      width: width of the embeddings and of every layer's output.
       depth: number of blocks.
-      heads: of the attention; they share the width.
-      mlp: width of the hidden layer in a block; 0 is four times the width.
-      positions: the most tokens it can take.
-      types: kinds of tokens; in pairs of sentences, the first and the second.
+      heads: number of attention heads, which share the width.
+      mlp: width of the hidden layer in a block; 0 means four times `width`.
+      positions: maximum number of tokens per row.
+      types: number of token types; in a pair of sentences, the first and the second.
       gelu: 'erf' is exact, 'tanh' approximate.
       norm_eps: added to the variance in layer normalisation.
-      pad: the token that fills up shorter rows; nothing sees it.
-      pool: what stands for a row: 'mean' averages the last hidden states of its tokens, as
-        sentence-transformers do; 'token' is the first one's through a dense layer with tanh, as in
-        BERT's classifiers; 'first' is the first one's as it is.
-      dropout: share of the embeddings, of the attention weights, of each layer's result and of the
+      pad: the padding token of shorter rows, which attention masks out.
+      pool: the features of a row: 'mean' averages the last hidden states of its tokens, as
+        sentence-transformers do; 'token' applies a dense layer with tanh to that of the first
+        token, as BERT's classifiers do; 'first' uses that of the first token unchanged.
+      dropout: fraction of the embeddings, the attention weights, each layer's output and the
         pooled features that is zeroed in training (0.1 in the paper).
-      remat, scan: as of `ViT`.
+      remat, scan: see `ViT`.
     """
 
     READS = 'tokens'
@@ -81,12 +81,12 @@ class BERT(Family):
         self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Args:
-          tokens: int32 [batch, length], shorter rows filled up with `pad` at their end.
-          types: int32 [batch, length], the kind of every token; None is 0 for all.
-          train: whether activations are dropped.
+          tokens: int32 [batch, length], shorter rows padded with `pad` at the end.
+          types: int32 [batch, length], the type of every token; None means 0 for all.
+          train: whether dropout is active.
 
         Raises:
-          ValueError: more tokens than there are positions.
+          ValueError: there are more tokens than positions.
         """
         x = self.backbone(tokens, types, train=train)
         return self.head(self.drop(x, deterministic=not train), train=train)
@@ -94,9 +94,9 @@ class BERT(Family):
     def embed(
         self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """The pooled features with length 1, [batch, width], so that products are cosines.
+        """The pooled features normalised to length 1, [batch, width]; dot products are cosines.
 
-        A row of `pad` alone is 0 where pool is 'mean'.
+        A row of padding only yields 0 if pool is 'mean'.
         """
         x = self.backbone(tokens, types, train=train)
         square = jnp.sum(x * x, -1, keepdims=True)
@@ -146,7 +146,7 @@ class _Backbone(nn.Module):
 
     def _pooled(self, x, real):
         if self.pool == 'mean':
-            # At least one: a row of nothing but padding fills up a batch in an evaluation.
+            # At least 1, because evaluation pads a batch with rows of padding only.
             count = jnp.maximum(real.sum(1, keepdims=True), 1)
             return jnp.where(real[..., None], x, 0).sum(1) / count.astype(x.dtype)
         if self.pool == 'first':
@@ -165,7 +165,7 @@ class _Block(nn.Module):
     def __call__(self, x, seen, *, train):
         inits: dict[str, Any] = {'kernel_init': _NORMAL, 'out_init': _NORMAL}
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
+        # Two passes, as in PyTorch: a one-pass variance loses digits if the mean is large.
         attention = Attention(self.heads, self.dropout, **inits, name='attention')
         x = x + drop(attention(x, seen, train=train))
         x = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)

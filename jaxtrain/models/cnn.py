@@ -11,13 +11,13 @@ class CNN(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
-      outputs: width of the result.
-      widths: channels of each convolution; a 2x2 max-pool follows each but the last.
-      norm: 'batch' puts BatchNorm after each convolution (which then has no bias), 'none' does not.
-      padding: 'SAME' or 'VALID', of the convolutions.
+      outputs: width of the output.
+      widths: channels of each convolution; a 2x2 max-pool follows each but the last one.
+      norm: 'batch' adds BatchNorm after each convolution (which then has no bias), 'none' does not.
+      padding: padding of the convolutions, 'SAME' or 'VALID'.
       features: 'mean' averages over positions, 'flatten' keeps them.
-      hidden: widths of dense layers in the head, before its outputs.
-      dropout: share of each hidden layer's activations in the head that is zeroed in training.
+      hidden: widths of the head's hidden dense layers.
+      dropout: fraction of the head's hidden activations that is zeroed in training.
     """
 
     FIXED = ('padding',)
@@ -70,5 +70,5 @@ class _Convolutions(nn.Module):
                 x = norm(x, use_running_average=not train)
             x = nn.relu(x)
             if 0 in x.shape:
-                raise ValueError(f'nothing is left of them after convolution {number}')
+                raise ValueError(f'no pixels are left after convolution {number}')
         return x.mean((1, 2)) if self.features == 'mean' else flat(x)

@@ -1,5 +1,5 @@
-"""GPT-2: a causal transformer over tokens, normalised before each layer (Radford et al. 2019,
-"Language Models are Unsupervised Multitask Learners", section 2.3).
+"""GPT-2: a causal transformer with pre-layer normalisation (Radford et al. 2019, "Language
+Models are Unsupervised Multitask Learners", section 2.3).
 """
 
 from typing import Any
@@ -19,21 +19,22 @@ _STD = 0.02
 class GPT(Family):
     """int32 tokens [batch, length] -> logits of the next token [batch, length, outputs].
 
-    The sizes by default are those of the smallest GPT-2.
+    The default sizes are those of the smallest GPT-2.
 
     Attributes:
-      outputs: how many tokens there are; the vocabulary.
-      width: of the embeddings and of every layer's result.
+      outputs: number of tokens in the vocabulary.
+      width: width of the embeddings and of every layer's output.
       depth: number of blocks.
-      heads: of the attention; they share the width.
-      context: the most tokens it can see at once.
-      mlp: width of the hidden layer in a block; 0 is four times the width.
+      heads: number of attention heads, which share the width.
+      context: maximum number of tokens per row.
+      mlp: width of the hidden layer in a block; 0 means four times `width`.
       gelu: 'tanh' is GPT-2's approximation, 'erf' exact.
       norm_eps: added to the variance in layer normalisation.
-      dropout: share of the embeddings, of the attention weights and of each layer's result that is
+      dropout: fraction of the embeddings, the attention weights and each layer's output that is
         zeroed in training (0.1 in the original code).
-      tied: the embedding of the tokens is the output layer too; else head/logits/kernel is.
-      remat, scan: as of `ViT`.
+      tied: whether the token embedding is also the output layer; otherwise that is
+        head/logits/kernel.
+      remat, scan: see `ViT`.
     """
 
     READS = 'tokens'
@@ -67,10 +68,10 @@ class GPT(Family):
     def __call__(
         self, tokens: jax.Array, *, train: bool, cache: int = 0, start: jax.Array | None = None
     ) -> jax.Array:
-        """The logits after every token; see `features` for the cache.
+        """The logits of the token that follows each; see `features` for the cache.
 
         Raises:
-          ValueError: more tokens than the context has positions.
+          ValueError: there are more tokens than the context has positions.
         """
         return self.logits(self.features(tokens, train=train, cache=cache, start=start))
 
@@ -81,13 +82,13 @@ class GPT(Family):
 
         Args:
           tokens: int32 [batch, length].
-          train: whether activations are dropped.
-          cache: positions of which keys and values are kept in the collection 'cache' (apply with
-            `mutable=['cache']`); 0 keeps none. The first call makes the cache, for the prompts as
-            a whole, and later calls give the tokens that follow.
-          start: int32 [batch], with a cache: the position of the first token in each row; None is
-            0. A token sees the positions up to its own, so that what lies behind it (the padding
-            of a shorter prompt) is neither seen nor kept once a token is put there.
+          train: whether dropout is active.
+          cache: number of positions whose keys and values are kept in the collection 'cache'
+            (apply with `mutable=['cache']`); 0 disables the cache. The first call is given the
+            whole prompts and creates the cache; later calls are given the tokens that follow.
+          start: int32 [batch], position of the first token of each row in the cache; None means
+            0. A token attends to positions up to its own, so later ones (the padding of a shorter
+            prompt) have no effect, and the tokens that follow overwrite them.
         """
         return self.backbone(tokens, train=train, cache=cache, start=start)
 
@@ -117,7 +118,7 @@ class _Backbone(nn.Module):
             _Block(self.depth, self.heads, self.mlp, self.gelu, self.norm_eps, self.dropout)
             for _ in range(self.depth)
         ]
-        # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
+        # Two passes, as in PyTorch: a one-pass variance loses digits if the mean is large.
         self.norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False)
 
     def __call__(self, tokens, *, train, cache, start):
@@ -148,7 +149,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, seen, *, train, cache, start):
-        # 2 * depth layers add to the residual stream, whose variance should not grow with them.
+        # 2 * depth layers add to the residual stream; its variance should not grow with depth.
         inits: dict[str, Any] = {
             'kernel_init': nn.initializers.normal(_STD),
             'out_init': nn.initializers.normal(_STD / (2 * self.depth) ** 0.5),

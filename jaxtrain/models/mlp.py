@@ -11,9 +11,9 @@ class MLP(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
-      outputs: width of the result.
+      outputs: width of the output.
       hidden: widths of the hidden layers (the backbone).
-      dropout: share of each hidden layer's activations that is zeroed in training.
+      dropout: fraction of each hidden layer's activations that is zeroed in training.
     """
 
     outputs: int

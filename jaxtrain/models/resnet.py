@@ -1,7 +1,7 @@
 """ResNet: residual blocks of convolutions with BatchNorm (He et al. 2015, arXiv:1512.03385).
 
-One file serves the networks of several frameworks, which differ in where a block strides, how they
-pad, and in BatchNorm's eps.
+The class covers the networks of several frameworks, which differ in the strided convolution of a
+block, the padding and the eps of BatchNorm.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtrain.models.parts.blocks import checkpointed
 from jaxtrain.models.parts.family import Family
 from jaxtrain.models.parts.layers import Head, check_choices, check_widths
 
-# Depth -> (blocks per stage, whether they are bottlenecks).
+# Depth -> (blocks per stage, whether blocks are bottlenecks).
 STAGES = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -21,31 +21,30 @@ STAGES = {
     101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
 }
-EXPANSION = 4  # of a bottleneck's last convolution
+EXPANSION = 4  # output channels of a bottleneck / width of its stage
 
 
 class ResNet(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
-      outputs: width of the result.
+      outputs: width of the output.
       depth: 18, 34, 50, 101 or 152.
-      stride: which convolution of a bottleneck takes the stride: '3x3' as in torchvision and timm
+      stride: the strided convolution of a bottleneck: '3x3' as in torchvision and timm
         ("v1.5"), '1x1' as in the paper and in Keras.
       conv_bias: whether convolutions have biases, as in Keras.
-      norm_eps: added to BatchNorm's variance.
-      norm_momentum: of BatchNorm's running statistics: the share of the old that stays.
-      padding: 'explicit' pads both sides alike, 'SAME' as XLA and TensorFlow mean it (which differs
-        where a stride meets an even size).
-      zero_init: whether the scale of each block's last BatchNorm starts at 0, so that a block
-        starts as the identity (Goyal et al. 2017, arXiv:1706.02677).
-      hidden: widths of dense layers in the head, before its outputs.
-      dropout: share of each hidden layer's activations in the head that is zeroed in training.
-      widths: channels of the stages, a quarter of what a bottleneck returns.
-      stem: 'conv7' begins with a 7x7 convolution of stride 2 and a max-pool, 'conv3' for small
-        images with a 3x3 convolution alone (the paper's section 4.2).
-      remat: whether a block's inside is computed anew in the backward pass, 'full', or kept,
-        'none'.
+      norm_eps: added to the variance in BatchNorm.
+      norm_momentum: weight of the old values in BatchNorm's running statistics.
+      padding: 'explicit' pads both sides equally; 'SAME' pads as XLA and TensorFlow do, which
+        differs if the stride is 2 and the size is even.
+      zero_init: whether the scale of each block's last BatchNorm starts at 0, so that the
+        block starts as the identity (Goyal et al. 2017, arXiv:1706.02677).
+      hidden: widths of the head's hidden dense layers.
+      dropout: fraction of the head's hidden activations that is zeroed in training.
+      widths: channels of the stages; a bottleneck returns four times as many.
+      stem: 'conv7' is a 7x7 convolution of stride 2 and a max-pool; 'conv3', for small images, is a
+        3x3 convolution alone (section 4.2 of the paper).
+      remat: 'full' recomputes a block's activations in the backward pass, 'none' saves them.
     """
 
     FIXED = ('stride', 'norm_eps', 'padding')
@@ -89,7 +88,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class _Layers:
-    """How convolutions and norms are made."""
+    """Makes convolutions and norms."""
 
     bias: bool
     eps: float
@@ -141,7 +140,7 @@ class _Stages(nn.Module):
         x = nn.relu(self.layers.norm('norm_0')(x, use_running_average=not train))
         if self.stem == 'conv3':
             return x
-        # Values are not negative here, so zeros are as good as nothing around the edge.
+        # Values are not negative here, so padding with zeros does not change the maximum.
         padding = ((1, 1), (1, 1)) if self.layers.padding == 'explicit' else 'SAME'
         return nn.max_pool(x, (3, 3), (2, 2), padding)
 
@@ -170,7 +169,7 @@ class _Block(nn.Module):
         return nn.relu(x + shortcut)
 
     def _convolutions(self) -> tuple[tuple[int, int, int], ...]:
-        """(channels, window, stride) of each."""
+        """(channels, window, stride) of each convolution."""
         if not self.bottleneck:
             return (self.width, 3, self.step), (self.width, 3, 1)
         first, second = (self.step, 1) if self.stride == '1x1' else (1, self.step)

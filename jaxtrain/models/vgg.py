@@ -1,7 +1,7 @@
 """VGG: blocks of 3x3 convolutions with pooling, then dense layers (Simonyan & Zisserman 2014,
 arXiv:1409.1556, table 1).
 
-Layers are named as Keras names them: `block1_conv1` to `block5_conv3`.
+Layers are named as in Keras: `block1_conv1` to `block5_conv3`.
 """
 
 import functools
@@ -21,8 +21,8 @@ from jaxtrain.models.parts.layers import (
     max_pool,
 )
 
-# Depth (layers with weights, the three dense ones of the paper included) -> convolutions per block:
-# the paper's configurations A, B, D and E.
+# Depth (layers with weights, including the paper's three dense layers) -> convolutions per block:
+# configurations A, B, D and E of the paper.
 CONVOLUTIONS = {
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -36,17 +36,16 @@ class VGG(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
     Attributes:
-      outputs: width of the result.
+      outputs: width of the output.
       depth: 11, 13, 16 or 19.
-      hidden: widths of the dense layers before the outputs.
-      dropout: share of each hidden layer's activations that is zeroed in training (0.5 in the
-        paper).
-      pool: rows and columns that the features are averaged to first, 0 for as they are. PyTorch's
-        VGG has 7, which matters at other sizes than 224.
+      hidden: widths of the head's hidden dense layers.
+      dropout: fraction of each hidden layer's activations that is zeroed in training (0.5 in
+        the paper).
+      pool: rows and columns that the features are first averaged to; 0 disables this. PyTorch's VGG
+        has 7, which makes a difference for image sizes other than 224.
       features: 'flatten' keeps the positions (height, width, channels), 'mean' averages over them.
       widths: channels of the blocks.
-      remat: whether a block's inside is computed anew in the backward pass, 'full', or kept,
-        'none'.
+      remat: 'full' recomputes a block's activations in the backward pass, 'none' saves them.
     """
 
     FIXED = ('pool',)
@@ -97,7 +96,7 @@ class _Blocks(nn.Module):
         for number in range(1, len(self.counts) + 1):
             x = checkpointed(functools.partial(_Blocks._block, number=number), self.remat)(self, x)
             if 0 in x.shape:
-                raise ValueError(f'nothing is left of them after block {number}')
+                raise ValueError(f'no pixels are left after block {number}')
         if self.pool:
             x = average_to(x, self.pool)
         return x.mean((1, 2)) if self.features == 'mean' else flat(x)

@@ -1,8 +1,8 @@
 """The Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929).
 
-One file serves the networks of several frameworks: AugReg, big_vision, timm, torchvision, Hugging
-Face and DINOv2 differ in the GELU, in the norm's eps, in how the tokens become one vector, and in
-where positions are added.
+The class covers the networks of several frameworks: AugReg, big_vision, timm, torchvision, Hugging
+Face and DINOv2 differ in the GELU, the eps of the norms, the pooling of the tokens, and the tokens
+that have positions.
 """
 
 from typing import Any
@@ -22,32 +22,34 @@ from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, Attention, 
 class ViT(Family):
     """[batch, height, width, channels] -> [batch, outputs].
 
-    Positions are kept as a grid, `backbone/position` [rows, columns, width], so that they can be
-    resized without a guess; those of the class token and of registers are kept apart from it.
+    Positions are stored as a grid, `backbone/position` [rows, columns, width], so that they can be
+    resized unambiguously; that of the class token is stored separately.
 
     Attributes:
-      outputs: width of the result.
+      outputs: width of the output.
       patch: height and width of a patch, in pixels.
-      width, depth, heads, mlp: of the transformer; `mlp` is the width between its dense layers.
-      class_token: whether there is one.
-      class_position: whether the class token and registers have positions of their own; without,
-        positions are added to the patches alone, as in big_vision.
-      registers: further tokens that no output is read from (Darcet et al. 2023, arXiv:2309.16588).
-      pool: what the head sees: 'token' the class token, 'mean' the mean of the patches, 'both' one
-        after the other, as in DINOv2.
-      norm_after_pool: whether the last norm follows the pooling (timm's fc_norm) or comes before.
-      representation: width of a dense layer with tanh in the head, 0 for none.
+      width, depth, heads, mlp: sizes of the transformer; `mlp` is the width of the hidden layer in
+        a block.
+      class_token: whether there is a class token.
+      class_position: whether a position is added to the first of the class token and registers;
+        if not, only the patches have positions, as in big_vision.
+      registers: number of additional tokens that the output does not use (Darcet et al. 2023,
+        arXiv:2309.16588).
+      pool: input of the head: 'token' is the class token, 'mean' the mean of the patches, 'both'
+        concatenates the two, as in DINOv2.
+      norm_after_pool: whether the last norm follows the pooling (timm's fc_norm) or precedes it.
+      representation: width of a dense layer with tanh in the head; 0 omits the layer.
       gelu: 'erf' is exact, 'tanh' approximate.
       norm_eps: added to the variance in layer normalisation.
-      layer_scale: what factors on each layer's result start at, 0 for none (Touvron et al. 2021,
-        arXiv:2103.17239).
-      dropout: share of embeddings and hidden activations that is zeroed in training.
-      drop_path: share of the rows that skip the last block in training; it grows linearly up to
-        that from the first, which none skips.
-      position: 'learned', or 'sincos2d', sines and cosines of rows and columns that are no
-        parameters (Chen et al. 2021, arXiv:2104.02057; Beyer et al. 2022, arXiv:2205.01580).
-      remat: what is computed anew in the backward pass instead of being kept: 'none', 'dots' (all
-        but products of matrices) or 'full' (all but what goes into each block).
+      layer_scale: initial value of the factors on each layer's output; 0 omits the factors (Touvron
+        et al. 2021, arXiv:2103.17239).
+      dropout: fraction of embeddings and hidden activations that is zeroed in training.
+      drop_path: fraction of the rows that skip the last block in training; it grows linearly from 0
+        in the first block.
+      position: 'learned', or 'sincos2d': constant sines and cosines of rows and columns (Chen
+        et al. 2021, arXiv:2104.02057; Beyer et al. 2022, arXiv:2205.01580).
+      remat: what is recomputed in the backward pass instead of saved: 'none', 'dots' (everything
+        except matrix products) or 'full' (everything except the input of each block).
       scan: whether a loop runs the blocks, which compiles faster and may run slower.
     """
 
@@ -136,7 +138,7 @@ class _Backbone(nn.Module):
         x = run_blocks(
             self, blocks, x, lambda block, x, rate: block(x, rate, train=train), self.stack, rates
         )
-        # Two passes, as PyTorch: the variance in one loses digits where the mean is large.
+        # Two passes, as in PyTorch: a one-pass variance loses digits if the mean is large.
         norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm')
         return norm(self._pooled(x)) if self.norm_after_pool else self._pooled(norm(x))
 
@@ -148,7 +150,7 @@ class _Backbone(nn.Module):
             raise ValueError(
                 f'they cannot be cut into patches of {self.patch[0]}x{self.patch[1]} pixels'
             )
-        # Seen as the dense layer that it is: one row per number of a patch.
+        # The initial scale is that of a dense layer over the numbers of a patch.
         init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
         x = nn.Conv(
             self.width, self.patch, self.patch, 'VALID', kernel_init=init, name='patch'
@@ -168,8 +170,8 @@ class _Backbone(nn.Module):
             return x
         tokens = jnp.concatenate(front)
         if self.class_position:
-            own = self.param('class_position', small, (1, self.width))
-            tokens = tokens.at[:1].add(own)
+            position = self.param('class_position', small, (1, self.width))
+            tokens = tokens.at[:1].add(position)
         return jnp.concatenate([jnp.broadcast_to(tokens, (batch, *tokens.shape)), x], 1)
 
     def _pooled(self, x: jax.Array) -> jax.Array:
@@ -218,7 +220,7 @@ class _Head(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.representation:
             x = jnp.tanh(nn.Dense(self.representation, name='representation')(x))
-        # All classes are alike likely at first, as in the paper.
+        # All classes are equally likely at first, as in the paper.
         return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros, name='logits')(x)
 
 
@@ -227,14 +229,14 @@ def sincos2d(rows: int, columns: int, width: int) -> np.ndarray:
     frequencies from 1 to 1/10,000.
 
     Raises:
-      ValueError: a width that 4 does not divide.
+      ValueError: the width is not a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"position='sincos2d' needs a width that 4 divides, not {width}")
+        raise ValueError(f"position='sincos2d' needs a width that is a multiple of 4, not {width}")
     frequencies = 10000.0 ** (-np.arange(width // 4) / max(width // 4 - 1, 1))
     row, column = (
-        place[..., None] * frequencies
-        for place in np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij')
+        index[..., None] * frequencies
+        for index in np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij')
     )
     waves = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
     return np.concatenate(waves, -1).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Schedules and optax transforms: one per distinct setting of the rules, joined by labels.
+"""Optimizers: one optax transformation for each distinct setting of the rules, joined by labels.
 
-Every setting is a rule list over parameter paths. Parameters with the same schedule, learning-rate
-factor and weight decay share one optax optimizer; `optax.partition` joins them. Only trainable
-parameters ever reach this module, so frozen ones hold no state and take part in no norm.
+Each setting is a rule list over parameter paths. Parameters with the same schedule, learning-rate
+factor and weight decay share one optax optimizer; `optax.partition` joins these. The optimizer is
+given only trainable parameters, so frozen ones have no optimizer state and no effect on norms.
 """
 
 import inspect
@@ -27,11 +27,11 @@ from jaxtrain.params import partition
 def keras_adam(
     learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
 ) -> optax.GradientTransformation:
-    """Adam as Keras and TensorFlow define it: eps is added before the bias is corrected.
+    """Adam as in Keras and TensorFlow: eps is added before the bias correction.
 
-    It is the form that Kingma & Ba (2014, arXiv:1412.6980) give at the end of section 2. Written as
-    optax and PyTorch have Adam, with the bias corrected first, it is an eps that shrinks from step
-    to step: at the first it is 32 times the given one, which small gradients feel.
+    Kingma & Ba (2014, arXiv:1412.6980) give this form at the end of section 2. In terms of optax's
+    and PyTorch's Adam, which correct the bias first, eps decreases from step to step: it starts at
+    32 times the given value, which matters for small gradients.
     """
 
     def corrected(count: jax.Array) -> jax.Array:
@@ -54,15 +54,16 @@ def muon(
     """optax's Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the kernels of hidden
     layers, and its Adam for everything else: embeddings, positions, patches, norms, biases, heads.
 
-    Its rate is that of both; `config.optim.lr_mult` tells them apart where they should differ.
+    Both use the same learning rate; use `config.optim.lr_mult` to make them differ.
 
     Args:
-      learning_rate: of both.
-      weight_decay: decoupled, of both.
-      beta, ns_steps, nesterov: momentum, steps of Newton-Schulz, and whether momentum looks ahead.
-      consistent_rms: 0.2 makes updates as large as Adam's, so that its rates and decay fit (Liu et
-        al. 2025, arXiv:2502.16982); 0 scales by the kernel's shape, as Jordan does.
-      adam_b1, adam_b2: of Adam's moments.
+      learning_rate: learning rate of both parts.
+      weight_decay: decoupled weight decay of both parts.
+      beta, ns_steps, nesterov: momentum, Newton-Schulz steps, and whether to use Nesterov momentum.
+      consistent_rms: 0.2 makes updates as large as Adam's, so that learning rates and weight decay
+        for Adam can be used (Liu et al. 2025, arXiv:2502.16982); 0 scales by the kernel's shape, as
+        Jordan does.
+      adam_b1, adam_b2: decay rates of Adam's moments.
     """
     return optax.contrib.muon(
         learning_rate,
@@ -79,43 +80,43 @@ def muon(
 
 
 def _matrices(params: Any) -> Any:
-    """Which axes of each kernel are summed over, and which it makes; None where Adam is used."""
+    """The input and output axes of each kernel; None for parameters that Adam updates."""
 
     def axes(keys: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         path = '/'.join(key.key for key in keys)
         if leaf.ndim < 2 or not re.fullmatch(HIDDEN_KERNELS, path):
             return None
-        summed = leaf.ndim - 1  # of a dense layer 1, of a convolution 3
+        inputs = leaf.ndim - 1  # 1 for a dense layer, 3 for a convolution
         if re.fullmatch('.*/(query|key|value)/kernel', path):
-            summed = 1  # then heads and their size
-        every = tuple(range(leaf.ndim))
-        return optax.contrib.MuonDimensionNumbers(every[:summed], every[summed:])
+            inputs = 1  # the output axes are heads and head size
+        dims = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(dims[:inputs], dims[inputs:])
 
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
 HIDDEN_KERNELS = r'backbone/(?!patch/).*/kernel'
 
-# The public optimizers of optax, functions of a learning rate that return a transformation, and the
-# two above.
+# The public optimizers of optax (functions whose first argument is a learning rate), and the two
+# above.
 OPTIMIZERS = {
     name: getattr(optax, name)
     for name in dir(optax)
     if inspect.isfunction(getattr(optax, name))
     and next(iter(inspect.signature(getattr(optax, name)).parameters), '') == 'learning_rate'
 } | {'keras_adam': keras_adam, 'muon': muon}
-# Arguments that config.optim has keys for, or that the rules replace.
-OWN_KEYS = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
+# Arguments that are set by other keys of config.optim, or that the rules replace.
+RESERVED = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optax transformation and what it does to each trainable parameter.
+    """An optax transformation and its settings for each trainable parameter.
 
     Attributes:
-      tx: the transformation, over the nested trainable parameters.
+      tx: the transformation of the nested trainable parameters.
       learning_rate: float32 [steps], the largest learning rate of any parameter, for the log.
-      lr_mult, decay: parameter path -> factor, weight decay.
+      lr_mult, decay: parameter path -> learning-rate factor, weight decay.
     """
 
     tx: optax.GradientTransformation
@@ -129,22 +130,22 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
 
     Args:
       cfg: `config.optim`.
-      paths: all parameter paths; rules are held against these, so that freezing a group does not
-        turn a rule about it into an error.
-      trainable: the paths that are trained.
-      run: over which schedules fall.
+      paths: all parameter paths; rules are checked against these, so that a rule about a frozen
+        group is not an error.
+      trainable: paths of the trained parameters.
+      run: the length of the run, which schedules depend on.
 
     Raises:
-      UserError: unknown optimizer, schedule or argument, or a rule at fault.
+      UserError: unknown optimizer, schedule or argument, or an invalid rule.
     """
-    kept, number = set(trainable), (int, float)
+    selected, number = set(trainable), (int, float)
 
     def by_rule(name: str, kind) -> dict[str, Any]:
         where = f'config.optim.{name}'
         every = rules.assign(rules.parse(getattr(cfg, name), where, kind), paths, where)
         if kind is number:
             every = {path: float(not_negative(where, value)) for path, value in every.items()}
-        return {path: value for path, value in every.items() if path in kept}
+        return {path: value for path, value in every.items() if path in selected}
 
     lr_mult, schedule = by_rule('lr_mult', number), by_rule('schedule', str)
     clip = by_rule('clip_norm', number)
@@ -165,7 +166,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
         tx = optax.chain(_clip_by_rule(clip), tx)
 
     steps, pairs = run.steps, {(s, m) for s, m, _ in setting.values()}
-    # On the host ahead of time: asked for later, it would queue behind the steps on the device.
+    # Computed in advance: later, the computation would queue behind the steps on the device.
     rates = [m * np.broadcast_to(jax.vmap(curves[s])(np.arange(steps)), steps) for s, m in pairs]
     return Optimizer(
         tx=tx,
@@ -176,17 +177,17 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
 
 
 def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    """One optax optimizer; weight decay goes in by its own argument, as L2 for sgd, and for
-    adafactor as AdamW has it.
+    """One optax optimizer. Weight decay is its argument of that name; for sgd it is an L2 penalty,
+    and for adafactor it is decoupled and scaled by the learning rate, as in AdamW.
     """
     make = OPTIMIZERS[cfg.choose('name', OPTIMIZERS)]
     known = inspect.signature(make).parameters
     args = dict(cfg.args.items())
     for name in args:
-        if name not in known or name in OWN_KEYS:
+        if name not in known or name in RESERVED:
             raise UserError(
-                f'config.optim.args.{name}: {cfg.name} takes no such argument'
-                f'{rules.nearest(name, known)}, or it has a key of its own in config.optim'
+                f'config.optim.args.{name}: {cfg.name} has no such argument'
+                f'{rules.nearest(name, known)}, or config.optim has a separate key for it'
             )
     if 'weight_decay' in known:
         return make(learning_rate, weight_decay=decay, **args)
@@ -195,7 +196,7 @@ def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTr
     if cfg.name == 'sgd':
         return optax.chain(optax.add_decayed_weights(decay), make(learning_rate, **args))
     if cfg.name == 'adafactor':
-        # Its own argument takes a share of the parameter whatever the learning rate.
+        # Adafactor's own weight decay does not depend on the learning rate.
         decayed = optax.add_decayed_weights(lambda step: -decay * learning_rate(step))
         return optax.chain(make(learning_rate, **args), decayed)
     raise UserError(
@@ -205,12 +206,12 @@ def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTr
 
 
 def _label(schedule: str, lr_mult: float, decay: float) -> str:
-    # Written in full: rounded, two settings that differ by little would become one.
+    # Not rounded, because settings that differ only slightly need different labels.
     return f'{schedule} lr*{lr_mult} decay {decay}'
 
 
 def _clip_by_rule(clip: Mapping[str, float]) -> optax.GradientTransformation:
-    """Clips by the global norm of the parameters that share a limit."""
+    """Clips gradients by their global norm over the parameters that share a limit."""
     limits = {
         f'clip {limit}': optax.clip_by_global_norm(limit) if limit else optax.identity()
         for limit in set(clip.values())

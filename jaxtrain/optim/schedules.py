@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a warm-up, then one curve to the last step."""
+"""Learning-rate schedules: linear warm-up, then one curve to the last step."""
 
 import jax.numpy as jnp
 import optax
@@ -13,13 +13,13 @@ SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt', 'wsd')
 def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
     """The learning rate at a step: linear warm-up, then one of `SCHEDULES` to the last step.
 
-    Sources: rsqrt from Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with a cool-down as Zhai
-    et al. 2021, arXiv:2106.04560, have it in section 3.5; wsd from Hu et al. 2024,
+    Sources: rsqrt from Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with the cool-down of
+    Zhai et al. 2021, arXiv:2106.04560, section 3.5; wsd from Hu et al. 2024,
     arXiv:2404.06395, section 4.
 
     Raises:
-      UserError: an unknown name, a warm-up and cool-down as long as the run, or none where there
-        must be one.
+      UserError: unknown schedule, a warm-up and cool-down as long as the run, or a missing warm-up
+        or cool-down that the schedule needs.
     """
     if name not in SCHEDULES:
         raise UserError(
@@ -47,14 +47,14 @@ def make_schedule(cfg, name: str, run: Run) -> optax.Schedule:
 
 
 def _lengths(cfg, name: str, run: Run) -> tuple[int, int]:
-    """Steps of warm-up and of cool-down, which only some schedules have."""
+    """The steps of warm-up and cool-down; only some schedules have a cool-down."""
     warmup, cooldown = steps_of(cfg.warmup, 'config.optim.warmup', run), 0
     if name in ('rsqrt', 'wsd'):
         cooldown = steps_of(cfg.cooldown, 'config.optim.cooldown', run)
     if warmup + cooldown >= run.steps:
-        said = f' and config.optim.cooldown={cfg.cooldown!r}' if cooldown else ''
+        also = f' and config.optim.cooldown={cfg.cooldown!r}' if cooldown else ''
         raise UserError(
-            f'config.optim.warmup={cfg.warmup!r}{said} must be less than the {run.steps} steps of '
+            f'config.optim.warmup={cfg.warmup!r}{also} must be less than the {run.steps} steps of '
             'the run; shorten it'
         )
     if name == 'rsqrt' and not warmup:
@@ -71,6 +71,7 @@ def _lengths(cfg, name: str, run: Run) -> tuple[int, int]:
 
 
 def not_negative(where: str, value: float) -> float:
+    """The value; a UserError that names its key if it is negative or NaN."""
     if not value >= 0:
         raise UserError(f'{where}={value} is negative; it must be 0 or more')
     return value

@@ -1,1 +1,1 @@
-"""Devices: meshes, compiling for them, replicas."""
+"""Meshes of devices, layouts on them, compilation for them, and replicas."""

@@ -15,9 +15,9 @@ from jaxtrain.parallel.mesh import BATCH_AXES, PMAP_AXIS, replicated
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that a second start compiles nothing.
+    """Caches compiled programs on disk, so that a restart compiles nothing.
 
-    They lie in $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/jaxtrain/xla.
+    The directory is $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/jaxtrain/xla.
     """
     default = Path.home() / '.cache' / 'jaxtrain' / 'xla'
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default))
@@ -32,8 +32,8 @@ class Compiled:
 
     Attributes:
       call: the executable.
-      flops: floating point operations of one call over all devices: of its products of matrices
-        and convolutions, as its jaxpr has them (flops.py).
+      flops: floating-point operations of one call over all devices: those of the matrix products
+        and convolutions in its jaxpr (costs/flops.py).
     """
 
     call: Callable[..., Any]
@@ -42,11 +42,11 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Traced:
-    """A step on its way to the compiler.
+    """A traced step.
 
     Attributes:
-      jaxpr: what it computes, over all devices.
-      lower: () -> the same as StableHLO, ready to be compiled.
+      jaxpr: the computation over all devices.
+      lower: () -> the computation as StableHLO, ready to be compiled.
     """
 
     jaxpr: Any
@@ -54,14 +54,14 @@ class Traced:
 
 
 def trace_step(step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit') -> Traced:
-    """Traces a train step, which is given its state's buffers.
+    """Traces a train step, which donates the buffers of its state.
 
     Args:
-      step: `(state, batch) -> (state, metrics)`: the state stays where it lies, metrics are
+      step: `(state, batch) -> (state, metrics)`: the state keeps its sharding, metrics are
         replicated.
-      state, batch: abstract values with their shardings.
+      state, batch: abstract values with shardings.
       mesh: the devices.
-      parallel: 'jit', or 'pmap' for a step that is made for it (replicas.py).
+      parallel: 'jit', or 'pmap' for a step that was made for it (replicas.py).
     """
     if parallel == 'pmap':
         axis = _batch_axis(batch)
@@ -81,7 +81,7 @@ def trace_step(step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str
 def compile_train_step(
     step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit'
 ) -> Compiled:
-    """Compiles a train step ahead of its first call; arguments as of `trace_step`."""
+    """Compiles a train step ahead of its first call; the arguments are those of `trace_step`."""
     traced = trace_step(step, state, batch, mesh, parallel)
     compiled, operations = traced.lower().compile(), flops.of_jaxpr(traced.jaxpr).matmul
     if parallel == 'jit':
@@ -92,21 +92,21 @@ def compile_train_step(
 
 
 def compile_step(step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
-    """Compiles a step that only reads the state; what it returns is replicated."""
+    """Compiles a step that only reads the state; its result is replicated."""
     return jax.jit(step, out_shardings=replicated(mesh)).lower(state, batch).compile()
 
 
 def _batch_axis(batch: Any) -> int:
-    """Where the examples are: behind the axis of several steps, if there is one."""
+    """The axis of examples: 1 if there is a leading step axis, else 0."""
     return len(jax.tree.leaves(batch)[0].sharding.spec) - 1
 
 
 def _by_device(batch: Any, mesh: Mesh, axis: int) -> Any:
-    """The axis of examples in two, of devices and of each device's examples, as pmap takes it."""
+    """Splits the axis of examples into devices and examples per device, as pmap expects."""
     spec = PartitionSpec(*[None] * axis, BATCH_AXES)
 
-    def cut(x: jax.Array) -> jax.Array:
+    def split(x: jax.Array) -> jax.Array:
         parts = x.reshape(*x.shape[:axis], mesh.size, -1, *x.shape[axis + 1 :])
         return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(split, batch)

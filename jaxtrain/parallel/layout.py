@@ -1,4 +1,4 @@
-"""How a run lies on its devices: the mesh, how parameters are cut over it, and what compiles."""
+"""The layout of a run on its devices: mesh, sharding of parameters, and jit or pmap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ PARALLEL = ('jit', 'pmap')
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a run's state and batches lie.
+    """How state and batches are distributed over devices.
 
     Attributes:
       mesh: the devices.
-      parallel: what compiles the train step, 'jit' or 'pmap'.
-      replicas: what the train step does about the devices.
-      specs: parameter path -> how it is cut over the mesh.
+      parallel: the transformation that compiles the train step, 'jit' or 'pmap'.
+      replicas: operations across devices within the train step.
+      specs: parameter path -> its sharding.
     """
 
     mesh: Mesh
@@ -36,24 +36,25 @@ def make_layout(cfg, mesh: Mesh, params: Any, tensor: Sequence[tuple[str, int]])
 
     Args:
       cfg: the config.
-      mesh: that of `config.mesh`.
+      mesh: the mesh of `config.mesh`.
       params: the model's nested parameters.
-      tensor: the model's dimensions that are cut over `tensor`, see `make_specs`.
+      tensor: the model's dimensions that are sharded over `tensor`, see `make_specs`.
 
     Raises:
-      UserError: a sharding rule at fault, or devices that pmap cannot share a batch over.
+      UserError: an invalid sharding rule, or a mesh or number of processes that pmap does not
+        support.
     """
     specs = make_specs(cfg.mesh.rules, mesh, params, tensor)
     parallel = cfg.choose('parallel', PARALLEL)
     if parallel == 'pmap' and jax.process_count() > 1:
-        # It cannot be compiled ahead of its first call there.
+        # With several processes, pmap cannot be compiled before its first call.
         raise UserError(
-            "config.parallel='pmap' is for the devices of one process, and there are "
+            "config.parallel='pmap' supports a single process, but there are "
             f"{jax.process_count()}; set it to 'jit'"
         )
     if parallel == 'pmap' and mesh.shape['data'] != mesh.size:
         raise UserError(
-            "config.parallel='pmap' only shares batches; set config.mesh.fsdp and "
+            "config.parallel='pmap' only shards batches; set config.mesh.fsdp and "
             "config.mesh.tensor to 1, or config.parallel to 'jit'"
         )
     return Layout(mesh, parallel, make_replicas(mesh, parallel), specs)

@@ -1,13 +1,14 @@
-"""What a step does about the devices that it is shared out to.
+"""Operations across the devices that run one step.
 
-Under jit it sees the whole batch and there is nothing to do (`WHOLE`), but where parameters are cut
-over devices: there activations are held to their rows, lest the compiler cut them as it pleases
-and gather a batch instead of a layer.
+Under jit the step sees the whole batch and nothing has to be done (`WHOLE`), unless parameters are
+sharded over devices. Then activations are constrained to be sharded by rows, since the compiler
+could otherwise shard them differently and gather a batch instead of a layer.
 
-Under pmap it sees one device's rows. So that it computes the same numbers all the same, what
-depends on the whole batch is done to the whole batch: augmentation, whose random numbers go by
-position in it (and which mixes images), on the gathered uint8 images; the masks of dropout; sums
-over examples. BatchNorm has an axis of its own for that (`models`).
+Under pmap the step sees the rows of one device. To compute the same numbers, it applies to the
+whole batch whatever depends on the whole batch: it augments the gathered uint8 images (augmentation
+mixes images, and its random numbers depend on the position in the batch), draws dropout masks for
+all rows, and sums over all devices. BatchNorm averages over devices itself (the field `axis` of
+models).
 """
 
 import contextlib
@@ -28,30 +29,30 @@ from jaxtrain.parallel.mesh import BATCH_AXES, PMAP_AXIS, batch_shares
 class Replicas:
     """Attributes:
     axis: the axis that pmap maps over; '' under jit.
-    mesh: the devices, where parameters are cut over some of them.
+    mesh: the devices, if parameters are sharded over some of them; else None.
     """
 
     axis: str = ''
     mesh: Mesh | None = None
 
     def gather(self, batch: Any) -> Any:
-        """Arrays of this device's rows -> of all rows."""
+        """Arrays of this device's rows -> arrays of all rows."""
         if not self.axis:
             return batch
         return jax.tree.map(lambda x: lax.all_gather(x, self.axis, tiled=True), batch)
 
-    def own(self, batch: Any) -> Any:
-        """Arrays of all rows -> of this device's."""
+    def local_rows(self, batch: Any) -> Any:
+        """Arrays of all rows -> arrays of this device's rows."""
         if not self.axis:
             return batch
         return jax.tree.map(self._rows, batch)
 
     def sum(self, tree: Any) -> Any:
-        """The sum over devices of what each computed of its rows."""
+        """The sum over devices."""
         return lax.psum(tree, self.axis) if self.axis else tree
 
     def layers(self, rows: int) -> contextlib.AbstractContextManager:
-        """Context for `model.apply` to a batch of so many rows (under pmap, of this device's)."""
+        """Context for `model.apply` to a batch of `rows` rows (under pmap, of this device)."""
         if self.axis:
             return nn.intercept_methods(self._dropout_of_whole_batch)
         mesh = self.mesh
@@ -70,7 +71,7 @@ class Replicas:
         return nn.intercept_methods(intercept)
 
     def _dropout_of_whole_batch(self, call, args, kwargs, context):
-        """A row is dropped from as in a batch of all rows."""
+        """Applies the masks that the same rows have in the whole batch."""
         drops = isinstance(context.module, DROPOUTS)
         if not drops or context.method_name != '__call__':
             return call(*args, **kwargs)
@@ -87,7 +88,7 @@ WHOLE = Replicas()
 
 
 def make_replicas(mesh: Mesh, parallel: str) -> Replicas:
-    """For a step on this mesh, compiled by 'jit' or 'pmap'."""
+    """The operations for a step on this mesh that 'jit' or 'pmap' compiles."""
     if parallel == 'pmap':
         return Replicas(axis=PMAP_AXIS)
     return WHOLE if mesh.shape['data'] == mesh.size else Replicas(mesh=mesh)

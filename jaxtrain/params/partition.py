@@ -1,7 +1,7 @@
-"""Parameters -> (trainable, frozen) and back; the groups.
+"""Groups of parameters, and the split into trainable and frozen parameters.
 
-Trees of parameters are nested dicts; a *path* is the keys of a leaf joined with '/', for instance
-`backbone/conv_0/kernel`. A partition is made once from `config.groups` and is plain data.
+Trees of parameters are nested dicts; a *path* consists of the keys of a leaf joined with '/', for
+example `backbone/conv_0/kernel`. A partition is made once from `config.groups` and is plain data.
 """
 
 import math
@@ -36,8 +36,8 @@ class Partition:
     """Which parameters are trained.
 
     Attributes:
-      groups: parameter path -> name of its group.
-      frozen_norms: paths of the modules (BatchNorm) that keep their running statistics.
+      groups: parameter path -> group name.
+      frozen_norms: paths of BatchNorm modules whose running statistics are not updated.
     """
 
     groups: Mapping[str, str]
@@ -48,17 +48,17 @@ class Partition:
         return [path for path, group in self.groups.items() if group != FROZEN]
 
     def split(self, params: Tree) -> tuple[dict, dict]:
-        """Nested parameters -> (trainable, frozen), both nested, neither with the other's."""
+        """Nested parameters -> (trainable, frozen), both nested."""
         flat = flatten(params)
         trainable = {p: leaf for p, leaf in flat.items() if self.groups[p] != FROZEN}
         frozen = {p: leaf for p, leaf in flat.items() if self.groups[p] == FROZEN}
         return unflatten(trainable), unflatten(frozen)
 
     def freeze_norms(self):
-        """Context in which the BatchNorm layers of frozen groups use and keep their statistics.
+        """Context in which frozen BatchNorm layers use, and do not update, their statistics.
 
-        Models stay unaware of freezing: the layer's call is intercepted where it happens. They must
-        give `use_running_average` in the call, not to the layer's constructor.
+        The calls of the layers are intercepted, so that models do not depend on freezing. Models
+        must pass `use_running_average` to the call, not to the constructor of the layer.
         """
 
         def intercept(call, args, kwargs, context):
@@ -84,7 +84,8 @@ def make_partition(cfg, params: Tree, model_state: Tree) -> Partition:
       model_state: nested non-trained variables by collection, such as `batch_stats`.
 
     Raises:
-      UserError: a rule that matches nothing, an uncovered parameter, or nothing left to train.
+      UserError: a rule matches no parameter, a parameter matches no rule, or all parameters are
+        frozen.
     """
     rule_list = rules.parse(cfg.groups, 'config.groups', str)
     groups = rules.assign(rule_list, flatten(params), 'config.groups')
@@ -102,16 +103,16 @@ def make_partition(cfg, params: Tree, model_state: Tree) -> Partition:
 
 
 def _module_is_frozen(module: str, groups: Mapping[str, str], rule_list: rules.Rules) -> bool:
-    """A norm follows its own scale and bias; one that has neither follows the rules by its path."""
-    own = [group for path, group in groups.items() if path.rsplit('/', 1)[0] == module]
-    if not own:
+    """A norm is frozen if all its parameters are; if it has none, the rules for its path apply."""
+    selected = [group for path, group in groups.items() if path.rsplit('/', 1)[0] == module]
+    if not selected:
         number = rules.winner(rule_list, f'{module}/mean')
-        own = [] if number is None else [rule_list[number][1]]
-    return bool(own) and all(group == FROZEN for group in own)
+        selected = [] if number is None else [rule_list[number][1]]
+    return bool(selected) and all(group == FROZEN for group in selected)
 
 
 def by_path(params: Any, model_state: Any) -> dict[str, Any]:
-    """Path -> leaf; a statistic's path leaves out its collection (`batch_stats`)."""
+    """Path -> leaf; the path of a statistic omits its collection (`batch_stats`)."""
     state = {without_collection(key): leaf for key, leaf in flatten(model_state).items()}
     return {**flatten(params), **state}
 
@@ -123,12 +124,12 @@ def from_paths(leaves: Mapping[str, Any], params: Any, model_state: Any) -> tupl
 
 
 def without_collection(key: str) -> str:
-    """The path of a statistic from its key in model_state."""
+    """The path of a statistic, from its key in model_state."""
     return key.split('/', 1)[1]
 
 
 def array_text(shape: tuple[int, ...], dtype: Any) -> str:
-    """An array in a plan: '3x3x64x128 float32'."""
+    """Shape and dtype as text, such as '3x3x64x128 float32'."""
     return f'{"x".join(map(str, shape)) or "scalar"} {dtype}'
 
 

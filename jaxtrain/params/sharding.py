@@ -1,8 +1,9 @@
-"""How parameters lie on the mesh: rules -> an axis for each dimension; optimizer state follows.
+"""Sharding of parameters: rules -> a mesh axis for each dimension; optimizer state follows.
 
-Over `fsdp` parameters are cut up to save memory, and gathered where a layer needs them (Rajbhandari
-et al. 2019, arXiv:1910.02054, stage 3). Over `tensor` a layer's work is cut: heads and hidden units
-(Shoeybi et al. 2019, arXiv:1909.08053), so that two layers in a row take one sum over devices.
+Parameters are sharded over `fsdp` to save memory, and gathered when a layer needs them (Rajbhandari
+et al. 2019, arXiv:1910.02054, stage 3). The work of a layer is sharded over `tensor`, by heads and
+hidden units (Shoeybi et al. 2019, arXiv:1909.08053), so that a pair of layers needs one sum over
+devices.
 """
 
 import math
@@ -17,25 +18,25 @@ from jaxtrain.config import rules
 from jaxtrain.errors import UserError
 from jaxtrain.params.partition import flatten
 
-AUTO, REPLICATED, UNCUT = 'auto', 'replicated', '-'
+AUTO, REPLICATED, UNSHARDED = 'auto', 'replicated', '-'
 PARAMETER_AXES = ('fsdp', 'tensor')
 
 
 def make_specs(
     rule_list: tuple, mesh: Mesh, params: Any, tensor: Sequence[tuple[str, int]]
 ) -> dict[str, PartitionSpec]:
-    """Parameter path -> how it is cut.
+    """Parameter path -> its sharding.
 
     Args:
       rule_list: `config.mesh.rules`.
       mesh: the devices.
       params: nested parameters (arrays or ShapeDtypeStructs).
-      tensor: (regex over the parameter path, its dimension that 'auto' cuts over `tensor`), as the
-        model declares them.
+      tensor: the model's pairs (regex over the parameter path, dimension that 'auto' shards over
+        `tensor`).
 
     Raises:
-      UserError: a rule that is none, that does not fit a parameter's shape, or that matches
-        nothing; an axis of several devices over which nothing is cut.
+      UserError: a malformed rule, a rule that does not fit a parameter's shape or matches no
+        parameter, or a mesh axis of several devices over which no parameter is sharded.
     """
     parsed = rules.parse(rule_list, 'config.mesh.rules', str)
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
@@ -49,19 +50,21 @@ def make_specs(
     for axis in PARAMETER_AXES:
         if mesh.shape[axis] > 1 and not any(axis in spec for spec in specs.values()):
             raise UserError(
-                f'config.mesh.{axis}={mesh.shape[axis]}: no parameter is cut over it; set it to 1, '
-                f'or name the dimensions to cut in config.mesh.rules'
+                f'config.mesh.{axis}={mesh.shape[axis]}: no parameter is sharded over it; set it '
+                f'to 1, or name the dimensions to shard in config.mesh.rules'
             )
     return specs
 
 
 def like_params(tree: Any, specs: Mapping[str, PartitionSpec], params: Any, mesh: Mesh) -> Any:
-    """Abstract leaves with their shardings: those of a parameter's shape under its path (an
-    optimizer's moments, a moving average) lie as the parameter does, all others are replicated.
+    """Adds shardings to abstract leaves.
+
+    A leaf whose path ends with a parameter's path and that has its shape (an optimizer's moment, a
+    moving average) is sharded like the parameter; all others are replicated.
 
     Args:
       tree: any pytree of ShapeDtypeStructs, such as a TrainState.
-      specs: as `make_specs` returns them.
+      specs: the result of `make_specs`.
       params: the nested parameters.
       mesh: the devices.
     """
@@ -77,12 +80,12 @@ def like_params(tree: Any, specs: Mapping[str, PartitionSpec], params: Any, mesh
 
 
 def to_text(spec: PartitionSpec) -> str:
-    """A spec for the parameter table, as one would write it in a rule."""
-    return ' '.join(axis or UNCUT for axis in spec) if any(spec) else REPLICATED
+    """A spec as text for the parameter table, in the syntax of the rules."""
+    return ' '.join(axis or UNSHARDED for axis in spec) if any(spec) else REPLICATED
 
 
 def nbytes_per_device(tree: Any) -> int:
-    """Bytes that a device holds of a tree of ShapeDtypeStructs with shardings."""
+    """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -90,21 +93,21 @@ def nbytes_per_device(tree: Any) -> int:
 
 
 def path_of(keys: tuple) -> str:
-    """The dict keys at the end of a key path, joined as parameter paths are: of an optimizer's
-    moments and of a moving average, the path of their parameter.
+    """The dict keys at the end of a key path, joined with '/': for moments of an optimizer and for
+    moving averages, the path of the parameter.
     """
-    own: list[str] = []
+    names: list[str] = []
     for key in reversed(keys):
         if not isinstance(key, jax.tree_util.DictKey):
             break
-        own.append(str(key.key))
-    return '/'.join(reversed(own))
+        names.append(str(key.key))
+    return '/'.join(reversed(names))
 
 
 def _spec(text: str, path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     if text == REPLICATED:
         return PartitionSpec()
-    axes = [None if word == UNCUT else word for word in text.split()]
+    axes = [None if word == UNSHARDED else word for word in text.split()]
     known = {*PARAMETER_AXES, None}
     if (
         len(axes) != len(shape)
@@ -113,13 +116,13 @@ def _spec(text: str, path: str, shape: tuple[int, ...], mesh: Mesh) -> Partition
     ):
         raise UserError(
             f'config.mesh.rules: {text!r} does not fit {path} of shape '
-            f'{"x".join(map(str, shape)) or "scalar"}; write one word per dimension, of '
-            f"'fsdp', 'tensor' (each once at most) and '-', or 'auto', or 'replicated'"
+            f'{"x".join(map(str, shape)) or "scalar"}; write one word per dimension, '
+            f"from 'fsdp', 'tensor' (each at most once) and '-', or 'auto', or 'replicated'"
         )
     for axis, size in zip(axes, shape, strict=True):
         if axis and size % mesh.shape[axis]:
             raise UserError(
-                f'config.mesh.rules: {text!r} cuts {size} of {path} over '
+                f'config.mesh.rules: {text!r} shards {size} of {path} over '
                 f"config.mesh.{axis}={mesh.shape[axis]}, which does not divide it; write '-' there"
             )
     return PartitionSpec(*axes)
@@ -128,15 +131,15 @@ def _spec(text: str, path: str, shape: tuple[int, ...], mesh: Mesh) -> Partition
 def _auto(
     path: str, shape: tuple[int, ...], mesh: Mesh, tensor: Sequence[tuple[str, int]]
 ) -> PartitionSpec:
-    """The layer's own dimension over `tensor`, and the longest other one over `fsdp`.
+    """Shards the declared dimension over `tensor`, and the longest other one over `fsdp`.
 
-    Biases and norms are small and stay whole: to gather them costs a message each.
+    Biases and norms are not sharded over `fsdp`: they are small, and each gather is a message.
     """
     axes: list[str | None] = [None] * len(shape)
-    cut = (d for pattern, d in tensor if re.fullmatch(pattern, path))
-    own = next(cut, None)
-    if own is not None and mesh.shape['tensor'] > 1 and shape[own] % mesh.shape['tensor'] == 0:
-        axes[own] = 'tensor'
+    matches = (d for pattern, d in tensor if re.fullmatch(pattern, path))
+    dim = next(matches, None)
+    if dim is not None and mesh.shape['tensor'] > 1 and shape[dim] % mesh.shape['tensor'] == 0:
+        axes[dim] = 'tensor'
     if mesh.shape['fsdp'] > 1 and len(shape) > 1 and not path.endswith('bias'):
         free = [d for d, size in enumerate(shape) if not axes[d] and size % mesh.shape['fsdp'] == 0]
         if free:

@@ -1,4 +1,4 @@
-"""The parameter table: a row for each parameter, with all that a config decides about it."""
+"""The parameter table: one row per parameter, with everything that a config decides about it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ COLUMNS = ('path', 'shape', 'dtype', 'group', 'lr_mult', 'decay', 'sharding', 'b
 
 
 class Row(NamedTuple):
-    """A parameter, with its values in the order of COLUMNS.
+    """One parameter; the fields are in the order of COLUMNS.
 
     Attributes:
       path, shape, dtype: as text, such as 'head/logits/kernel', '16x10' and 'float32'.
       group: name of its group.
-      lr_mult, decay: factor on the learning rate, and weight decay; 0 for a frozen one.
-      sharding: how it is cut over the devices.
-      bytes: its size.
-      origin: where its value comes from: 'init', 'load' or 'resume'.
+      lr_mult, decay: learning-rate factor and weight decay; 0 for a frozen parameter.
+      sharding: how it is sharded over the devices.
+      bytes: size in bytes.
+      origin: origin of its value: 'init', 'load' or 'resume'.
     """
 
     path: str
@@ -35,11 +35,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a config decides about parameters, each a mapping by path.
+    """What a config decides about parameters, as mappings by path.
 
     Attributes:
-      groups, sharding, origin: as of `Row`, of every parameter.
-      lr_mult, decay: of the trained parameters.
+      groups, sharding, origin: as in `Row`, for every parameter.
+      lr_mult, decay: as in `Row`, for the trained parameters.
     """
 
     groups: Mapping[str, str]
@@ -68,7 +68,7 @@ def table(params: Tree, settings: Settings) -> list[Row]:
 
 
 def short_text(rows: Sequence[Row]) -> str:
-    """The table in short, as aligned lines: one per module where it would be long."""
+    """The table as aligned lines: one per parameter, or one per module if there are many."""
     columns: tuple[str, ...] = ('path', 'shape', 'group', 'lr_mult', 'decay', 'from')
     lines: list[tuple] = [(r.path, r.shape, r.group, r.lr_mult, r.decay, r.origin) for r in rows]
     if len(lines) > terminal.SHORT:

@@ -1,8 +1,8 @@
-"""Exact evaluation: every example counted once, whatever the batch size or number of devices.
+"""Exact evaluation: every example counts once, for any batch size and number of devices.
 
-The evaluation step returns one row per example. The last batch is padded to the compiled size and
-the padding is cut off again; the rows are kept on the host in the data's order, where the task
-computes its metrics from them.
+The evaluation step returns one row per example. The last batch is padded to the compiled size, and
+the rows of the padding are dropped. Rows are collected on the host in the order of the data; the
+task computes its metrics from them.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from jaxtrain.data.sources.source import Source
 from jaxtrain.parallel.mesh import put_batch
 from jaxtrain.step.state import TrainState
 
-# Results on their way to the host: enough to keep the devices busy, few enough to bound memory.
+# Batches whose results are not yet on the host: this keeps devices busy and bounds memory.
 IN_FLIGHT = 4
 
 
@@ -29,18 +29,18 @@ def per_example(
     mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray] | None:
-    """The rows of every example of a source, arrays [examples, ...] by name, in the source's order.
+    """The rows of all examples of a source, in its order.
 
     Args:
       eval_step: a compiled `(state, batch) -> rows of the batch`, replicated.
-      state: what to evaluate.
+      state: the state to evaluate.
       source: the examples.
-      batch_size: examples in the global batch.
+      batch_size: number of examples in the global batch.
       mesh: the devices.
-      stopped: asked before each batch whether to give up.
+      stopped: called before each batch; True ends the evaluation.
 
     Returns:
-      The rows; None if it gave up.
+      Arrays [examples, ...] by name; None if the evaluation was stopped.
     """
     part = Slice(jax.process_index(), jax.process_count())
     pending: deque = deque()

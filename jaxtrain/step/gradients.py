@@ -1,4 +1,4 @@
-"""The gradients of a batch that is taken in parts, one after the other, to save memory."""
+"""Gradient accumulation: the gradients of a batch, computed in parts to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 Batch = dict[str, jax.Array]
-# (model inputs, the batch, float32 [batch] that is 0 for rows that count for nothing, or None)
+# (model inputs, batch, float32 [batch] that is 0 for padding rows, or None)
 MicroBatch = tuple[jax.Array, Batch, jax.Array | None]
 # (trainable parameters, model_state, part of a batch, key)
 #   -> (loss, (sums of metrics, model_state))
@@ -18,7 +18,7 @@ Gradients = Callable[[Any, Any, tuple[jax.Array, Batch], jax.Array], tuple[Any, 
 
 
 def gradients(loss: Loss, accumulate: int) -> Gradients:
-    """The function that differentiates the loss of a whole batch, taken in so many parts."""
+    """The function that differentiates the loss of a whole batch in `accumulate` parts."""
     gradient = jax.grad(loss, has_aux=True)
 
     def whole(trainable: Any, model_state: Any, batch: tuple[jax.Array, Batch], key: jax.Array):
@@ -29,9 +29,9 @@ def gradients(loss: Loss, accumulate: int) -> Gradients:
         def add(carry: tuple[Any, Any], part: tuple[MicroBatch, jax.Array]):
             total, model_state = carry
             micro, number = part
-            # Without it each part would drop the same units.
-            own_key = jax.random.fold_in(key, number)
-            grads, (sums, model_state) = gradient(trainable, model_state, micro, own_key)
+            # With the same key, each part would drop the same units.
+            part_key = jax.random.fold_in(key, number)
+            grads, (sums, model_state) = gradient(trainable, model_state, micro, part_key)
             return (jax.tree.map(jnp.add, total, grads), model_state), sums
 
         zero = jax.tree.map(jnp.zeros_like, trainable)
@@ -45,18 +45,18 @@ def gradients(loss: Loss, accumulate: int) -> Gradients:
 
 
 def _micro_batches(batch: tuple[jax.Array, Batch], count: int) -> MicroBatch:
-    """(inputs, batch, which rows count), each with an axis of parts in front.
+    """(inputs, batch, which rows count), each with a leading axis of parts.
 
-    Part `i` has rows `i`, `i + count`, ...: so each device keeps the rows that it has. Where they
-    do not come out even, rows that count for nothing fill up.
+    Part `i` has rows `i`, `i + count`, ..., so that each device keeps its rows. If `count` does not
+    divide the number of rows, padding rows are added that do not count.
     """
     rows = len(batch[0])
-    spare = -rows % count
+    padding = -rows % count
 
     def deal(x: jax.Array) -> jax.Array:
-        # The last row again, since a row of zeros may be something that no model has to take.
-        x = jnp.concatenate([x, jnp.repeat(x[-1:], spare, 0)]) if spare else x
+        # Repeat the last row, because a row of zeros may not be a valid input.
+        x = jnp.concatenate([x, jnp.repeat(x[-1:], padding, 0)]) if padding else x
         return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
-    counted = (jnp.arange(rows + spare) < rows).astype(jnp.float32)
+    counted = (jnp.arange(rows + padding) < rows).astype(jnp.float32)
     return (*jax.tree.map(deal, batch), counted.reshape(-1, count).swapaxes(0, 1))

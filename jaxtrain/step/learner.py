@@ -1,9 +1,9 @@
-"""A learner: the model, what it is to learn and which of its parameters; the steps made of them.
+"""A learner: model, task, trainable parameters and precision, and the steps that they define.
 
-This is the one place where a model is put together, whether it is trained, evaluated, or asked for
-the shapes of its parameters. The steps are pure functions. Only the trainable parameters are
-differentiated, so that frozen parameters cost no backward pass, hold no optimizer state and take no
-part in the gradient norm, whatever reads that norm.
+Models are created only here, whether they are trained, evaluated, or inspected for the shapes of
+their parameters. The steps are pure functions. The loss is differentiated with respect to the
+trainable parameters only, so that frozen parameters need no backward pass, have no optimizer state,
+and do not contribute to the gradient norm.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ ReadStep = Callable[[TrainState, Batch], dict[str, jax.Array]]
 
 
 class Variables(NamedTuple):
-    """The variables of a model: nested ShapeDtypeStructs."""
+    """The variables of a model, as nested ShapeDtypeStructs."""
 
     params: Any
     model_state: Any
@@ -41,14 +41,14 @@ class Variables(NamedTuple):
 
 @dataclass(frozen=True)
 class Learner:
-    """What a step is made of, except for the optimizer.
+    """Everything that defines a step, except for the optimizer.
 
     Attributes:
       model: a Linen module called as `model.apply(variables, inputs, train=...)`.
-      task: the loss, the values of each example, and metrics.
-      inputs: how a batch reaches the model.
+      task: the loss, the values per example, and the metrics.
+      inputs: functions that turn a batch into model inputs.
       part: which parameters are trained.
-      precision: what the model computes in.
+      precision: the dtypes that the model computes in.
       variables: the shapes and dtypes of the model's variables.
     """
 
@@ -63,19 +63,19 @@ class Learner:
         """The step `(state, batch) -> (state, metrics)`.
 
         Args:
-          update: what becomes of the gradients.
-          replicas: what to do about the devices that it is shared out to.
+          update: how gradients update the parameters.
+          replicas: operations across the devices that run the step.
 
         Returns:
-          A function of a TrainState and a batch, arrays by name as `Source.features` tells; its
-          metrics are float32 scalars: the task's own (means over the batch), `grad_norm` before
+          A function of a TrainState and a batch, whose arrays are those of `Source.features`. Its
+          metrics are float32 scalars: those of the task (means over the batch), `grad_norm` before
           clipping, and `param_norm` after the update, both over the trainable parameters.
         """
 
         def train_step(state: TrainState, batch: Batch):
             key = jax.random.fold_in(jax.random.key(state.seed), state.step)
             augment_key, dropout_key = jax.random.split(key)
-            whole = replicas.own(self.inputs.train(replicas.gather(batch), augment_key))
+            whole = replicas.local_rows(self.inputs.train(replicas.gather(batch), augment_key))
             trainable, frozen = self.part.split(state.params)
             gradient = gradients(self._loss(frozen, replicas), update.accumulate)
             grads, sums, model_state = gradient(trainable, state.model_state, whole, dropout_key)
@@ -105,11 +105,11 @@ class Learner:
     def predict_step(self) -> ReadStep:
         """The step `(state, batch) -> arrays [batch, ...] by name`, see `Prediction.arrays`."""
         outputs, prediction = self._outputs(WHOLE), self.task.prediction
-        assert prediction is not None  # such a task continues prompts instead
+        assert prediction is not None  # else `predict` continues prompts
         return lambda state, batch: prediction.arrays(outputs(state, batch))
 
     def _loss(self, frozen: Any, replicas: Replicas) -> Callable:
-        """The loss of a part of a batch, a function of the trainable parameters."""
+        """The loss of a part of a batch, as a function of the trainable parameters."""
 
         def loss(trainable: Any, model_state: Any, micro: MicroBatch, key: jax.Array):
             inputs, batch, counted = micro
@@ -133,7 +133,7 @@ class Learner:
         return loss
 
     def _outputs(self, replicas: Replicas) -> Callable[[TrainState, Batch], jax.Array]:
-        """`(state, batch) -> outputs` of the averaged parameters, where there are any."""
+        """`(state, batch) -> outputs`, computed with the averaged parameters if there are any."""
 
         def outputs(state: TrainState, batch: Batch) -> Any:
             inputs = self.precision.inputs(self.inputs.evaluate(batch))
@@ -147,15 +147,15 @@ class Learner:
 
 
 def make_learner(cfg, source: Source, parallel: str = 'jit') -> Learner:
-    """The learner that a config stands for.
+    """The learner that a config describes.
 
     Args:
-      cfg: the config with nothing left open.
-      source: examples as those that it learns from.
-      parallel: what compiles the train step, 'jit' or 'pmap'.
+      cfg: the resolved config.
+      source: a source with the features and classes of the training data.
+      parallel: the transformation that compiles the train step, 'jit' or 'pmap'.
 
     Raises:
-      UserError: a task, model, group or precision that is wrong, or that does not fit the data.
+      UserError: an invalid task, model, group or precision, or one that does not fit the data.
     """
     task, inputs = make_task(cfg, source), make_inputs(cfg.data, source)
     model = make_model(cfg.model, task.outputs(source))
@@ -170,22 +170,22 @@ def make_learner(cfg, source: Source, parallel: str = 'jit') -> Learner:
 
 
 def make_network(cfg, outputs: int, inputs: Feature) -> tuple[Family, Variables]:
-    """A model by itself, with nothing to learn, and its variables.
+    """A model without a task, and its variables.
 
     Args:
       cfg: `config.model`.
       outputs: width of its output.
-      inputs: what it is given of an example.
+      inputs: the input feature.
 
     Raises:
-      UserError: a model that is not known or wrong, or that cannot take such examples.
+      UserError: an unknown or invalid model, or one that cannot read such examples.
     """
     model = make_model(cfg, outputs)
     return model, Variables(*abstract_variables(model, inputs))
 
 
 def several_steps(train_step: TrainStep) -> TrainStep:
-    """The same step over batches [steps, batch, ...], in a loop on the device.
+    """A train step that loops over batches [steps, batch, ...] on the device.
 
     Its metrics are float32 [steps].
     """
@@ -195,7 +195,7 @@ def several_steps(train_step: TrainStep) -> TrainStep:
 def _average(state: TrainState, trainable: Any, decay: float) -> Any:
     if not decay:
         return state.ema
-    # Without the second term the average would remember the initial parameters for 1/(1-decay)
-    # steps; with it, it is the plain mean of the steps so far until that window is full.
+    # Without the second term, the initial parameters would dominate for 1/(1-decay) steps. With it,
+    # the average is the plain mean of all steps so far until then.
     weight = jnp.maximum(1.0 - decay, 1.0 / (state.step + 1.0))
     return optax.incremental_update(trainable, state.ema, weight)

@@ -1,9 +1,9 @@
-"""Precision policies: what a model computes in, while parameters stay float32.
+"""Precision policies: the dtype that a model computes in, while parameters stay float32.
 
-Models say nothing of dtypes: a Linen layer computes in that of its parameters and inputs. So a
-policy casts those, but for the parameters of norms, and casts what norms return back: their
-statistics, scale and bias are float32 throughout. Attention takes its softmax in float32, and tasks
-their losses.
+Models do not specify dtypes: a Linen layer computes in the dtype of its parameters and inputs. A
+policy casts these, except for the parameters of norms, and casts the results of norms: statistics,
+scale and bias of norms are always float32. Attention computes softmax in float32, and tasks compute
+their losses in float32.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Precision:
     norms: frozenset[str] = frozenset()
 
     def params(self, params: Any) -> Any:
-        """The nested parameters as the model is given them."""
+        """The nested parameters, cast for the model."""
         if self.compute is None:
             return params
         flat = flatten(params)
@@ -42,7 +42,7 @@ class Precision:
         )
 
     def inputs(self, inputs: jax.Array) -> jax.Array:
-        """Model inputs; tokens stay integers."""
+        """The model inputs, cast for the model; tokens stay integers."""
         return inputs if self.compute is None else self._cast(inputs)
 
     def norms_in_float32(self) -> contextlib.AbstractContextManager:
@@ -69,20 +69,20 @@ def make_precision(cfg, model: nn.Module, inputs: jax.ShapeDtypeStruct) -> Preci
 
     Args:
       cfg: the config.
-      model: whose norms are looked up, by tracing it.
-      inputs: what it is given, with a batch of 1.
+      model: the model; it is traced to find its norms.
+      inputs: its inputs, with a batch of 1.
 
     Raises:
-      UserError: an unknown policy.
+      UserError: unknown policy.
     """
     compute = POLICIES[cfg.choose('precision', POLICIES)]
     if compute is None:
         return FLOAT32
-    found = set()
+    norms = set()
 
     def note(call, args, kwargs, context):
         if isinstance(context.module, NORMS):
-            found.add('/'.join(context.module.path))
+            norms.add('/'.join(context.module.path))
         return call(*args, **kwargs)
 
     def trace():
@@ -91,4 +91,4 @@ def make_precision(cfg, model: nn.Module, inputs: jax.ShapeDtypeStruct) -> Preci
             return model.init(jax.random.key(0), zeros, train=False)
 
     jax.eval_shape(trace)
-    return Precision(compute, frozenset(found))
+    return Precision(compute, frozenset(norms))

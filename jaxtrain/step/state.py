@@ -1,4 +1,4 @@
-"""TrainState: all that a run carries from step to step, and how it begins."""
+"""TrainState, which a run carries from step to step, and its initialisation."""
 
 import functools
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
       step: int32 scalar, optimizer steps taken.
-      seed: uint32 scalar. Random numbers are `fold_in(seed, step)`. It is data and not a constant
-        of the program, so that one compiled program serves every seed.
-      params: nested dict of all parameters, frozen ones included.
+      seed: uint32 scalar. Random numbers are `fold_in(seed, step)`. It is an argument and not
+        a constant of the program, so that one compiled program serves every seed.
+      params: nested dict of all parameters, including frozen ones.
       model_state: nested dict of non-trained variables by collection (BatchNorm statistics).
-      opt_state: optax state of the trainable parameters alone.
+      opt_state: optax state of the trainable parameters.
       ema: moving average of the trainable parameters, or {} when config.ema is 0.
     """
 
@@ -36,18 +36,18 @@ class TrainState(struct.PyTreeNode):
     ema: Any
 
     def averaged_params(self, part: Partition) -> Any:
-        """The parameters to evaluate and hand on: the moving average where one is kept."""
+        """The parameters to evaluate and export: the moving average if there is one."""
         return merge(self.ema, part.split(self.params)[1]) if self.ema else self.params
 
 
 @dataclass(frozen=True)
 class Update:
-    """What becomes of gradients.
+    """How gradients update the parameters.
 
     Attributes:
-      tx: the optimizer over the trainable parameters.
-      ema: decay of the moving average of the parameters; 0 keeps none.
-      accumulate: parts that a batch is taken in.
+      tx: the optimizer of the trainable parameters.
+      ema: decay of the moving average of the parameters; 0 disables it.
+      accumulate: number of parts in which the gradients of a batch are computed.
     """
 
     tx: optax.GradientTransformation
@@ -55,18 +55,18 @@ class Update:
     accumulate: int = 1
 
 
-# Compiled, and traced once for each model: a start asks for the shapes of one several times.
+# jit caches the trace of each model; a start needs the shapes of one several times.
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def init_variables(model, seed: jax.Array, inputs: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
-    """Fresh (params, model_state) of a model, a pure function of the seed."""
+    """Initial (params, model_state) of a model, as a pure function of the seed."""
     key = jax.random.key(seed)
     variables = dict(model.init(key, jnp.zeros(inputs.shape, inputs.dtype), train=False))
     return variables.pop('params'), variables
 
 
 def abstract_inputs(feature: Feature) -> jax.ShapeDtypeStruct:
-    """What a model is given of one example with that feature: float32 [1, height, width, channels]
-    of an image, which is normalised; int32 [1, length] of tokens.
+    """The model input for one example with that feature: float32 [1, height, width, channels] for
+    an image, which is normalised first; int32 [1, length] for tokens.
     """
     dtype = np.float32 if feature.meaning == IMAGE else feature.dtype
     return jax.ShapeDtypeStruct((1, *feature.shape), dtype)
@@ -77,10 +77,10 @@ def abstract_variables(model, feature: Feature) -> tuple[Any, Any]:
 
     Args:
       model: a Linen module.
-      feature: what it is given of an example.
+      feature: the input feature.
 
     Raises:
-      UserError: the model cannot take images, or as many tokens, of this size.
+      UserError: the model cannot read inputs of this size.
     """
     inputs = abstract_inputs(feature)
     try:
@@ -96,7 +96,7 @@ def abstract_variables(model, feature: Feature) -> tuple[Any, Any]:
 def init_state(
     variables: tuple[Any, Any], seed: jax.typing.ArrayLike, update: Update, part: Partition
 ) -> TrainState:
-    """The state before the first step, of nested (params, model_state)."""
+    """The state before the first step, with the given nested (params, model_state)."""
     params, model_state = variables
     trainable, _ = part.split(params)
     return TrainState(
@@ -105,6 +105,6 @@ def init_state(
         params=params,
         model_state=model_state,
         opt_state=update.tx.init(trainable),
-        # A copy: the step donates its state, and a buffer can be donated only once.
+        # A copy, because the step donates its state, and a buffer can be donated only once.
         ema=jax.tree.map(jnp.copy, trainable) if update.ema else {},
     )

@@ -1,1 +1,1 @@
-"""Tasks: labels, loss and metrics, one file a task."""
+"""Tasks: labels, loss and metrics, one file per task."""

@@ -1,4 +1,4 @@
-"""One of two classes: sigmoid cross-entropy of one output, which speaks for the second class."""
+"""Binary classification: sigmoid cross-entropy of one output, the logit of the second class."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtrain.tasks.task import LOSS, Batch, Prediction, Task, means
 def _outputs(source: Source) -> int:
     if len(source.classes) != 2:
         raise UserError(
-            f"config.task.name='binary' is for two classes, but the data has {len(source.classes)};"
+            f"config.task.name='binary' needs two classes, but the data has {len(source.classes)};"
             " set it to 'classify'"
         )
     return 1

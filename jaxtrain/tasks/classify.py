@@ -1,4 +1,4 @@
-"""One class of several for each example: softmax cross-entropy, and accuracy."""
+"""Classification with one class per example: softmax cross-entropy, and accuracy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,13 +39,13 @@ def _probabilities(logits: jax.Array) -> dict[str, jax.Array]:
 def most_probable(
     arrays: Mapping[str, np.ndarray], classes: Sequence[str], top: int
 ) -> dict[str, Any]:
-    """The line of a prediction: the most probable class, and the `top` highest by class."""
-    chances = arrays['probabilities']
-    best = np.argsort(-chances, kind='stable')[:top]
+    """The fields of a prediction: the most probable class, and the `top` highest probabilities."""
+    probabilities = arrays['probabilities']
+    best = np.argsort(-probabilities, kind='stable')[:top]
     return {
         'class': classes[best[0]],
-        'probability': float(chances[best[0]]),
-        'probabilities': {classes[i]: float(chances[i]) for i in best},
+        'probability': float(probabilities[best[0]]),
+        'probabilities': {classes[i]: float(probabilities[i]) for i in best},
     }
 
 

@@ -1,6 +1,6 @@
-"""The next token of a text: softmax cross-entropy in nats, and how often it is the most probable.
+"""Language modelling: softmax cross-entropy of the next token in nats, and accuracy.
 
-The values of a window are means over its targets that count, whose number is its weight.
+The values of a window are means over the targets that count; their number is its weight.
 """
 
 import jax
@@ -21,7 +21,7 @@ def _values(logits: jax.Array, batch: Batch, smoothing: float) -> dict[str, jax.
     logits = logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if smoothing:
-        # What is taken from the target is spread over all tokens.
+        # The probability that is taken from the target is spread over all tokens.
         spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - smoothing) * loss + smoothing * spread
     weight = counted.sum(-1).astype(jnp.float32)

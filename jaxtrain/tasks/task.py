@@ -1,9 +1,8 @@
-"""The contract of a task: all that is particular to a kind of label, declared in one place.
+"""The contract of a task: everything that depends on the kind of label, declared in one place.
 
-Everything is per example, so that the train step may average over a batch and an evaluation may
-count every example exactly once, whatever the batch size. Where examples do not count alike (a
-window of text counts as its tokens), one of their values is `WEIGHT`, and the others are averaged
-by it.
+Everything is per example, so that the train step can average over a batch and an evaluation counts
+every example exactly once, for any batch size. If examples have different weights (a window of text
+weighs as many as its tokens), one of the values is `WEIGHT`, and the others are averaged with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +25,13 @@ LOSS = Metric('loss', higher_is_better=False)
 
 @dataclass(frozen=True)
 class Prediction:
-    """How a prediction about one example is made and written.
+    """How predictions are computed and written.
 
     Attributes:
       arrays: model outputs -> arrays by name, [batch, ...].
-      line: (the arrays of one example, class names, how many of them to list) -> what a line of
-        predictions.jsonl has besides the place of the example.
-      columns: the keys of a line that the printed table shows.
+      line: (the arrays of one example, class names, number of classes to list) -> the fields of a
+        line in predictions.jsonl, except for the location of the example.
+      columns: the fields that the printed table shows.
     """
 
     arrays: Callable[[jax.Array], dict[str, jax.Array]]
@@ -42,23 +41,23 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task declares; plain functions, all pure.
+    """What a task declares: plain data and pure functions.
 
     Attributes:
-      label: the meaning of the labels, which the data must have a feature of: CLASS, CLASS_SET,
-        NUMBERS or NEXT_TOKENS. A batch has them under `features.ARRAYS[label]`.
-      outputs: source -> width of the model's output. Raises a UserError if the task does not take
-        the labels of the source.
-      values: (model outputs, batch, label smoothing) -> float32 [batch] by name, to be averaged
-        over the examples of a training step. One of them is 'loss', whose gradient is taken. A
-        task that can be trained on mixed examples reads their labels by `mixing.mixed`.
-      rows: (model outputs, batch) -> arrays [batch, ...] by name: what an evaluation keeps of each
-        example, and what test.npz holds. They may be scores and labels.
-      summarize: rows of a whole split -> its metrics by name, 'loss' among them.
-      metrics: those that `summarize` returns, in the order in which they are drawn.
-      main: the name of the metric that chooses checkpoints and that a comparison is about.
-      prediction: of an example; None where a prediction is the continuation of a prompt.
-      smoothing: `config.task.label_smoothing`; None for a task that takes none.
+      label: the meaning of the label feature that the data must have: CLASS, CLASS_SET, NUMBERS or
+        NEXT_TOKENS. Its array in a batch is named `features.ARRAYS[label]`.
+      outputs: source -> width of the model's output. Raises a UserError if the labels of the
+        source do not fit the task.
+      values: (model outputs, batch, label smoothing) -> float32 [batch] by name, which are
+        averaged over the examples of a training step. One of them is 'loss', which is
+        differentiated. A task that supports mixed examples reads labels with `mixing.mixed`.
+      rows: (model outputs, batch) -> arrays [batch, ...] by name, which an evaluation collects and
+        test.npz contains. They can be scores and labels.
+      summarize: rows of a whole split -> metrics by name, including 'loss'.
+      metrics: the metrics that `summarize` returns, in the order of the curves.
+      main: the name of the metric that selects checkpoints and decides comparisons.
+      prediction: how predictions are made; None if they are continuations of prompts.
+      smoothing: `config.task.label_smoothing`; None if the task does not support it.
     """
 
     label: str
@@ -82,12 +81,12 @@ class Task:
         return [metric.name for metric in self.metrics]
 
     def metric(self, name: str) -> Metric:
-        """The metric of that name. KeyError if the task has none."""
+        """The metric of that name. Raises a KeyError if the task does not have it."""
         return {metric.name: metric for metric in self.metrics}[name]
 
 
 def means(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The mean of each value over all examples, each counting as its weight if there is one."""
+    """The mean of each value over all examples, weighted if `WEIGHT` is one of the values."""
     weight = rows.get(WEIGHT)
     return {
         name: float(np.average(v.astype(np.float64), weights=weight))
@@ -97,13 +96,12 @@ def means(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def totals(values: Mapping[str, jax.Array], counted: jax.Array | None = None) -> dict:
-    """Sums over the examples of a batch, each counting as its weight, and the sum of the weights.
+    """Weighted sums over the examples of a batch, and the sum of the weights.
 
     Args:
-      values: float32 [batch] by name, as `Task.values` returns them; without `WEIGHT` among them
-        each example counts as 1.
-      counted: float32 [batch], 0 for rows that fill up the batch and count for nothing; None counts
-        all.
+      values: float32 [batch] by name, as returned by `Task.values`; without `WEIGHT`, the weight
+        of each example is 1.
+      counted: float32 [batch], 0 for padding rows, which do not count; None counts all rows.
 
     Returns:
       float32 scalars by the same names and `WEIGHT`.

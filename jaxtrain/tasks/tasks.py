@@ -1,4 +1,4 @@
-"""The tasks by name."""
+"""Tasks by name."""
 
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ TASKS = {'classify': classify.TASK, 'binary': binary.TASK, 'lm': lm.TASK}
 
 
 def task_of(cfg) -> Task:
-    """The task that `config.task.name` names, as it is declared. UserError if there is none."""
+    """The task that `config.task.name` names. Raises a UserError if it is unknown."""
     return TASKS[cfg.task.choose('name', TASKS)]
 
 
 def best_metric(cfg) -> Metric:
-    """What `config.best_metric` names; the main metric of the task where it is left open.
+    """The metric that `config.best_metric` names; by default the main metric of the task.
 
     Raises:
       UserError: an unknown task, or a metric that the task does not have.
@@ -27,10 +27,10 @@ def best_metric(cfg) -> Metric:
 
 
 def make_task(cfg, source: Source) -> Task:
-    """The task that `config.task` names, with its settings, for data as that of the source.
+    """The task that `config.task` describes, for data like that of the source.
 
     Raises:
-      UserError: an unknown task, one that does not fit the data, or a label smoothing outside
+      UserError: an unknown task, a task that does not fit the data, or label smoothing outside
         [0, 1].
     """
     task = task_of(cfg)
@@ -46,5 +46,5 @@ def make_task(cfg, source: Source) -> Task:
             f'config.task.name={cfg.task.name!r} does not fit data of config.data.source='
             f'{cfg.data.source!r}; set it to {" or ".join(fit)}'
         )
-    task.outputs(source)  # raises where the labels themselves do not fit
+    task.outputs(source)  # raises a UserError if the labels do not fit
     return task

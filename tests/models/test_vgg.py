@@ -203,5 +203,5 @@ def test_wrong_choice(fields, words):
 def test_images_that_leave_no_position_are_refused(features):
     with pytest.raises(UserError) as caught:
         abstract_variables(VGG(5, features=features), (64, 31, 3))
-    said = 'config.model: VGG cannot take images of size 64x31x3: nothing is left of them after blo'
+    said = 'config.model: VGG cannot take images of size 64x31x3: no pixels are left after block'
     assert str(caught.value).startswith(said)

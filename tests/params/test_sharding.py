@@ -89,10 +89,10 @@ def test_rules_say_otherwise():
         ((('.*/up/kernel', 'fsdp fsdp'), ('.*', 'auto')), "'fsdp fsdp' does not fit"),
         (
             (('head/logits/kernel', '- fsdp'), ('.*', 'auto')),
-            "'- fsdp' cuts 10 of head/logits/kernel over config.mesh.fsdp=4",
+            "'- fsdp' shards 10 of head/logits/kernel over config.mesh.fsdp=4",
         ),
         ((('.*/norm/kernel', 'auto'), ('.*', 'auto')), "config.mesh.rules: .*'.*/norm/kernel'"),
-        ((('.*', 'replicated'),), 'config.mesh.fsdp=4: no parameter is cut over it'),
+        ((('.*', 'replicated'),), 'config.mesh.fsdp=4: no parameter is sharded over it'),
     ],
 )  # fmt: skip
 def test_wrong_rules(rules, said):
@@ -102,7 +102,7 @@ def test_wrong_rules(rules, said):
 
 def test_a_model_without_such_layers_has_no_tensor_axis():
     conv = {'backbone': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)}}}
-    with pytest.raises(UserError, match='config.mesh.tensor=2: no parameter is cut over it'):
+    with pytest.raises(UserError, match='config.mesh.tensor=2: no parameter is sharded over it'):
         specs(mesh(tensor=2), conv)
 
 
@@ -141,12 +141,15 @@ def test_other_leaves_under_a_parameters_path_are_replicated():
 @pytest.mark.parametrize(
     ('sizes', 'said'),
     [
-        ((-1, 3, 1), 'data=-1, fsdp=3, tensor=1 does not make up the 8 devices'),
-        ((4, 4, 1), 'data=4, fsdp=4, tensor=1 does not make up'),
-        ((1, 1, 1), 'data=1, fsdp=1, tensor=1 does not make up the 8 devices'),
-        ((2, 2, 1), 'data=2, fsdp=2, tensor=1 does not make up the 8 devices'),
+        (
+            (-1, 3, 1),
+            'fsdp=3, tensor=1 multiplies to 3, which does not divide the 8 devices',
+        ),
+        ((4, 4, 1), 'data=4, fsdp=4, tensor=1 multiplies to 16, but there are 8 devices'),
+        ((1, 1, 1), 'data=1, fsdp=1, tensor=1 multiplies to 1, but there are 8 devices'),
+        ((2, 2, 1), 'data=2, fsdp=2, tensor=1 multiplies to 4, but there are 8 devices'),
         ((-1, -1, 1), 'one of them may be -1'),
-        ((-1, 1, 0), 'each is 1 or more'),
+        ((-1, 1, 0), 'each must be 1 or more'),
     ],
 )
 def test_meshes_that_do_not_fit(sizes, said):
@@ -169,7 +172,7 @@ def test_slices_are_told_apart_by_data_alone():
     assert found.devices.shape == (2, 2, 2)
     slices = np.vectorize(lambda d: d.slice_index)(found.devices)
     assert (slices == np.array([0, 1])[:, None, None]).all()
-    with pytest.raises(UserError, match='config.mesh.data=1 cannot be shared by the 2 slices'):
+    with pytest.raises(UserError, match='config.mesh.data=1 is not a multiple of the 2 slices'):
         make_mesh((-1, 8, 1), devices)
 
 
@@ -197,10 +200,12 @@ def test_the_step_is_given_the_buffers_of_its_state(parallel):
 def test_each_device_takes_its_own_rows_of_a_whole_batch():
     """As pmap's step does on 4 devices, of which vmap plays the part here."""
     replicas, whole = Replicas(axis='data'), {'x': jnp.arange(8.0)}
-    shares = jax.vmap(lambda _: replicas.own(whole), axis_name='data')(jnp.zeros(4))
+    shares = jax.vmap(lambda _: replicas.local_rows(whole), axis_name='data')(jnp.zeros(4))
     np.testing.assert_array_equal(shares['x'], whole['x'].reshape(4, 2))
     gathered = jax.vmap(replicas.gather, axis_name='data')(shares)
     np.testing.assert_array_equal(gathered['x'], np.tile(whole['x'], (4, 1)))
     sums = jax.vmap(replicas.sum, axis_name='data')(shares)
     np.testing.assert_array_equal(sums['x'], np.tile([12.0, 16.0], (4, 1)))
-    assert Replicas().own(whole) is Replicas().gather(whole) is Replicas().sum(whole) is whole
+    assert (
+        Replicas().local_rows(whole) is Replicas().gather(whole) is Replicas().sum(whole) is whole
+    )

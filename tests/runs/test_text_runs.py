@@ -267,8 +267,8 @@ def test_an_empty_text(root, jaxtrain, tmp_path):
     [
         (('data.tokenizer=',), 'config.data.tokenizer is empty'),
         (('data.length=9',), 'BERT cannot take tokens of size 9: 9 tokens are more than its 8'),
-        (('model.vocabulary=10',), 'bert has 10 tokens, but config.data.tokenizer makes 14'),
-        (('model.pad=3',), 'config.model.pad=3, but config.data.tokenizer fills texts up with'),
+        (('model.vocabulary=10',), 'bert has 10 tokens, but config.data.tokenizer has 14'),
+        (('model.pad=3',), 'config.model.pad=3, but config.data.tokenizer pads texts with'),
         (('model.name=cnn',), 'cnn'),
         (('task.name=lm',), "config.task.name='lm' does not fit"),
         (('data.pattern=*.md',), 'nothing in this run reads it'),
@@ -288,7 +288,7 @@ def test_a_model_of_images_for_texts(root, jaxtrain, tmp_path):
     kept = [line for line in text.splitlines() if 'c.model.' not in line or 'name' in line]
     (tmp_path / 'c.py').write_text('\n'.join(kept).replace("'bert'", "'cnn'"))
     said = complaint(jaxtrain('inspect', f'--config={tmp_path}/c.py'))
-    assert 'cnn is a model of images, and the data is text' in said
+    assert 'cnn reads images, but the data is text' in said
 
 
 def test_inspect_tells_of_tokens(root, jaxtrain):

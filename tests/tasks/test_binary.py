@@ -68,7 +68,7 @@ def test_binary_is_softmax_over_a_logit_and_zero():
 
 
 def test_binary_wants_two_classes():
-    with pytest.raises(UserError, match="config.task.name='binary' is for two classes.*has 3"):
+    with pytest.raises(UserError, match="config.task.name='binary' needs two classes.*has 3"):
         make(images(), task__name='binary')
 
 

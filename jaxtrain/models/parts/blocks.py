@@ -1,8 +1,7 @@
-"""How the blocks of a deep model are run: one after the other, or by a loop over one of them; and
-what of them is kept for the backward pass.
+"""Running the blocks of a deep model one by one or in a loop, and rematerialisation.
 
-Parameters have the same names and shapes either way (`block_0`, `block_1`, ...): for a loop they
-are stacked within the program, so a checkpoint fits both.
+Parameters have the same names and shapes either way (`block_0`, `block_1`, ...): a loop stacks them
+within the program, so a checkpoint fits both.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# What the backward pass finds kept: everything; products of matrices, from which the rest is
-# computed anew; or only what goes into a block (Chen et al. 2016, arXiv:1604.06174).
+# What is saved for the backward pass: everything; matrix products, from which the rest is
+# recomputed; or only the input of each block (Chen et al. 2016, arXiv:1604.06174).
 REMAT = {
     'none': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -28,9 +27,9 @@ class Stack:
 
     Attributes:
       remat: one of REMAT.
-      scan: whether a loop runs them, so that one of them is compiled and not all.
-      ends: numbers of blocks at which another loop begins: where blocks that are trained follow on
-        blocks that are not, one loop would compute gradients for all of them.
+      scan: whether a loop runs them, so that a single block is compiled instead of all.
+      ends: block numbers at which a new loop begins. If trained blocks follow frozen ones, a
+        single loop would compute gradients for all of them.
     """
 
     remat: str = 'none'
@@ -38,7 +37,7 @@ class Stack:
     ends: tuple[int, ...] = ()
 
     def runs(self, depth: int) -> list[tuple[int, int]]:
-        """(first block, the one behind the last) of each loop."""
+        """(first block, last block + 1) of each loop."""
         bounds = sorted({0, *(end for end in self.ends if 0 < end < depth), depth})
         return list(zip(bounds, bounds[1:], strict=False))
 
@@ -47,7 +46,7 @@ Call = Callable[[nn.Module, jax.Array, Any], jax.Array]
 
 
 def checkpointed(call: Callable, remat: str) -> Callable:
-    """`call(module, *arrays)`, of which the backward pass finds kept what the policy says."""
+    """`call(module, *arrays)`, rematerialised in the backward pass as REMAT defines."""
     return call if remat == 'none' else nn.remat(call, policy=REMAT[remat])
 
 
@@ -60,26 +59,29 @@ def run_blocks(
     each: Any = None,
     loop: bool = True,
 ) -> jax.Array:
-    """All blocks, each on the result of the one before.
+    """Applies all blocks in order.
 
     Args:
-      parent: the module that they are in; its random numbers are theirs.
-      blocks: alike, but for their parameters.
-      x: float [batch, ...], what goes into the first.
-      call: (block, x, its part of `each`) -> x.
-      stack: how.
-      each: a pytree of arrays [blocks, ...], what differs between them; None for nothing.
-      loop: whether a loop is possible, which it is not while blocks keep a cache.
+      parent: the module that contains the blocks and provides their random numbers.
+      blocks: modules that differ only in their parameters.
+      x: float [batch, ...], input of the first block.
+      call: (block, x, its slice of `each`) -> output of the block.
+      stack: how the blocks are run.
+      each: a pytree of arrays [blocks, ...] that differ between blocks, or None.
+      loop: whether a loop is possible; it is not if the blocks keep a cache.
+
+    Returns:
+      The output of the last block.
     """
     scans = stack.scan and loop and not parent.is_initializing()
-    for first, behind in stack.runs(len(blocks)) if scans else [(0, len(blocks))]:
-        own = jax.tree.map(lambda a: a[first:behind], each)  # noqa: B023
-        if scans and behind - first > 1:
-            x = _scanned(parent, blocks[first:behind], x, call, stack.remat, own)
+    for first, end in stack.runs(len(blocks)) if scans else [(0, len(blocks))]:
+        part = jax.tree.map(lambda a: a[first:end], each)  # noqa: B023
+        if scans and end - first > 1:
+            x = _scanned(parent, blocks[first:end], x, call, stack.remat, part)
             continue
         one = checkpointed(call, stack.remat)
-        for number, block in enumerate(blocks[first:behind]):
-            x = one(block, x, jax.tree.map(lambda a: a[number], own))  # noqa: B023
+        for number, block in enumerate(blocks[first:end]):
+            x = one(block, x, jax.tree.map(lambda a: a[number], part))  # noqa: B023
     return x
 
 
@@ -91,7 +93,7 @@ def _scanned(
     remat: str,
     each: Any,
 ) -> jax.Array:
-    """Blocks run by a loop over their stacked parameters."""
+    """Applies the blocks in a loop over their stacked parameters."""
     template = blocks[0].clone(parent=None, name=None)
     params = [block.variables['params'] for block in blocks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
@@ -99,13 +101,13 @@ def _scanned(
     if parent.has_rng('dropout'):
         keys = jax.random.split(parent.make_rng('dropout'), len(blocks))
 
-    def body(x: jax.Array, own: tuple) -> tuple[jax.Array, None]:
-        params, key, each = own
+    def body(x: jax.Array, block: tuple) -> tuple[jax.Array, None]:
+        params, key, each = block
         rngs = {} if key is None else {'dropout': key}
         bound = template.bind({'params': params}, rngs=rngs)
         return call(bound, x, each), None
 
     if remat != 'none':
-        # In a loop the compiler cannot undo it, which it is otherwise kept from.
+        # Inside a loop, the compiler cannot eliminate the recomputation; no barrier is needed.
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     return jax.lax.scan(body, x, (stacked, keys, each))[0]

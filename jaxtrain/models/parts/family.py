@@ -1,4 +1,4 @@
-"""What a model family declares of itself, for those who know it by nothing but this."""
+"""What a model family declares for the rest of the code."""
 
 from typing import ClassVar
 
@@ -14,11 +14,11 @@ class Family(nn.Module):
     """A model with the parameters `{'backbone': ..., 'head': ...}`; its fields are its config keys.
 
     Attributes:
-      outputs: width of the result.
-      READS: what it is given, the meaning of a feature of the data: 'image' or 'tokens'.
-      FIXED: the fields that change what restored weights compute and show in no shape.
-      TENSOR: the dimension of a parameter that can be cut over the mesh axis `tensor`; the first
-        match counts, and a parameter without a match stays whole.
+      outputs: width of the output.
+      READS: the meaning of the input feature, 'image' or 'tokens'.
+      FIXED: fields that change what restored weights compute, but that no parameter shape shows.
+      TENSOR: the dimension of each parameter that can be sharded over the mesh axis `tensor`; the
+        first match applies, and a parameter without a match is not sharded.
     """
 
     outputs: int

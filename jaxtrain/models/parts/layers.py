@@ -11,12 +11,12 @@ from jax import lax
 
 from jaxtrain.errors import UserError
 
-# Patches of a batch that may be copied out to make a convolution one product of matrices.
+# Limit on the patches of a batch that are copied to compute a convolution as a matrix product.
 PATCHES_MIB = 64
 
 
 def check_choices(model: nn.Module, choices: Mapping[str, tuple]) -> None:
-    """UserError if a field of a model has a value that is not among its choices."""
+    """Raises a UserError if a field of a model has a value that is not one of its choices."""
     for name, allowed in choices.items():
         if getattr(model, name) not in allowed:
             raise UserError(
@@ -26,7 +26,7 @@ def check_choices(model: nn.Module, choices: Mapping[str, tuple]) -> None:
 
 
 def check_widths(model: nn.Module, count: int) -> None:
-    """UserError if a model's `widths` are not so many."""
+    """Raises a UserError if a model's `widths` does not have `count` elements."""
     if len(model.widths) != count:
         raise UserError(
             f'config.model.widths={model.widths!r} holds {len(model.widths)} numbers; '
@@ -35,14 +35,13 @@ def check_widths(model: nn.Module, count: int) -> None:
 
 
 def conv(width: int, window: int, padding: str = 'SAME', **options) -> nn.Conv:
-    """A convolution of stride 1, [batch, h, w, c] -> [batch, h', w', width]: `nn.Conv`, but for how
-    it is computed on CPU.
+    """`nn.Conv` of stride 1, [batch, h, w, c] -> [batch, h', w', width], faster on CPU.
 
     Args:
-      width: channels of the result.
+      width: channels of the output.
       window: height and width of the kernel, which is float32 [window, window, c, width].
       padding: 'SAME' or 'VALID'.
-      **options: of `nn.Conv`.
+      **options: options of `nn.Conv`.
     """
     return nn.Conv(
         width, (window, window), padding=padding, conv_general_dilated=_convolve, **options
@@ -50,12 +49,12 @@ def conv(width: int, window: int, padding: str = 'SAME', **options) -> nn.Conv:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
-    """`lax.conv_general_dilated`, or on CPU without padding one product of patches and kernel.
+    """`lax.conv_general_dilated`, or on CPU without padding a product of patches and kernel.
 
-    The choice is made when the program is lowered for a platform, so that a program for another
-    one than this machine's has that platform's convolution. On 2 CPU cores the patches took the
-    step of the network in configs/full/cifar10_cnn.py from 50 to 80 a second; padded convolutions
-    did not gain (the network of configs/alphabets.py lost half), nor did the large layers of VGG.
+    The choice is made when the program is lowered for a platform, so a program that is compiled
+    here for another platform has that platform's convolution. On 2 CPU cores the patches raised
+    the speed of configs/full/cifar10_cnn.py from 50 to 80 steps per second. Padded convolutions
+    (configs/alphabets.py became half as fast) and the large layers of VGG did not gain.
     """
     direct: Callable[..., jax.Array] = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding=padding, **options
@@ -78,34 +77,34 @@ def _patches_times_kernel(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array, window: int) -> jax.Array:
     """Max over non-overlapping windows; [batch, h, w, c] -> [batch, h // window, w // window, c].
 
-    Rows and columns that do not fill a window are left out, as in a pooling without padding. Of
-    equal values the first takes the gradient, as in PyTorch.
+    Rows and columns that do not fill a window are dropped, as in pooling without padding. If values
+    are equal, the first one receives the gradient, as in PyTorch.
 
-    Not `nn.max_pool`, whose gradient scatters one value at a time on CPU (a small CNN's step took
-    2.7 times as long with it). Nor the maximum over the axes of a reshape, whose gradient looks for
-    values equal to the maximum, and divides by none where the compiler recomputed them with another
-    rounding. A choice between two values has a gradient that adds up to one whatever happens.
+    The gradient of `nn.max_pool` scatters one value at a time on CPU (a small CNN's step took 2.7
+    times as long with it). The gradient of a maximum over the axes of a reshape compares values
+    with the maximum, and divides by zero if the compiler recomputes them with another rounding so
+    that no value is equal. The gradient of a choice between two values always sums to one.
     """
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     x = x[:, : rows * window, : columns * window]
     x = x.reshape(batch, rows, window, columns, window, channels)
-    places = [x[:, :, i, :, j] for i in range(window) for j in range(window)]
-    return functools.reduce(_larger, places)
+    corners = [x[:, :, i, :, j] for i in range(window) for j in range(window)]
+    return functools.reduce(_larger, corners)
 
 
 def average_to(x: jax.Array, size: int) -> jax.Array:
-    """Averages [batch, h, w, c] to [batch, size, size, c], whatever h and w.
+    """Averages [batch, h, w, c] to [batch, size, size, c], for any h and w.
 
     Position `i` is the mean of rows `floor(i h / size)` up to `ceil((i + 1) h / size)`, as in
-    PyTorch's AdaptiveAvgPool2d; where h is less than `size`, rows are repeated.
+    PyTorch's AdaptiveAvgPool2d; if h is less than `size`, rows are repeated.
     """
     rows, columns = (jnp.asarray(_shares(n, size), x.dtype) for n in x.shape[1:3])
     return jnp.einsum('bhwc,ih,jw->bijc', x, rows, columns)
 
 
 def _shares(length: int, size: int) -> np.ndarray:
-    """Float64 [size, length]: what each place takes of each position."""
+    """float64 [size, length], the weight of each input position in each output position."""
     shares = np.zeros((size, length))
     for i in range(size):
         start, end = i * length // size, -(-(i + 1) * length // size)
@@ -121,9 +120,9 @@ class Head(nn.Module):
     """Dense layers of widths `hidden`, each with ReLU and dropout, then `outputs` linear units.
 
     Attributes:
-      outputs: width of the result.
-      hidden: widths of the layers before it.
-      dropout: share of each hidden layer's activations that is zeroed in training.
+      outputs: width of the output.
+      hidden: widths of the hidden layers.
+      dropout: fraction of each hidden layer's activations that is zeroed in training.
     """
 
     outputs: int

@@ -1,8 +1,7 @@
-"""The parts that transformers share: attention, with or without a cache, and the dense layers
-between.
+"""Parts that transformers share: attention, with or without a cache, MLP and stochastic depth.
 
-Kernels keep the heads apart: query, key and value are [width, heads, width / heads], out is [heads,
-width / heads, width].
+Kernels have an axis of heads: query, key and value are [width, heads, width / heads], and out is
+[heads, width / heads, width].
 """
 
 import functools
@@ -20,8 +19,8 @@ GELU = {
     'tanh': functools.partial(nn.gelu, approximate=True),
 }
 
-# The dimension of each parameter that is cut over the mesh axis `tensor`: heads and hidden units in
-# a block, and tokens in their embedding.
+# The dimension of each parameter that is sharded over the mesh axis `tensor`: heads and hidden
+# units in a block, and tokens in the embedding.
 BLOCK_AXES: Axes = (
     (r'(.*/)?(query|key|value)/kernel', 1),
     (r'(.*/)?(query|key|value)/bias', 0),
@@ -37,9 +36,10 @@ class Attention(nn.Module):
     """Multi-head self-attention, [batch, length, width] -> [batch, length, width].
 
     Attributes:
-      heads: how many; they share the width.
-      dropout: share of the attention weights that is zeroed in training.
-      kernel_init, out_init: initialisers of the query, key and value kernels, and of out's.
+      heads: number of heads, which share the width.
+      dropout: fraction of the attention weights that is zeroed in training.
+      kernel_init, out_init: initialisers of the query, key and value kernels, and of the output
+        kernel.
     """
 
     heads: int
@@ -58,19 +58,21 @@ class Attention(nn.Module):
         cache: int = 0,
         start: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention over x, or with a cache over all that went before.
+        """Attends over x, or over the whole cache if there is one.
 
         Args:
           x: float [batch, length, width].
-          mask: bool, broadcast to [batch, heads, queries, keys]: True where a key is seen.
-          train: whether weights are dropped.
-          causal: whether none sees a position behind its own; instead of a mask.
-          cache: positions of which keys and values are kept in the collection 'cache' (which must
-            be mutable); 0 keeps none. With one, keys are those of the whole cache.
-          start: int32 [batch], the position in the cache of the first of x in each row.
+          mask: bool, broadcast to [batch, heads, queries, keys]: True if a query attends to
+            a key.
+          train: whether dropout is active.
+          causal: whether each position attends only up to itself; replaces a mask.
+          cache: number of positions whose keys and values are kept in the collection 'cache'
+            (which must be mutable); 0 disables the cache. With a cache, the keys are those of the
+            whole cache.
+          start: int32 [batch], position in the cache of the first token in each row of x.
 
         Raises:
-          ValueError: the heads do not share the width evenly.
+          ValueError: the number of heads does not divide the width.
         """
         width = x.shape[-1]
         if width % self.heads:
@@ -89,7 +91,7 @@ class Attention(nn.Module):
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.out_init, name='out')(x)
 
     def _keep(self, name: str, new: jax.Array, length: int, start: jax.Array) -> jax.Array:
-        """Writes [batch, steps, heads, size] into the cache; all of it, [batch, length, ...]."""
+        """Writes [batch, steps, heads, size] to the cache and returns [batch, length, ...]."""
         batch, _, *rest = new.shape
         kept = self.variable('cache', name, jnp.zeros, (batch, length, *rest), new.dtype)
         write = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
@@ -106,15 +108,15 @@ def _attend(
     dropout: float,
     rng: jax.Array | None,
 ) -> jax.Array:
-    """What the values say to each query, [batch, queries, heads, size]; softmax is in float32.
+    """The weighted values for each query, [batch, queries, heads, size], with float32 softmax.
 
     Args:
       query, key, value: float [batch, queries or keys, heads, size].
-      mask, causal: as of `Attention`.
-      dropout, rng: share of weights that is zeroed, where there is a key for it.
+      mask, causal: see `Attention`.
+      dropout, rng: fraction of the weights that is zeroed, and the key; None disables dropout.
     """
-    # Fused attention drops no weights, and takes its softmax in float32 where all is float64. It
-    # takes a mask too, but cuDNN's kernel would want that as an array of all queries and keys.
+    # Fused attention does not support dropout, and computes softmax in float32 even for float64. It
+    # accepts a mask, but cuDNN's kernel needs it as a full array of queries and keys.
     if rng is None and query.dtype != jnp.float64:
         fused: Literal['cudnn'] | None = 'cudnn' if mask is None and _fits_cudnn(query) else None
         return jax.nn.dot_product_attention(
@@ -126,17 +128,17 @@ def _attend(
         query, key, mask=mask, dropout_rng=rng, dropout_rate=dropout, deterministic=rng is None,
         force_fp32_for_softmax=query.dtype in _HALF,
     )  # fmt: skip
-    # They are left in float32 then, which all layers that follow would take over.
+    # Forced softmax returns float32, which would propagate to all layers that follow.
     return jnp.einsum('bhqk,bkhs->bqhs', weights.astype(query.dtype), value)
 
 
 def _fits_cudnn(query: jax.Array) -> bool:
-    """Whether cuDNN's kernel takes these, on the devices at hand."""
+    """Whether cuDNN's kernel supports these queries on the available devices."""
     size = query.shape[-1]
     if query.dtype not in _HALF or size % 8 or size > 128 or jax.default_backend() != 'gpu':
         return False
     device = jax.devices()[0]
-    # Other makers' devices are called gpu too, and those before Ampere have no such kernel.
+    # Devices of other vendors are called gpu too, and GPUs before Ampere lack this kernel.
     if 'cuda' not in device.client.platform_version:
         return False
     return int(device.compute_capability.split('.')[0]) >= 8
@@ -146,20 +148,20 @@ _HALF = (jnp.bfloat16, jnp.float16)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: zeroes all of a row, or scales it up (Huang et al. 2016, arXiv:1603.09382).
+    """Stochastic depth: zeroes whole rows of a batch (Huang et al. 2016, arXiv:1603.09382).
 
-    Its random numbers go by the position in the batch.
+    The random numbers depend on the position in the batch.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: jax.Array | float, *, train: bool) -> jax.Array:
-        """The rows that are left, so scaled that their expectation is x.
+        """Scales the remaining rows so that the expected value is x.
 
         Args:
           x: float [batch, ...].
-          rate: share of the rows that is zeroed, below 1; it may be an array, so that it can differ
-            from layer to layer of a loop.
-          train: whether any is.
+          rate: fraction of the rows that is zeroed, less than 1; it can be an array, so that it
+            can differ between the blocks of a loop.
+          train: whether rows are zeroed.
         """
         if not train:
             return x
@@ -172,10 +174,10 @@ class MLP(nn.Module):
     """Two dense layers with GELU between them, [..., width] -> [..., width].
 
     Attributes:
-      hidden: width between the layers.
+      hidden: width of the hidden layer.
       gelu: 'erf' is exact, 'tanh' approximate.
-      dropout: share of the hidden activations that is zeroed in training.
-      kernel_init, out_init: initialisers of the kernels up and down.
+      dropout: fraction of the hidden activations that is zeroed in training.
+      kernel_init, out_init: initialisers of the kernels `up` and `down`.
     """
 
     hidden: int

@@ -144,7 +144,7 @@ def test_images_and_text_are_distinguished_by_meaning_not_shape(data):
     check_inputs(models['mlp'], row.meaning, None)
     check_inputs(models['gpt'], text.model_input.meaning, text.tokenizer)
     for tokenizer in (None, text.tokenizer):  # the meaning decides
-        with pytest.raises(UserError, match='gpt is a model of text, and the data is images'):
+        with pytest.raises(UserError, match='gpt reads text, but the data is images'):
             check_inputs(models['gpt'], row.meaning, tokenizer)
-    with pytest.raises(UserError, match='mlp is a model of images, and the data is text'):
+    with pytest.raises(UserError, match='mlp reads images, but the data is text'):
         check_inputs(models['mlp'], text.model_input.meaning, text.tokenizer)
