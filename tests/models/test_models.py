@@ -1,4 +1,4 @@
-"""The models: what they compute, how many parameters they have, and what the config may say."""
+"""The models: results, numbers of parameters, and config fields."""
 
 import dataclasses
 
@@ -18,9 +18,9 @@ from tests.support.inputs import abstract_variables
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them.
+    """Skips optimisation, which would take longer than running these programs.
 
-    It also makes other fusions than usual.
+    It also changes which operations are fused.
     """
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -43,12 +43,12 @@ def fault(function, *arguments, **options) -> str:
     return str(caught.value)
 
 
-HIDDEN = ('scan_ends', 'axis')  # what a job sets and no config
+HIDDEN = ('scan_ends', 'axis')  # set by a job, not by a config
 IMAGES = [name for name, cls in MODELS.items() if cls.READS == 'image']
 
 
 @pytest.mark.parametrize('name', IMAGES)
-def test_top_level_is_backbone_and_head(name):
+def test_parameters_are_a_backbone_and_a_head(name):
     params, model_state = abstract_variables(model(name), (32, 32, 1))
     assert set(params) == {'backbone', 'head'}
     assert all(set(tree) == {'backbone'} for tree in model_state.values())
@@ -56,7 +56,7 @@ def test_top_level_is_backbone_and_head(name):
 
 
 @pytest.mark.parametrize('name', IMAGES)
-def test_output_is_one_row_per_image(name):
+def test_outputs_have_one_row_per_image(name):
     made = model(name)
     images = jnp.zeros((3, 32, 32, 2))
     variables = jax.eval_shape(lambda: made.init(jax.random.key(0), images, train=False))
@@ -64,7 +64,7 @@ def test_output_is_one_row_per_image(name):
     assert (out.shape, out.dtype) == ((3, 5), jnp.float32)
 
 
-def test_parameters_of_the_cnn_by_arithmetic():
+def test_cnn_parameter_shapes():
     norm = shapes(model(widths=(4, 6)), (8, 8, 3))
     assert norm == {
         'backbone/conv_0/kernel': (3, 3, 3, 4),
@@ -103,15 +103,15 @@ def test_images_too_small_for_the_model_are_refused():
 
 @pytest.mark.parametrize(('side', 'where'), [(4, ''), (6, 'convolution 1'), (2, '')])
 def test_images_that_leave_no_position_are_refused(side, where):
-    """6 -> 4 -> 2 -> 0: the mean over positions would be that of nothing."""
+    """6 -> 4 -> 2 -> 0: there would be no positions to average over."""
     message = fault(abstract_variables, model(widths=(4, 6), padding='VALID'), (side, side, 1))
     assert message.startswith(f'config.model: CNN cannot take images of size {side}x{side}x1: ')
     assert where in message
 
 
 def test_hidden_layers_of_the_head():
-    found = shapes(model(widths=(4,), hidden=(7, 9)))
-    assert {path: shape for path, shape in found.items() if path.startswith('head')} == {
+    sizes = shapes(model(widths=(4,), hidden=(7, 9)))
+    assert {path: shape for path, shape in sizes.items() if path.startswith('head')} == {
         'head/dense_0/kernel': (4, 7),
         'head/dense_0/bias': (7,),
         'head/dense_1/kernel': (7, 9),
@@ -121,14 +121,14 @@ def test_hidden_layers_of_the_head():
     }
 
 
-def test_parameters_of_the_mlp_by_arithmetic():
+def test_mlp_parameter_counts():
     params, _ = abstract_variables(model('mlp', hidden=(7, 9)), (4, 3, 2))
     assert count(params['backbone']) == (24 * 7 + 7) + (7 * 9 + 9)
     assert count(params['head']) == 9 * 5 + 5
 
 
 def filled(made, images, seed=0):
-    """Variables of normal numbers, statistics positive."""
+    """Variables with normally distributed parameters and positive statistics."""
     rng = np.random.default_rng(seed)
     params, stats = abstract_variables(made, images.shape[1:])
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), params)
@@ -183,23 +183,23 @@ def test_head_applies_relu_between_its_layers():
     x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     params = head.init(jax.random.key(0), x, train=False)['params']
     middle = np.maximum(x @ params['dense_0']['kernel'], 0)
-    found = head.apply({'params': params}, x, train=False)
-    np.testing.assert_allclose(found, middle @ params['logits']['kernel'], atol=1e-5)
+    result = head.apply({'params': params}, x, train=False)
+    np.testing.assert_allclose(result, middle @ params['logits']['kernel'], atol=1e-5)
 
 
 @pytest.mark.parametrize(
     'made', [model(widths=(2,), hidden=(64,), dropout=0.5), model('mlp', hidden=(64,), dropout=0.5)]
 )
-def test_dropout_is_for_training_alone(made):
+def test_dropout_is_active_only_in_training(made):
     images = np.ones((1, 8, 8, 1), np.float32)
     variables = filled(made, images)
 
     def out(train, key):
         rngs = {'dropout': jax.random.key(key)}
-        found = made.apply(
+        result = made.apply(
             variables, images, train=train, rngs=rngs, mutable=['batch_stats'] if train else False
         )
-        return np.asarray(found[0] if train else found)
+        return np.asarray(result[0] if train else result)
 
     assert (out(True, 0) != out(True, 1)).any()
     np.testing.assert_array_equal(out(False, 0), out(False, 1))
@@ -207,28 +207,28 @@ def test_dropout_is_for_training_alone(made):
 
 @pytest.mark.parametrize('window', [2, 3])
 @pytest.mark.parametrize('size', [(6, 6), (7, 5), (3, 8)])
-def test_max_pool_is_that_of_flax(size, window):
+def test_max_pool_agrees_with_flax(size, window):
     rng = np.random.default_rng(0)
     count_ = 2 * size[0] * size[1] * 3
     x = rng.permutation(count_).reshape(2, *size, 3).astype(np.float32)  # no ties
     weights = rng.normal(size=(2, size[0] // window, size[1] // window, 3)).astype(np.float32)
 
-    def theirs(x):
+    def flax_pool(x):
         return nn.max_pool(x, (window, window), (window, window))
 
-    np.testing.assert_array_equal(max_pool(x, window), theirs(x))
-    ours = jax.grad(lambda x: (max_pool(x, window) * weights).sum())(x)
-    np.testing.assert_array_equal(ours, jax.grad(lambda x: (theirs(x) * weights).sum())(x))
+    np.testing.assert_array_equal(max_pool(x, window), flax_pool(x))
+    grads = jax.grad(lambda x: (max_pool(x, window) * weights).sum())(x)
+    np.testing.assert_array_equal(grads, jax.grad(lambda x: (flax_pool(x) * weights).sum())(x))
 
 
-def test_max_pool_shares_a_gradient_among_ties():
+def test_max_pool_gradient_of_ties_sums_to_one():
     grads = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
     assert float(grads.sum()) == pytest.approx(1)
     assert (np.asarray(grads) >= 0).all()
 
 
-def test_gradient_through_max_pool_is_finite_where_the_compiler_recomputes(quickly):
-    """The values that a maximum is compared with may be rounded otherwise than those it is of."""
+def test_max_pool_gradient_is_finite_if_the_compiler_recomputes_values(quickly):
+    """The recomputed values can be rounded differently from those that the maximum was taken of."""
     made = model(widths=(8, 16))
     images = np.random.default_rng(1).normal(size=(8, 6, 6, 1)).astype(np.float32)
 
@@ -270,12 +270,12 @@ def test_wrong_field(fields, words):
     assert all(word in message for word in words), message
 
 
-def test_outputs_come_from_the_data():
+def test_outputs_is_not_a_config_field():
     cfg = Config({'model': {'name': 'cnn', 'outputs': 3}}).model
     assert "config.model.outputs: model 'cnn' has no such field" in fault(make_model, cfg, 5)
 
 
-def test_integer_passes_for_a_float_field():
+def test_an_integer_is_accepted_for_a_float_field():
     assert model(dropout=0).dropout == 0
 
 
@@ -295,16 +295,17 @@ def test_wrong_choice(fields, words):
 @pytest.mark.parametrize('name', MODELS)
 def test_describe_lists_every_field(name):
     made = model(name, dropout=0.25)
-    found = describe(made)
-    own = [f.name for f in dataclasses.fields(MODELS[name])]
-    assert set(found) == {'name', *own} - {'parent', 'outputs', *HIDDEN}
-    assert (found['name'], found['dropout']) == (name, 0.25)
-    assert all(found[f] == getattr(MODELS[name], f) for f in found if f not in ('name', 'dropout'))
-    again = make_model(Config({'model': found}).model, 5)
+    fields = describe(made)
+    declared = [f.name for f in dataclasses.fields(MODELS[name])]
+    assert set(fields) == {'name', *declared} - {'parent', 'outputs', *HIDDEN}
+    assert (fields['name'], fields['dropout']) == (name, 0.25)
+    defaults = {f: v for f, v in fields.items() if f not in ('name', 'dropout')}
+    assert all(value == getattr(MODELS[name], f) for f, value in defaults.items())
+    again = make_model(Config({'model': fields}).model, 5)
     assert again == made
 
 
-def test_fields_of_the_default_model_are_its_own():
+def test_the_default_model_has_the_defaults_of_its_class():
     assert describe(make_model(Config(base().to_dict()).model, 3)) == {
         'name': 'cnn',
         **{f.name: f.default for f in dataclasses.fields(MODELS['cnn'])
@@ -314,13 +315,13 @@ def test_fields_of_the_default_model_are_its_own():
 
 @pytest.mark.parametrize('padding', ['VALID', 'SAME'])
 @pytest.mark.parametrize('window, size', [(3, (9, 11)), (5, (7, 7)), (3, (3, 3)), (1, (4, 4))])
-def test_convolution_is_that_of_flax(padding, window, size):
-    """Values and gradients, however it is computed here; and the parameters are the same."""
+def test_convolution_agrees_with_flax(padding, window, size):
+    """Parameter shapes, values and gradients agree, however the convolution is computed."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
-    ours, plain = conv(4, window, padding), nn.Conv(4, (window, window), padding=padding)
+    layer, plain = conv(4, window, padding), nn.Conv(4, (window, window), padding=padding)
     variables = plain.init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(
+    assert jax.tree.map(jnp.shape, layer.init(jax.random.key(0), x)) == jax.tree.map(
         jnp.shape, variables
     )
     weights = jnp.asarray(rng.normal(size=plain.apply(variables, x).shape), jnp.float32)
@@ -330,7 +331,7 @@ def test_convolution_is_that_of_flax(padding, window, size):
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        value(ours)(variables, x),
+        value(layer)(variables, x),
         value(plain)(variables, x),
     )
 
@@ -339,8 +340,8 @@ def test_convolution_is_that_of_flax(padding, window, size):
     'platform, padding, products',
     [('cpu', 'VALID', 1), ('cpu', 'SAME', 0), ('cuda', 'VALID', 0), ('tpu', 'VALID', 0)],
 )
-def test_convolution_is_chosen_for_the_platform_that_runs_it(platform, padding, products):
-    """Whatever machine lowers the program, and with nothing left of the other choice."""
+def test_the_convolution_depends_on_the_platform_that_runs_it(platform, padding, products):
+    """The machine that lowers has no influence, and the program omits the other variant."""
     layer, x = conv(4, 3, padding), jnp.zeros((2, 8, 8, 3))
     variables = layer.init(jax.random.key(0), x)
     text = jax.jit(layer.apply).trace(variables, x).lower(lowering_platforms=(platform,)).as_text()
@@ -348,7 +349,7 @@ def test_convolution_is_chosen_for_the_platform_that_runs_it(platform, padding, 
     assert text.count('stablehlo.convolution') == 1 - products
 
 
-def test_large_patches_are_not_copied_out():
+def test_large_patches_are_not_copied():
     layer, x = conv(1, 3, 'VALID'), jax.ShapeDtypeStruct((8, 600, 600, 1), jnp.float32)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
     assert PATCHES_MIB * 2**20 < 8 * 600 * 600 * 9 * 4

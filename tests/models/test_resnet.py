@@ -1,4 +1,4 @@
-"""ResNet's variants for small images, what it computes anew, and statistics over devices."""
+"""ResNet: variants for small images, rematerialisation, and statistics over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ SIZES = {'depth': 18, 'widths': (2, 3, 4, 5), 'stem': 'conv3', 'zero_init': Fals
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    """Few layers, of programs that run for less time than it takes to optimise them."""
+    """Uses few layers, and skips optimisation, which would take longer than running."""
     monkeypatch.setitem(resnet.STAGES, 18, ((1, 1, 1, 1), False))
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -52,8 +52,8 @@ def test_stem_and_widths(stem, kernel, sides):
         return made.apply(variables, jnp.zeros((1, 32, 32, 2)), train=False,
                           capture_intermediates=True)[1]['intermediates']['backbone']  # fmt: skip
 
-    found = jax.eval_shape(blocks)
-    assert [found[f'stage{i}_block0']['__call__'][0].shape for i in (1, 2, 3, 4)] == [
+    results = jax.eval_shape(blocks)
+    assert [results[f'stage{i}_block0']['__call__'][0].shape for i in (1, 2, 3, 4)] == [
         (1, side, side, width) for side, width in zip(sides, SIZES['widths'], strict=True)
     ]
 
@@ -68,25 +68,25 @@ def test_a_block_starts_as_the_identity(monkeypatch):
             inits['/'.join(context.module.path)] = context.module.scale_init
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(note):  # the initialisers are read and not run
+    with nn.intercept_methods(note):  # initialisers are recorded, not run
         abstract_variables(ResNet(5, 50, widths=(2, 3), stem='conv3'), (8, 8, 2))
     starts = {path: float(init(jax.random.key(0), (1,))[0]) for path, init in inits.items()}
     last = {f'backbone/stage{number}_block0/norm_3' for number in (1, 2)}
     assert len(starts) == 9 and starts == {path: 0.0 if path in last else 1.0 for path in starts}
 
 
-def test_statistics_keep_a_share_of_the_old(monkeypatch):
-    """new = momentum * old + (1 - momentum) * batch: both momenta give the same batch values."""
+def test_running_statistics_follow_the_momentum(monkeypatch):
+    """new = momentum * old + (1 - momentum) * batch; two momenta imply the same batch values."""
     monkeypatch.setitem(resnet.STAGES, 18, ((1,), False))
-    x, of_batch = images(), []
-    for share, given in ((0.9, {}), (0.7, {'norm_momentum': 0.7})):
-        made = ResNet(5, **{**SIZES, 'widths': (2,)}, **given)
+    x, batches = images(), []
+    for momentum, fields in ((0.9, {}), (0.7, {'norm_momentum': 0.7})):
+        made = ResNet(5, **{**SIZES, 'widths': (2,)}, **fields)
         variables = filled(made)
         apply = jax.jit(lambda v, made=made: made.apply(v, x, train=True, mutable=['batch_stats']))
         old, new = flatten(variables['batch_stats']), flatten(apply(variables)[1]['batch_stats'])
-        of_batch.append({path: (new[path] - share * old[path]) / (1 - share) for path in old})
-    for path in of_batch[0]:
-        np.testing.assert_allclose(*(found[path] for found in of_batch), rtol=1e-3, atol=1e-3)
+        batches.append({p: (new[p] - momentum * old[p]) / (1 - momentum) for p in old})
+    for path in batches[0]:
+        np.testing.assert_allclose(*(batch[path] for batch in batches), rtol=1e-3, atol=1e-3)
 
 
 def test_bottlenecks_return_four_times_their_width():
@@ -94,13 +94,13 @@ def test_bottlenecks_return_four_times_their_width():
     assert params['head']['logits']['kernel'].shape == (24, 5)
 
 
-def test_remat_changes_no_number():
-    """Nor does it lose sight of a norm that is frozen by its path."""
+def test_remat_does_not_change_results():
+    """A norm that is frozen by its path also stays frozen."""
     plain, frozen = ResNet(5, **SIZES), 'backbone/stage2_block0/norm_1'
     part = Partition({}, frozenset([frozen]))
     variables = filled(plain)
 
-    def found(made):
+    def evaluate(made):
         @jax.jit
         def run(params):
             def loss(params):
@@ -115,8 +115,8 @@ def test_remat_changes_no_number():
 
         return run(variables['params'])
 
-    (loss, state), grads = found(plain)
-    (again, state_again), grads_again = found(plain.clone(remat='full'))
+    (loss, state), grads = evaluate(plain)
+    (again, state_again), grads_again = evaluate(plain.clone(remat='full'))
     assert list(flatten(abstract_variables(plain.clone(remat='full'), (8, 8, 2))[0])) == list(
         flatten(variables['params'])
     )
@@ -131,7 +131,7 @@ def test_remat_changes_no_number():
 
 
 @pytest.mark.parametrize('made', [ResNet(5, **SIZES), CNN(5, (3, 4))], ids=['resnet', 'cnn'])
-def test_statistics_are_those_of_all_devices(made):
+def test_batch_statistics_are_computed_over_all_devices(made):
     variables = filled(made)
 
     def run(made):
@@ -139,8 +139,10 @@ def test_statistics_are_those_of_all_devices(made):
 
     out, state = jax.jit(run(made))(images())
     halves = images().reshape(2, 2, 8, 8, 2)
-    found, states = jax.jit(jax.vmap(run(made.clone(axis='devices')), axis_name='devices'))(halves)
-    np.testing.assert_allclose(found.reshape(4, 5), out, rtol=1e-3, atol=1e-3)
+    sharded, states = jax.jit(jax.vmap(run(made.clone(axis='devices')), axis_name='devices'))(
+        halves
+    )
+    np.testing.assert_allclose(sharded.reshape(4, 5), out, rtol=1e-3, atol=1e-3)
     jax.tree.map(
         lambda each, whole: np.testing.assert_allclose(
             each, np.stack([whole, whole]), rtol=1e-4, atol=1e-4

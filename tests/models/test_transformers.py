@@ -1,6 +1,6 @@
-"""ResNet, ViT, GPT and BERT: sizes, names, and what must hold whatever their weights are.
+"""ResNet, ViT, GPT and BERT: sizes, names, and properties that hold for any weights.
 
-That they compute what other frameworks do is in tests/weights/test_parity.py.
+tests/weights/test_parity.py compares their results with other frameworks.
 """
 
 from functools import cache
@@ -23,7 +23,7 @@ IMAGE = (32, 48, 3)
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them."""
+    """Skips optimisation, which would take longer than running these programs."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
@@ -52,7 +52,7 @@ def shapes(made, inputs) -> dict[str, tuple]:
 
 
 def filled(made, inputs, seed=0) -> dict:
-    """Variables of normal numbers."""
+    """Variables with normally distributed parameters."""
     rng = np.random.default_rng(seed)
     params, _ = abstract_variables(made, inputs)
     return {'params': jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), params)}
@@ -78,7 +78,7 @@ def fault(made, inputs) -> str:
     return str(caught.value)
 
 
-# As published: torchvision's table of models, timm's results, the GPT-2 and BERT of transformers.
+# Published counts: torchvision's table of models, timm's results, GPT-2 and BERT of transformers.
 COUNTS = {
     'resnet18': 11_689_512,
     'resnet34': 21_797_672,
@@ -93,7 +93,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize('name', COUNTS)
-def test_as_many_parameters_as_published(name):
+def test_image_models_have_the_published_number_of_parameters(name):
     params, _ = abstract_variables(model(outputs=1000, **timm.MODELS[name]), (224, 224, 3))
     assert count(params) == COUNTS[name]
 
@@ -101,7 +101,7 @@ def test_as_many_parameters_as_published(name):
 @pytest.mark.parametrize(
     ('name', 'outputs', 'number'), [('gpt2', 50257, 124_439_808), ('bert_base', 2, 109_483_778)]
 )
-def test_as_many_parameters_of_text_models(name, outputs, number):
+def test_text_models_have_the_published_number_of_parameters(name, outputs, number):
     params, _ = abstract_variables(model(outputs=outputs, **huggingface_text.MODELS[name]), (16,))
     assert count(params) == number
 
@@ -113,8 +113,8 @@ def test_as_many_parameters_of_text_models(name, outputs, number):
     ('bottleneck', 'zero_init', 'zeros'),
     [(False, True, ['norm_2']), (True, True, ['norm_3']), (True, False, [])],
 )
-def test_blocks_of_a_resnet_begin_as_the_identity(monkeypatch, bottleneck, zero_init, zeros):
-    monkeypatch.setitem(resnet.STAGES, 18, ((1, 0, 0, 0), bottleneck))  # one block is quick
+def test_resnet_blocks_start_as_the_identity(monkeypatch, bottleneck, zero_init, zeros):
+    monkeypatch.setitem(resnet.STAGES, 18, ((1, 0, 0, 0), bottleneck))  # one block is enough
     made = model('resnet', depth=18, zero_init=zero_init)
     init = jax.jit(lambda: made.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
     block = init()['params']['backbone']['stage1_block0']
@@ -124,7 +124,7 @@ def test_blocks_of_a_resnet_begin_as_the_identity(monkeypatch, bottleneck, zero_
     assert all((scale == 1).all() for name, scale in scales.items() if name not in zeros)
 
 
-def test_statistics_of_a_resnet_are_beside_its_norms():
+def test_resnet_statistics_have_the_paths_of_its_norms():
     params, state = abstract_variables(model('resnet', depth=18), IMAGE)
     norms = {p.removesuffix('/scale') for p in flatten(params) if p.endswith('/scale')}
     assert {p.removesuffix('/mean').removesuffix('/var') for p in flatten(state)} == {
@@ -132,7 +132,7 @@ def test_statistics_of_a_resnet_are_beside_its_norms():
     }
 
 
-def test_biases_of_keras():
+def test_conv_bias_adds_a_bias_to_every_convolution():
     plain, keras = (shapes(model('resnet', conv_bias=b), IMAGE) for b in (False, True))
     added = set(keras) - set(plain)
     assert len(added) == 53 and all('/conv_' in p and p.endswith('/bias') for p in added)
@@ -143,7 +143,7 @@ def test_biases_of_keras():
     ('field', 'choices'),
     [('stride', '3x3, 1x1'), ('padding', 'explicit, SAME'), ('depth', '18, 34, 50, 101, 152')],
 )
-def test_an_unknown_choice_of_a_resnet(field, choices):
+def test_unknown_choices_of_a_resnet_are_refused(field, choices):
     wrong = 77 if field == 'depth' else 'wrong'
     message = fault(model('resnet', **{field: wrong}), IMAGE)
     assert message.startswith(f'config.model.{field}={wrong!r} ') and choices in message
@@ -152,9 +152,9 @@ def test_an_unknown_choice_of_a_resnet(field, choices):
 # The Vision Transformer.
 
 
-def test_names_of_a_vit():
-    found = shapes(vit(), IMAGE)
-    assert {p: s for p, s in found.items() if 'block' not in p} == {
+def test_vit_parameter_shapes():
+    sizes = shapes(vit(), IMAGE)
+    assert {p: s for p, s in sizes.items() if 'block' not in p} == {
         'backbone/patch/kernel': (16, 16, 3, 12),
         'backbone/patch/bias': (12,),
         'backbone/position': (2, 3, 12),
@@ -166,7 +166,7 @@ def test_names_of_a_vit():
         'head/logits/bias': (5,),
     }
     start = 'backbone/block_1/'
-    assert {p.removeprefix(start): s for p, s in found.items() if p.startswith(start)} == {
+    assert {p.removeprefix(start): s for p, s in sizes.items() if p.startswith(start)} == {
         **{f'norm_{n}/{part}': (12,) for n in (1, 2) for part in ('scale', 'bias')},
         **{f'attention/{n}/kernel': (12, 3, 4) for n in ('query', 'key', 'value')},
         **{f'attention/{n}/bias': (3, 4) for n in ('query', 'key', 'value')},
@@ -179,20 +179,20 @@ def test_names_of_a_vit():
     }
 
 
-# Fields -> (parameters that there are besides, those that there are not).
+# Fields -> (parameters that are added, parameters that are removed).
 VARIANTS = {
     'registers': (
         {'registers': 4}, {'backbone/registers': (4, 12)}, (),
     ),
-    'no position of the class token': (
+    'class token without a position': (
         {'class_position': False}, {}, ('backbone/class_position',),
     ),
     'no class token': (
         {'class_token': False, 'class_position': False, 'pool': 'mean'}, {},
         ('backbone/class_token', 'backbone/class_position'),
     ),
-    'both': ({'pool': 'both'}, {'head/logits/kernel': (24, 5)}, ()),
-    'mean, normalised afterwards': ({'pool': 'mean', 'norm_after_pool': True}, {}, ()),
+    'token and mean': ({'pool': 'both'}, {'head/logits/kernel': (24, 5)}, ()),
+    'norm after the mean': ({'pool': 'mean', 'norm_after_pool': True}, {}, ()),
     'representation': (
         {'representation': 7},
         {
@@ -209,18 +209,19 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('what', VARIANTS)
-def test_variants_of_a_vit(what):
-    fields, more, less = VARIANTS[what]
+@pytest.mark.parametrize('name', VARIANTS)
+def test_vit_variants(name):
+    fields, added, removed = VARIANTS[name]
     made = vit(**fields)
     plain = shapes(vit(), IMAGE)
-    assert set(less) <= set(plain)
-    assert shapes(made, IMAGE) == {p: s for p, s in {**plain, **more}.items() if p not in less}
+    assert set(removed) <= set(plain)
+    expected = {p: s for p, s in {**plain, **added}.items() if p not in removed}
+    assert shapes(made, IMAGE) == expected
     assert out(made, filled(made, IMAGE), images()).shape == (2, 5)
 
 
 @pytest.mark.parametrize('name', ['registers', 'class_token', 'class_position', 'position'])
-def test_every_token_of_a_vit_is_seen(name):
+def test_every_token_of_a_vit_affects_the_output(name):
     made = vit(registers=2)
     variables = filled(made, IMAGE)
     backbone = variables['params']['backbone']
@@ -229,8 +230,8 @@ def test_every_token_of_a_vit_is_seen(name):
     assert np.abs(one - out(made, variables, images())).max() > 1e-3
 
 
-def test_registers_and_the_class_token_are_no_part_of_a_mean():
-    """With blocks that change nothing, the mean is of the patches alone."""
+def test_the_mean_excludes_registers_and_the_class_token():
+    """With blocks that do nothing, the output depends on the patches alone."""
     made = vit(registers=2, pool='mean', layer_scale=1.0)
     variables = filled(made, IMAGE)
     backbone = variables['params']['backbone']
@@ -246,7 +247,7 @@ def test_registers_and_the_class_token_are_no_part_of_a_mean():
     assert np.abs(out(made, variables, images()) - one).max() > 1e-3
 
 
-def test_layer_scale_starts_as_it_is_told():
+def test_layer_scale_has_the_given_initial_value():
     made = vit(layer_scale=0.125, depth=1)
     init = jax.jit(lambda: made.init(jax.random.key(0), images(1), train=False))
     block = init()['params']['backbone']['block_0']
@@ -254,8 +255,8 @@ def test_layer_scale_starts_as_it_is_told():
     np.testing.assert_array_equal(block['scale_2'], np.full(12, 0.125))
 
 
-def test_positions_lie_as_the_patches_do():
-    """What a position adds to its token, the pixels of that patch can take away again."""
+def test_positions_have_the_order_of_the_patches():
+    """A change of one position is cancelled by a change of the pixels of the same patch."""
     made = vit(pool='mean', class_token=False, class_position=False, depth=0)
     variables = filled(made, IMAGE)
     backbone = variables['params']['backbone']
@@ -271,7 +272,7 @@ def test_positions_lie_as_the_patches_do():
 
 
 @pytest.mark.parametrize('size', [(32, 40, 3), (40, 32, 3), (8, 8, 3)])
-def test_images_that_are_not_whole_patches_are_refused(size):
+def test_images_that_are_not_a_multiple_of_the_patch_are_refused(size):
     variables = filled(vit(), IMAGE)
     with pytest.raises(ValueError, match='cannot be cut into patches of 16x16 pixels'):
         vit().apply(variables, images(1, size), train=False)
@@ -283,13 +284,13 @@ def test_images_that_are_not_whole_patches_are_refused(size):
 
 
 @pytest.mark.parametrize('pool', ['token', 'both'])
-def test_a_pool_without_its_token_is_refused(pool):
+def test_pooling_a_missing_class_token_is_refused(pool):
     message = fault(vit(class_token=False, pool=pool), IMAGE)
     assert f"pool='{pool}' needs the class token" in message
 
 
 @pytest.mark.parametrize('made', [vit(heads=5), gpt(heads=5), bert(heads=5)])
-def test_heads_that_do_not_share_the_width(made):
+def test_heads_that_do_not_divide_the_width_are_refused(made):
     inputs = IMAGE if type(made).__name__ == 'ViT' else (4,)
     assert fault(made, inputs).endswith('a width of 12 cannot be shared by 5 heads')
 
@@ -297,7 +298,7 @@ def test_heads_that_do_not_share_the_width(made):
 # GPT.
 
 
-def test_a_token_sees_none_that_follow():
+def test_gpt_is_causal():
     made = gpt()
     variables = filled(made, (8,))
     tokens = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -310,11 +311,11 @@ def test_a_token_sees_none_that_follow():
         assert (np.abs(other - first)[0, place:].max(-1) > 1e-4).all()
 
 
-def test_a_token_is_told_its_place():
+def test_gpt_logits_depend_on_the_position():
     made = gpt(depth=1)
     variables = filled(made, (8,))
-    found = out(made, variables, np.full((1, 8), 3))[0]
-    assert (np.abs(np.diff(found, axis=0)).max(-1) > 1e-4).all()
+    logits = out(made, variables, np.full((1, 8), 3))[0]
+    assert (np.abs(np.diff(logits, axis=0)).max(-1) > 1e-4).all()
 
 
 def test_more_tokens_than_the_context_are_refused():
@@ -340,17 +341,17 @@ def test_a_tied_head_is_the_embedding():
     embedding = variables['params']['backbone']['tokens']['embedding']
     logits = out(tied, variables, tokens)
     np.testing.assert_allclose(logits, features @ embedding.T, rtol=1e-4, atol=1e-5)
-    own = {**variables['params'], 'head': {'logits': {'kernel': 2 * embedding.T}}}
-    found = out(untied, {'params': own}, tokens)
-    np.testing.assert_allclose(found, 2 * logits, rtol=1e-4, atol=1e-5)
+    params = {**variables['params'], 'head': {'logits': {'kernel': 2 * embedding.T}}}
+    doubled = out(untied, {'params': params}, tokens)
+    np.testing.assert_allclose(doubled, 2 * logits, rtol=1e-4, atol=1e-5)
 
 
 # BERT.
 
 
 @pytest.mark.parametrize('pool', ['token', 'first', 'mean'])
-def test_padding_is_not_seen(pool):
-    """A row is the same whatever padding follows, in a batch or alone."""
+def test_padding_has_no_effect(pool):
+    """The output for a row is the same with padding in a batch as alone without padding."""
     made = bert(pool=pool)
     variables = filled(made, (8,))
     alone = out(made, variables, np.array([[3, 1, 4]]))
@@ -360,7 +361,7 @@ def test_padding_is_not_seen(pool):
     assert np.abs(out(made, variables, batch)[:1] - alone).max() > 1e-3
 
 
-def test_another_token_may_be_the_padding():
+def test_the_padding_token_can_be_chosen():
     made = bert(pad=9, pool='mean')
     variables = filled(made, (8,))
     alone = out(made, variables, np.array([[3, 0, 4]]))
@@ -373,18 +374,18 @@ def test_embeddings_have_length_one(pool):
     made = bert(pool=pool)
     variables = filled(made, (8,))
     tokens = np.array([[3, 1, 4, 0], [2, 7, 1, 8]])
-    found = out(made, variables, tokens, method='embed')
-    assert found.shape == (2, 12)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    vectors = out(made, variables, tokens, method='embed')
+    assert vectors.shape == (2, 12)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
-def test_a_row_of_padding_has_no_direction():
+def test_the_embedding_of_a_row_of_padding_is_zero():
     made = bert(pool='mean')
-    found = out(made, filled(made, (8,)), np.zeros((1, 4), int), method='embed')
-    np.testing.assert_array_equal(found, 0)
+    vector = out(made, filled(made, (8,)), np.zeros((1, 4), int), method='embed')
+    np.testing.assert_array_equal(vector, 0)
 
 
-def test_every_token_sees_all_others_and_knows_its_kind():
+def test_bert_is_bidirectional_and_uses_token_types():
     made = bert(pool='first')
     variables = filled(made, (8,))
     tokens = np.array([[3, 1, 4, 1]])
@@ -403,37 +404,37 @@ def test_more_tokens_than_positions_are_refused():
     assert fault(bert(), (9,)) == f'config.model: BERT cannot take tokens of size 9: {text}'
 
 
-def test_the_pooler_is_there_for_its_pool_alone():
+def test_only_pool_token_has_a_pooler():
     mean, token = shapes(bert(pool='mean'), (8,)), shapes(bert(), (8,))
     assert set(token) - set(mean) == {'backbone/pooler/kernel', 'backbone/pooler/bias'}
     assert shapes(bert(pool='first'), (8,)) == mean
 
 
-# All of them.
+# All families.
 
 
 @pytest.mark.parametrize('made', [vit(dropout=0.5), gpt(dropout=0.5), bert(dropout=0.5)])
-def test_dropout_is_for_training_alone(made):
+def test_dropout_is_active_only_in_training(made):
     inputs = IMAGE if type(made).__name__ == 'ViT' else (8,)
     x = images(1) if len(inputs) == 3 else np.arange(1, 9)[None]
     variables = filled(made, inputs)
 
-    def found(train, key):
+    def dropped(train, key):
         return out(made, variables, x, train=train, rngs={'dropout': jax.random.key(key)})
 
-    assert (found(True, 0) != found(True, 1)).any()
-    np.testing.assert_array_equal(found(False, 0), found(False, 1))
+    assert (dropped(True, 0) != dropped(True, 1)).any()
+    np.testing.assert_array_equal(dropped(False, 0), dropped(False, 1))
 
 
 @pytest.mark.parametrize('made', [vit(gelu='wrong'), gpt(gelu='wrong'), bert(gelu='wrong')])
-def test_an_unknown_gelu(made):
+def test_an_unknown_gelu_is_refused(made):
     inputs = IMAGE if type(made).__name__ == 'ViT' else (8,)
     message = fault(made, inputs)
     assert message.startswith("config.model.gelu='wrong' ") and 'erf, tanh' in message
 
 
 def test_initial_kernels_of_gpt():
-    """The std is 0.02, and 0.02 / sqrt(6) in the 6 layers that add to the residual stream."""
+    """The std is 0.02, or 0.02 / sqrt(6) in the 6 layers that add to the residual stream."""
     inits = {}
 
     def note(call, args, kwargs, context):
@@ -441,10 +442,10 @@ def test_initial_kernels_of_gpt():
             inits['/'.join(context.module.path)] = context.module.kernel_init
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(note):  # the initialisers are read and not run
+    with nn.intercept_methods(note):  # initialisers are recorded, not run
         abstract_variables(gpt(depth=3), (8,))
-    own = {path.split('block_1/')[1]: init for path, init in inits.items() if 'block_1/' in path}
-    stds = {layer: float(init(jax.random.key(0), (99, 99)).std()) for layer, init in own.items()}
+    block = {path.split('block_1/')[1]: init for path, init in inits.items() if 'block_1/' in path}
+    stds = {layer: float(init(jax.random.key(0), (99, 99)).std()) for layer, init in block.items()}
     residual = dict.fromkeys(('attention/out', 'mlp/down'), 0.02 / 6**0.5)
     others = ('attention/query', 'attention/key', 'attention/value', 'mlp/up')
     assert stds == pytest.approx(dict.fromkeys(others, 0.02) | residual, rel=0.05)

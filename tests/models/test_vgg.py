@@ -1,4 +1,4 @@
-"""VGG against Keras's own: golden/make_keras_vgg.py made the numbers, and says how."""
+"""VGG against Keras: golden/make_keras_vgg.py computed the reference values."""
 
 import functools
 
@@ -37,7 +37,7 @@ def parameters(case: str) -> dict[str, np.ndarray]:
 
 
 def outputs(case: str, params: dict[str, np.ndarray], dtype: str) -> np.ndarray:
-    """What golden holds for a case, from our model."""
+    """The outputs of our model for a case, in the form of the golden values."""
     depth, height, width, units = CASES[case]
     tree = unflatten({path: leaf.astype(dtype) for path, leaf in params.items()})
     x = images(height, width).astype(dtype)
@@ -54,19 +54,19 @@ def outputs(case: str, params: dict[str, np.ndarray], dtype: str) -> np.ndarray:
     return np.stack([mean, flat.reshape(len(x), -1, 512).max(1)])
 
 
-def error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def error(result: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
 
 
 def fp64_error(case: str, params: dict[str, np.ndarray], golden: dict) -> float:
     with jax.enable_x64(True):
-        found = outputs(case, params, 'f8')
-    assert found.dtype == np.float64
-    return error(found, golden[case])
+        result = outputs(case, params, 'f8')
+    assert result.dtype == np.float64
+    return error(result, golden[case])
 
 
 @pytest.mark.parametrize('case', LIGHT)
-def test_output_is_that_of_keras(case, golden):
+def test_output_agrees_with_keras(case, golden):
     params = parameters(case)
     if '150' not in case:
         assert fp64_error(case, params, golden) <= FP64
@@ -75,7 +75,7 @@ def test_output_is_that_of_keras(case, golden):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', HEAVY)
-def test_output_is_that_of_keras_at_full_size(case, golden):
+def test_output_agrees_with_keras_at_full_size(case, golden):
     params = parameters(case)
     assert fp64_error(case, params, golden) <= FP64
     assert error(outputs(case, params, 'f4'), golden[case]) <= FP32
@@ -106,13 +106,13 @@ def channels_first(kernel):
     ],
     ids=['layers exchanged', 'flatten order', 'height for width', 'channel order', 'no bias'],
 )
-def test_gate_sees_wrong_weights(wrong, golden):
-    """At either precision; so the tests above can fail."""
+def test_wrong_weights_exceed_the_tolerance(wrong, golden):
+    """The error is so large that the tests above fail in both precisions."""
     case = 'vgg16_top_97x120'
     assert error(outputs(case, wrong(parameters(case)), 'f4'), golden[case]) > 100 * FP32
 
 
-def test_gate_sees_padding_at_another_side(golden):
+def test_padding_on_the_wrong_side_exceeds_the_tolerance(golden):
     def shift(call, args, kwargs, context):
         if context.method_name == '__call__' and '_conv' in (context.module.name or ''):
             x = jnp.pad(args[0], ((0, 0), (1, 0), (1, 0), (0, 0)))[:, :-1, :-1]
@@ -127,7 +127,7 @@ def test_gate_sees_padding_at_another_side(golden):
 @pytest.mark.parametrize(
     ('depth', 'total'), [(11, 132_863_336), (13, 133_047_848), (16, 138_357_544), (19, 143_667_240)]
 )
-def test_number_of_parameters_is_the_published_one(depth, total):
+def test_number_of_parameters_is_as_published(depth, total):
     params, stats = abstract_variables(VGG(1000, depth), (224, 224, 3))
     assert count(params) == total
     assert stats == {}
@@ -158,7 +158,7 @@ def test_widths():
 
 
 @pytest.mark.slow
-def test_remat_changes_no_number_and_no_name():
+def test_remat_changes_neither_results_nor_names():
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype('f4')
     plain = VGG(5, 11, (), widths=(2, 3, 4, 5, 6))
     remat = plain.clone(remat='full')
@@ -167,13 +167,13 @@ def test_remat_changes_no_number_and_no_name():
     variables = init(plain)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def found(made, variables):
+    def gradients(made, variables):
         return jax.value_and_grad(lambda v: (made.apply(v, x, train=True) ** 2).sum())(variables)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        found(remat, variables),
-        found(plain, variables),
+        gradients(remat, variables),
+        gradients(plain, variables),
     )
     text = str(jax.make_jaxpr(lambda v: remat.apply(v, x, train=True))(variables))
     assert text.count('checkpoint[') + text.count('remat2[') == 5
@@ -203,5 +203,5 @@ def test_wrong_choice(fields, words):
 def test_images_that_leave_no_position_are_refused(features):
     with pytest.raises(UserError) as caught:
         abstract_variables(VGG(5, features=features), (64, 31, 3))
-    said = 'config.model: VGG cannot take images of size 64x31x3: no pixels are left after block'
-    assert str(caught.value).startswith(said)
+    words = 'config.model: VGG cannot take images of size 64x31x3: no pixels are left after block'
+    assert str(caught.value).startswith(words)

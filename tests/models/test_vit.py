@@ -1,4 +1,4 @@
-"""The Vision Transformer's fixed positions, and its stochastic depth."""
+"""The Vision Transformer: fixed positions and stochastic depth."""
 
 import math
 
@@ -31,20 +31,20 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize(('rows', 'columns', 'width'), [(2, 3, 8), (14, 14, 64), (5, 1, 4)])
-def test_waves_by_the_formula(rows, columns, width):
-    found = sincos2d(rows, columns, width)
+def test_sincos2d_against_its_formula(rows, columns, width):
+    positions = sincos2d(rows, columns, width)
     count = width // 4
     for row in range(rows):
         for column in range(columns):
             for k in range(count):
                 period = 10_000 ** (k / (count - 1)) if count > 1 else 1.0
                 expected = [
-                    wave(place / period) for place in (column, row) for wave in (math.sin, math.cos)
+                    wave(index / period) for index in (column, row) for wave in (math.sin, math.cos)
                 ]
-                np.testing.assert_allclose(found[row, column, k::count], expected, atol=1e-6)
+                np.testing.assert_allclose(positions[row, column, k::count], expected, atol=1e-6)
 
 
-def test_fixed_positions_are_added_and_no_parameters():
+def test_fixed_positions_are_added_but_are_not_parameters():
     learned, fixed = vit(), vit(position='sincos2d')
     params = filled(learned)
     params['backbone/position'] = sincos2d(2, 3, 8)
@@ -56,8 +56,8 @@ def test_fixed_positions_are_added_and_no_parameters():
     )
 
 
-def test_more_and_more_rows_skip_a_block():
-    """Both halves of a block, each by itself."""
+def test_drop_path_grows_linearly_with_depth():
+    """Attention and MLP of a block are dropped independently, at the same rate."""
     made, rates = vit(drop_path=0.5), []
     params = unflatten(filled(made))
 
@@ -73,15 +73,15 @@ def test_more_and_more_rows_skip_a_block():
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_skipped_blocks_are_as_if_they_were_not(scan):
-    """At a rate near 1 rows pass all but the first block unchanged, which none skips."""
+def test_a_skipped_block_has_no_effect(scan):
+    """At a rate near 1, all rows skip the second block; the first block is never skipped."""
     made = vit(drop_path=0.9999999, depth=2, scan=scan)
     params = filled(made)
     alone = {path: x for path, x in params.items() if 'block_1' not in path}
     rngs = {'dropout': jax.random.key(0)}
-    found = made.apply({'params': unflatten(params)}, images(), train=True, rngs=rngs)
+    outputs = made.apply({'params': unflatten(params)}, images(), train=True, rngs=rngs)
     expected = vit(depth=1).apply({'params': unflatten(alone)}, images(), train=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

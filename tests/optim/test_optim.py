@@ -1,4 +1,4 @@
-"""The optimizer that the rules describe, against plain optax on the same parameters."""
+"""The optimizer that the rules describe, compared with plain optax on the same parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ SHAPES = dict(zip(PATHS, [(4, 3), (3,), (3, 2), (2,)], strict=True))
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them."""
+    """Skips optimisation, which would take longer than running these programs."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
 
 
 def draw(seed: int) -> dict:
-    """A tree of normal numbers with the shapes of the parameters."""
+    """A tree of normally distributed numbers with the shapes of the parameters."""
     rng = np.random.default_rng(seed)
     return unflatten({p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in SHAPES.items()})
 
@@ -40,15 +40,15 @@ def settings(args=None, **changes):
 
 
 def make(args=None, steps=STEPS, trainable=PATHS, **changes):
-    return make_optimizer(settings(args, **changes), PATHS, list(trainable), lasts(steps))
+    return make_optimizer(settings(args, **changes), PATHS, list(trainable), length(steps))
 
 
-def lasts(steps: int) -> Run:
+def length(steps: int) -> Run:
     return Run(steps, batch_size=4, examples=8)
 
 
 def run(tx, params=None, steps=STEPS) -> dict[str, np.ndarray]:
-    """Parameters by path after some steps, with gradients that differ from step to step."""
+    """Parameters by path after some steps with different gradients."""
     params = draw(0) if params is None else params
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(steps):
@@ -77,7 +77,7 @@ def fault(**changes) -> str:
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adam', 'adamw', 'lion'])
-def test_without_rules_it_is_plain_optax(name):
+def test_without_rules_the_optimizer_is_plain_optax(name):
     extra = {'weight_decay': 0.0} if name in ('adamw', 'lion') else {}
     agree(run(make(name=name, lr=0.1).tx), run(getattr(optax, name)(0.1, **extra)))
 
@@ -96,11 +96,11 @@ def test_lr_mult_scales_the_learning_rate_of_each_leaf():
 
 def test_lr_mult_scales_a_schedule():
     ours = make(lr=0.1, schedule=('cosine',), warmup='3 steps', lr_mult=(0.5,), name='sgd')
-    curve = make_schedule(settings(lr=0.1, warmup='3 steps'), 'cosine', lasts(STEPS))
+    curve = make_schedule(settings(lr=0.1, warmup='3 steps'), 'cosine', length(STEPS))
     agree(run(ours.tx), run(optax.sgd(lambda step: 0.5 * curve(step))))
 
 
-def test_schedules_by_rule():
+def test_schedules_follow_rules():
     ours = make(lr=0.1, name='sgd', schedule=(('head/.*', 'constant'), ('.*', 'linear')))
     whole = draw(0)
     expected = run(optax.sgd(0.1), {'head': whole['head']})
@@ -109,7 +109,7 @@ def test_schedules_by_rule():
 
 
 def test_decay_mult_is_the_mask_of_adamw():
-    ours = make(lr=0.1, weight_decay=0.3)  # the default spares all but kernels
+    ours = make(lr=0.1, weight_decay=0.3)  # by default only kernels decay
     mask = unflatten({path: path.endswith('kernel') for path in PATHS})
     agree(run(ours.tx), run(optax.adamw(0.1, weight_decay=0.3, mask=mask)))
     assert ours.decay == {path: 0.3 if path.endswith('kernel') else 0.0 for path in PATHS}
@@ -124,8 +124,8 @@ def test_decay_mult_is_a_factor():
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
-def test_decay_of_sgd_is_an_l2_penalty(nesterov):
-    """Its gradient joins the loss's before momentum, as in `g + weight_decay * p`."""
+def test_weight_decay_of_sgd_is_an_l2_penalty(nesterov):
+    """Its gradient is added before momentum: `g + weight_decay * p`."""
     args = {'momentum': 0.9, 'nesterov': nesterov}
     ours = make(args, name='sgd', lr=0.05, weight_decay=0.2, decay_mult=(1.0,))
     params, velocity = flatten(draw(0)), dict.fromkeys(PATHS, 0.0)
@@ -139,7 +139,7 @@ def test_decay_of_sgd_is_an_l2_penalty(nesterov):
     agree(run(ours.tx), params)
 
 
-def test_clip_norm_is_taken_over_the_parameters_of_a_limit():
+def test_clip_norm_covers_the_parameters_with_the_same_limit():
     ours = make(lr=0.1, name='sgd', clip_norm=(('head/.*', 0.5), ('.*/bias', 0), ('.*', 1.5)))
     clip, whole = optax.clip_by_global_norm, draw(0)
     plain = optax.sgd(0.1)
@@ -155,14 +155,14 @@ def test_clip_norm_over_everything():
     agree(run(make(lr=0.1, name='sgd', clip_norm=(0.5,)).tx), run(clipped))
 
 
-def test_clip_comes_before_the_decay_of_sgd():
+def test_clipping_precedes_the_weight_decay_of_sgd():
     ours = make(lr=0.1, name='sgd', weight_decay=0.3, decay_mult=(1.0,), clip_norm=(0.5,))
     clip, decay = optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.3)
     agree(run(ours.tx), run(optax.chain(clip, decay, optax.sgd(0.1))))
 
 
-def test_rules_hold_for_all_paths_but_clip_the_trained_ones():
-    """A rule about frozen parameters is no error, and they take no part in a norm."""
+def test_rules_cover_all_paths_but_clipping_only_trained_ones():
+    """A rule about frozen parameters is not an error, and they do not contribute to norms."""
     head = [path for path in PATHS if path.startswith('head')]
     ours = make(
         trainable=head, name='sgd', lr=0.1, clip_norm=(0.5,), lr_mult=(('head/.*', 1), ('.*', 0.1))
@@ -173,7 +173,7 @@ def test_rules_hold_for_all_paths_but_clip_the_trained_ones():
     assert set(ours.lr_mult) == set(ours.decay) == set(head)
 
 
-def test_frozen_leaves_hold_no_state():
+def test_frozen_parameters_have_no_optimizer_state():
     head = [path for path in PATHS if path.startswith('head')]
     only_head = {'head': draw(0)['head']}
     ours = make(trainable=head, weight_decay=0.1, clip_norm=(1.0,)).tx.init(only_head)
@@ -185,7 +185,7 @@ def test_frozen_leaves_hold_no_state():
 @pytest.mark.parametrize('warmup', [0, 4])
 def test_schedule_against_its_formula(name, warmup):
     cfg = settings(lr=0.5, warmup=f'{warmup} steps', lr_end=0.1)
-    curve = make_schedule(cfg, name, lasts(20))
+    curve = make_schedule(cfg, name, length(20))
     for step in range(21):
         if step < warmup:
             expected = 0.5 * step / warmup
@@ -202,9 +202,9 @@ def test_schedule_against_its_formula(name, warmup):
 
 @pytest.mark.parametrize('cooldown', [0, 5])
 def test_rsqrt_against_its_formula(cooldown):
-    """lr * sqrt(w / step) after w steps of warm-up; then a line down to lr * lr_end."""
+    """lr * sqrt(w / step) after w steps of warm-up; then linear cool-down to lr * lr_end."""
     cfg = settings(lr=0.5, warmup='4 steps', cooldown=f'{cooldown} steps', lr_end=0.1)
-    curve = make_schedule(cfg, 'rsqrt', lasts(20))
+    curve = make_schedule(cfg, 'rsqrt', length(20))
     for step in range(21):
         expected = 0.5 * step / 4
         if step >= 4:
@@ -216,9 +216,9 @@ def test_rsqrt_against_its_formula(cooldown):
 
 
 def test_wsd_against_its_formula():
-    """Durations of three kinds: 4 steps, and a quarter of the run."""
+    """Warm-up of 2 epochs (4 steps), and cool-down over 25% of the run (5 steps)."""
     cfg = settings(lr=0.5, warmup='2 epochs', cooldown='25%', lr_end=0.2)
-    curve = make_schedule(cfg, 'wsd', lasts(20))
+    curve = make_schedule(cfg, 'wsd', length(20))
     expected = [0, 0.125, 0.25, 0.375, *[0.5] * 12, *(0.5 - 0.08 * n for n in range(1, 6))]
     np.testing.assert_allclose([float(curve(step)) for step in range(21)], expected, atol=1e-6)
 
@@ -235,7 +235,7 @@ def test_learning_rate_is_the_largest_of_any_parameter():
     np.testing.assert_allclose(ours.learning_rate, expected, rtol=1e-6)
 
 
-def test_learning_rate_counts_trained_parameters_only():
+def test_learning_rate_ignores_frozen_parameters():
     ours = make(trainable=PATHS[2:], lr=0.1, lr_mult=(('backbone/.*', 9.0), ('.*', 1.0)), steps=3)
     np.testing.assert_allclose(ours.learning_rate, [0.1] * 3, rtol=1e-6)
 
@@ -249,15 +249,15 @@ def test_known_optimizers():
     """The table holds optax's optimizers by name, the two defined here, and nothing else."""
     made_here = {'keras_adam': keras_adam, 'muon': muon}
     assert {name: OPTIMIZERS[name] for name in made_here} == made_here
-    theirs = {name: f for name, f in OPTIMIZERS.items() if name not in made_here}
-    assert all(make is getattr(optax, name) for name, make in theirs.items())
+    from_optax = {name: f for name, f in OPTIMIZERS.items() if name not in made_here}
+    assert all(make is getattr(optax, name) for name, make in from_optax.items())
     common = {
         'sgd', 'adam', 'adamw', 'adamax', 'nadam', 'nadamw', 'radam', 'lion', 'lamb', 'lars',
         'rmsprop', 'adagrad', 'adadelta', 'adafactor', 'adabelief', 'novograd', 'yogi',
     }  # fmt: skip
     # In optax these two are functools.partial objects of adam and adamw with `nesterov`.
-    assert common - set(theirs) == {'nadam', 'nadamw'}
-    for name in sorted(common & set(theirs)):
+    assert common - set(from_optax) == {'nadam', 'nadamw'}
+    for name in sorted(common & set(from_optax)):
         tx, params = make(name=name, lr=0.1).tx, draw(0)
         updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)  # noqa: B023
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params), name
@@ -305,24 +305,24 @@ def test_known_optimizers():
         ),
     ],
 )
-def test_what_is_refused(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     message = fault(**changes)
     assert all(word in message for word in words), message
 
 
-def test_adam_with_decay_on_no_trained_parameter_is_not_refused():
+def test_adam_accepts_weight_decay_that_applies_to_no_trained_parameter():
     ours = make(name='adam', lr=0.1, weight_decay=0.1, decay_mult=(0.0,))
     agree(run(ours.tx), run(optax.adam(0.1)))
 
 
-def test_lamb_decays_by_rule():
+def test_weight_decay_of_lamb_follows_rules():
     ours = make(name='lamb', lr=0.1, weight_decay=0.3)
     mask = unflatten({path: path.endswith('kernel') for path in PATHS})
     agree(run(ours.tx), run(optax.lamb(0.1, weight_decay=0.3, mask=mask)))
 
 
-def test_decay_of_adafactor_follows_the_learning_rate():
-    """As AdamW's does: p - lr * (update + decay * p); its own argument takes no rate."""
+def test_weight_decay_of_adafactor_is_scaled_by_the_learning_rate():
+    """As in AdamW: p - lr * (update + decay * p); optax's own argument is not scaled."""
     ours = make(name='adafactor', lr=0.1, weight_decay=0.3, schedule=('linear',), decay_mult=(1.0,))
     curve = optax.linear_schedule(0.1, 0.0, STEPS)
     tx, params = optax.adafactor(curve), draw(0)
@@ -345,7 +345,7 @@ MATRICES = {
     'backbone/conv_1/kernel': (3, 3, 4, 5),
     'head/logits/kernel': (6, 9),
 }
-HIDDEN = {  # (rows, columns) of the matrix that each is
+HIDDEN = {  # (rows, columns) of each kernel as a matrix
     'backbone/block_0/attention/query/kernel': (6, 6),
     'backbone/block_0/attention/out/kernel': (6, 6),
     'backbone/block_0/mlp/up/kernel': (6, 8),
@@ -354,22 +354,22 @@ HIDDEN = {  # (rows, columns) of the matrix that each is
 
 
 def muon_updates(**changes) -> tuple[dict, dict]:
-    """(gradients, updates of a first step with rate 1), by path."""
+    """(gradients, updates of the first step with learning rate 1), by path."""
     rng = np.random.default_rng(0)
     grads = {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in MATRICES.items()}
     cfg = settings(name='muon', lr=1.0, **changes)
-    tx = make_optimizer(cfg, list(MATRICES), list(MATRICES), lasts(STEPS)).tx
+    tx = make_optimizer(cfg, list(MATRICES), list(MATRICES), length(STEPS)).tx
     params = unflatten({p: jnp.ones(s) for p, s in MATRICES.items()})
     updates, _ = tx.update(unflatten(grads), tx.init(params), params)
     return grads, flatten(updates)
 
 
-def test_muon_makes_hidden_kernels_orthogonal_and_leaves_the_rest_to_adam():
+def test_muon_orthogonalises_hidden_kernels_and_adam_updates_the_rest():
     grads, updates = muon_updates(args={'ns_steps': 12, 'nesterov': False})
     for path, (rows, columns) in HIDDEN.items():
         update = np.asarray(updates[path]).reshape(rows, columns)
         left, _, right = np.linalg.svd(np.asarray(grads[path]).reshape(rows, columns), False)
-        # The nearest orthogonal matrix, scaled by shape: the iteration meets it to a few percent.
+        # The nearest orthogonal matrix, scaled by shape; the iteration is within a few percent.
         nearest = -(left @ right) * max(1, columns / rows) ** 0.5
         cosine = (update * nearest).sum() / np.linalg.norm(update) / np.linalg.norm(nearest)
         assert cosine > 0.97, path
@@ -379,8 +379,8 @@ def test_muon_makes_hidden_kernels_orthogonal_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(updates[path], -np.sign(grads[path]), atol=1e-3, err_msg=path)
 
 
-def test_muon_may_be_as_large_as_adam():
-    """A scale of 0.2 * sqrt(max(rows, columns)) makes the RMS of any update 0.2."""
+def test_consistent_rms_makes_muon_updates_as_large_as_adams():
+    """With a scale of 0.2 * sqrt(max(rows, columns)), the RMS of every update is 0.2."""
     args = {'ns_steps': 12, 'nesterov': False}
     _, plain = muon_updates(args=args)
     _, updates = muon_updates(args=args | {'consistent_rms': 0.2})
@@ -391,7 +391,7 @@ def test_muon_may_be_as_large_as_adam():
         np.testing.assert_array_equal(updates[path], plain[path], err_msg=path)
 
 
-def test_muon_decays_both_of_its_parts_by_rule():
+def test_weight_decay_applies_to_both_parts_of_muon():
     _, plain = muon_updates()
     _, decayed = muon_updates(weight_decay=0.25)  # on kernels
     for path in MATRICES:
@@ -405,23 +405,23 @@ def test_negative_factors_are_refused(key):
     assert key in fault(**{key: (-1.0,)})
 
 
-def test_settings_that_differ_by_little_stay_apart():
+def test_nearly_equal_settings_get_separate_optimizers():
     cfg = Config(base().to_dict()).replace(
         optim__lr_mult=(('a/.*', 0.12345671), ('b/.*', 0.12345679)),
         optim__decay_mult=(('.*', 1),),
     )
     paths = ['a/kernel', 'b/kernel']
-    made = make_optimizer(cfg.optim, paths, paths, lasts(10))
+    made = make_optimizer(cfg.optim, paths, paths, length(10))
     params = {'a': {'kernel': jnp.ones(3)}, 'b': {'kernel': jnp.ones(3)}}
     assert len(made.tx.init(params).inner_states) == 2
 
 
-def test_adam_of_keras_against_its_formula():
+def test_keras_adam_against_its_formula():
     """lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), with gradients as small as eps."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(0, 10.0 ** rng.integers(-9, 1, (12, 40)))
     tx = make_optimizer(
-        settings(name='keras_adam', lr=0.01, args={'eps': 1e-4}), ['w'], ['w'], lasts(12)
+        settings(name='keras_adam', lr=0.01, args={'eps': 1e-4}), ['w'], ['w'], length(12)
     ).tx
     params = {'w': jnp.zeros(40)}
     state, update = tx.init(params), jax.jit(tx.update)
@@ -429,5 +429,5 @@ def test_adam_of_keras_against_its_formula():
     for t, gradient in enumerate(gradients, 1):
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         expected = -0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-4)
-        found, state = update({'w': jnp.asarray(gradient, jnp.float32)}, state, params)
-        np.testing.assert_allclose(found['w'], expected, rtol=1e-3, atol=1e-9)
+        updates, state = update({'w': jnp.asarray(gradient, jnp.float32)}, state, params)
+        np.testing.assert_allclose(updates['w'], expected, rtol=1e-3, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Splitting parameters into trainable and frozen, which BatchNorm is frozen, and the table."""
+"""The split into trainable and frozen parameters, and which BatchNorm layers are frozen."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ STATE = {'batch_stats': {'backbone': {'norm_0': STATS, 'norm_1': STATS, 'plain':
 HEAD_ONLY = (('backbone/.*', 'frozen'), ('.*', 'head'))
 
 
-def cut(groups, frozen_norm='frozen', params=PARAMS):
+def partition(groups, frozen_norm='frozen', params=PARAMS):
     cfg = Config(base().to_dict()).replace(groups=groups, frozen_norm=frozen_norm)
     return make_partition(cfg, params, STATE)
 
@@ -49,7 +49,7 @@ def test_paths():
     [HEAD_ONLY, (('.*', 'all'),), (('.*/bias', 'frozen'), ('head/.*', 'a'), ('.*', 'b'))],
 )
 def test_split_and_merge_are_inverse(groups):
-    part = cut(groups)
+    part = partition(groups)
     trainable, frozen = part.split(PARAMS)
     assert set(flatten(trainable)) == set(part.trainable)
     assert not set(flatten(trainable)) & set(flatten(frozen))
@@ -59,7 +59,7 @@ def test_split_and_merge_are_inverse(groups):
 
 
 def test_groups():
-    part = cut((('.*/bias', 'biases'), ('head/.*', 'head'), ('.*', 'frozen')))
+    part = partition((('.*/bias', 'biases'), ('head/.*', 'head'), ('.*', 'frozen')))
     assert part.groups == {
         'backbone/conv_0/kernel': 'frozen',
         'backbone/norm_0/scale': 'frozen',
@@ -70,24 +70,24 @@ def test_groups():
         'head/logits/bias': 'biases',
     }
     _, frozen = part.split(PARAMS)
-    assert 'head' not in frozen  # no empty branch is left behind
+    assert 'head' not in frozen  # no empty branch remains
 
 
 def test_everything_frozen_is_an_error():
     with pytest.raises(UserError, match='freezes all 7 parameters.*nothing is left to train'):
-        cut((('.*', 'frozen'),))
+        partition((('.*', 'frozen'),))
 
 
-def test_rule_faults_name_the_key():
+def test_errors_in_rules_name_the_key():
     with pytest.raises(UserError, match=r"config\.groups: .*'bakbone/\.\*'.*'backbone/\.\*'"):
-        cut((('bakbone/.*', 'frozen'), ('.*', 'all')))
+        partition((('bakbone/.*', 'frozen'), ('.*', 'all')))
     with pytest.raises(UserError, match=r'config\.groups: no rule matches head/logits'):
-        cut((('backbone/.*', 'frozen'),))
+        partition((('backbone/.*', 'frozen'),))
 
 
-def test_unknown_frozen_norm():
+def test_an_unknown_frozen_norm_is_refused():
     with pytest.raises(UserError, match=r"config\.frozen_norm='adopt'.*'adapt'"):
-        cut(HEAD_ONLY, 'adopt')
+        partition(HEAD_ONLY, 'adopt')
 
 
 def norms(*names: str) -> frozenset[str]:
@@ -99,25 +99,25 @@ def norms(*names: str) -> frozenset[str]:
     [
         ((('.*', 'all'),), norms()),
         (HEAD_ONLY, norms('norm_0', 'norm_1', 'plain')),
-        # A norm with parameters follows its own.
+        # A norm with parameters follows them.
         ((('backbone/norm_0/.*', 'frozen'), ('.*', 'all')), norms('norm_0')),
-        # Half a norm frozen: it is still trained.
+        # A partly frozen norm counts as trained.
         ((('.*/scale', 'frozen'), ('.*', 'all')), norms()),
-        # One without any follows the rule that its path falls under.
+        # A norm without parameters follows the rule that matches its path.
         ((('backbone/norm_.*', 'all'), ('backbone/.*', 'frozen'), ('.*', 'all')), norms('plain')),
         ((('backbone/conv_0/.*', 'frozen'), ('.*', 'all')), norms()),
-        # Its statistics have paths below its name, as parameters have.
+        # Its statistics have paths below its name, like parameters.
         ((('.*/(norm_1|plain)/.*', 'frozen'), ('.*', 'all')), norms('norm_1', 'plain')),
-        # Where no rule reaches it, it is trained.
+        # If no rule matches it, it is trained.
         ((('.*/kernel', 'all'), ('.*/(scale|bias)', 'frozen')), norms('norm_0', 'norm_1')),
     ],
 )
 def test_frozen_norms(groups, expected):
-    assert cut(groups).frozen_norms == expected
+    assert partition(groups).frozen_norms == expected
 
 
-def test_adapt_freezes_no_norm_but_the_parameters():
-    part = cut(HEAD_ONLY, 'adapt')
+def test_adapt_freezes_parameters_but_not_statistics():
+    part = partition(HEAD_ONLY, 'adapt')
     assert part.frozen_norms == frozenset()
     assert part.trainable == ['head/logits/kernel', 'head/logits/bias']
 
@@ -129,7 +129,7 @@ class TwoNorms(nn.Module):
         return nn.BatchNorm(name='second')(x, use_running_average=False)
 
 
-def test_freeze_norms_reaches_the_named_layers_alone():
+def test_freeze_norms_affects_only_the_named_layers():
     model, x = TwoNorms(), np.random.default_rng(0).normal(3, 2, (8, 2)).astype(np.float32)
     variables = model.init(jax.random.key(0), x)
     cfg = Config(base().to_dict()).replace(groups=(('first/.*', 'frozen'), ('.*', 'all')))

@@ -1,4 +1,4 @@
-"""Rules -> how parameters are cut over the mesh; what follows them."""
+"""Meshes, and the sharding of parameters, optimizer state and batches over them."""
 
 import re
 
@@ -36,14 +36,14 @@ def specs(on: AbstractMesh, params=PARAMS, rules=(('.*', 'auto'),), tensor=ViT.T
     return make_specs(rules, on, params, tensor)
 
 
-def test_one_device_on_an_axis_cuts_nothing():
+def test_an_axis_of_one_device_shards_nothing():
     assert {to_text(s) for s in specs(mesh(data=8)).values()} == {'replicated'}
 
 
-def test_auto():
-    """Heads and hidden units over tensor, the longest other dimension over fsdp."""
-    found = specs(mesh(2, 2, 2))
-    texts = {path.removeprefix('backbone/block_0/'): to_text(s) for path, s in found.items()}
+def test_auto_shards_heads_hidden_units_and_long_dimensions():
+    """Heads and hidden units are sharded over tensor, the longest other dimension over fsdp."""
+    by_path = specs(mesh(2, 2, 2))
+    texts = {path.removeprefix('backbone/block_0/'): to_text(s) for path, s in by_path.items()}
     assert texts['attention/query/kernel'] == 'fsdp tensor -'  # [width, heads, size]
     assert texts['attention/query/bias'] == 'tensor -'
     assert texts['attention/out/kernel'] == 'tensor - fsdp'
@@ -56,14 +56,14 @@ def test_auto():
     assert texts['head/logits/kernel'] == 'fsdp tensor'
 
 
-def test_auto_cuts_only_what_divides():
-    found = specs(mesh(1, 4, 8))
-    assert to_text(found['backbone/block_0/attention/query/kernel']) == 'fsdp - -'  # 4 heads by 8
-    assert to_text(found['backbone/block_0/mlp/up/kernel']) == 'fsdp tensor'
-    assert to_text(found['head/logits/kernel']) == 'fsdp -'  # 10 classes by 8
+def test_auto_shards_only_divisible_dimensions():
+    by_path = specs(mesh(1, 4, 8))
+    assert to_text(by_path['backbone/block_0/attention/query/kernel']) == 'fsdp - -'  # 8 > 4 heads
+    assert to_text(by_path['backbone/block_0/mlp/up/kernel']) == 'fsdp tensor'
+    assert to_text(by_path['head/logits/kernel']) == 'fsdp -'  # 10 classes
 
 
-def test_vocabulary_is_cut_too():
+def test_auto_shards_the_vocabulary():
     params = abstract_variables(GPT(outputs=256, width=8, depth=1, heads=2, context=8), (8,))[0]
     assert (
         to_text(specs(mesh(tensor=4), params, tensor=GPT.TENSOR)['backbone/tokens/embedding'])
@@ -71,18 +71,18 @@ def test_vocabulary_is_cut_too():
     )
 
 
-def test_rules_say_otherwise():
-    found = specs(
+def test_rules_replace_auto():
+    by_path = specs(
         mesh(1, 2, 2),
         rules=(('.*/mlp/up/kernel', 'tensor fsdp'), ('.*/patch/.*', 'replicated'), ('.*', 'auto')),
     )
-    assert found['backbone/block_0/mlp/up/kernel'] == P('tensor', 'fsdp')
-    assert found['backbone/patch/kernel'] == P()
-    assert to_text(found['backbone/block_0/mlp/down/kernel']) == 'tensor fsdp'
+    assert by_path['backbone/block_0/mlp/up/kernel'] == P('tensor', 'fsdp')
+    assert by_path['backbone/patch/kernel'] == P()
+    assert to_text(by_path['backbone/block_0/mlp/down/kernel']) == 'tensor fsdp'
 
 
 @pytest.mark.parametrize(
-    ('rules', 'said'),
+    ('rules', 'message'),
     [
         ((('.*/up/kernel', 'tensor'), ('.*', 'auto')), "'tensor' does not fit .* shape 32x64"),
         ((('.*/up/kernel', 'data -'), ('.*', 'auto')), "'data -' does not fit"),
@@ -95,18 +95,18 @@ def test_rules_say_otherwise():
         ((('.*', 'replicated'),), 'config.mesh.fsdp=4: no parameter is sharded over it'),
     ],
 )  # fmt: skip
-def test_wrong_rules(rules, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_rules_are_refused(rules, message):
+    with pytest.raises(UserError, match=message):
         specs(mesh(1, 4, 1), rules=rules)
 
 
-def test_a_model_without_such_layers_has_no_tensor_axis():
+def test_a_tensor_axis_that_shards_no_parameter_is_refused():
     conv = {'backbone': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)}}}
     with pytest.raises(UserError, match='config.mesh.tensor=2: no parameter is sharded over it'):
         specs(mesh(tensor=2), conv)
 
 
-def test_optimizer_state_follows_and_bytes_fall_as_arithmetic_says():
+def test_optimizer_state_is_sharded_like_parameters():
     on = mesh(1, 4, 1)
     labels = unflatten({p: 'head' if p.startswith('head') else 'rest' for p in flatten(PARAMS)})
     for name, moments in (('adam', 2), ('sgd', 1), ('lion', 1)):
@@ -116,20 +116,20 @@ def test_optimizer_state_follows_and_bytes_fall_as_arithmetic_says():
             optax.clip_by_global_norm(1.0), optax.partition({'head': one, 'rest': one}, labels)
         )
         state = jax.eval_shape(tx.init, PARAMS)
-        found = specs(on)
-        params = like_params(PARAMS, found, PARAMS, on)
-        held = like_params(state, found, PARAMS, on)
+        by_path = specs(on)
+        params = like_params(PARAMS, by_path, PARAMS, on)
+        held = like_params(state, by_path, PARAMS, on)
         assert jax.tree.structure(held) == jax.tree.structure(state)
-        cut = [leaf for p, leaf in flatten(PARAMS).items() if 'fsdp' in found[p]]
-        whole = [leaf for p, leaf in flatten(PARAMS).items() if 'fsdp' not in found[p]]
-        expected = sum(4 * leaf.size // 4 for leaf in cut) + sum(4 * leaf.size for leaf in whole)
+        split = [leaf for p, leaf in flatten(PARAMS).items() if 'fsdp' in by_path[p]]
+        whole = [leaf for p, leaf in flatten(PARAMS).items() if 'fsdp' not in by_path[p]]
+        expected = sum(4 * leaf.size // 4 for leaf in split) + sum(4 * leaf.size for leaf in whole)
         assert nbytes_per_device(params) == expected
         counters = sum(4 for leaf in jax.tree.leaves(state) if not leaf.shape)
         assert nbytes_per_device(held) == moments * expected + counters
 
 
-def test_other_leaves_under_a_parameters_path_are_replicated():
-    """Adafactor's rows and columns have other shapes."""
+def test_state_of_another_shape_than_the_parameter_is_replicated():
+    """Adafactor keeps rows and columns."""
     on = mesh(1, 4, 1)
     tx = optax.adafactor(1e-3, min_dim_size_to_factor=16)
     state = jax.eval_shape(tx.init, PARAMS)
@@ -139,7 +139,7 @@ def test_other_leaves_under_a_parameters_path_are_replicated():
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'said'),
+    ('sizes', 'message'),
     [
         (
             (-1, 3, 1),
@@ -152,13 +152,13 @@ def test_other_leaves_under_a_parameters_path_are_replicated():
         ((-1, 1, 0), 'each must be 1 or more'),
     ],
 )
-def test_meshes_that_do_not_fit(sizes, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_mesh_sizes_are_refused(sizes, message):
+    with pytest.raises(UserError, match=message):
         make_mesh(sizes, jax.devices() * 8)
 
 
 class Device:
-    """As much of a device as a mesh needs."""
+    """A device with the attributes that `make_mesh` reads."""
 
     platform = 'gpu'
 
@@ -166,19 +166,19 @@ class Device:
         self.id, self.slice_index = number, slice_index
 
 
-def test_slices_are_told_apart_by_data_alone():
+def test_slices_are_split_along_data_only():
     devices = [Device(n, n // 4) for n in range(8)]
-    found = make_mesh((-1, 2, 2), devices)
-    assert found.devices.shape == (2, 2, 2)
-    slices = np.vectorize(lambda d: d.slice_index)(found.devices)
+    grid = make_mesh((-1, 2, 2), devices).devices
+    assert grid.shape == (2, 2, 2)
+    slices = np.vectorize(lambda d: d.slice_index)(grid)
     assert (slices == np.array([0, 1])[:, None, None]).all()
     with pytest.raises(UserError, match='config.mesh.data=1 is not a multiple of the 2 slices'):
         make_mesh((-1, 8, 1), devices)
 
 
 @pytest.mark.parametrize('steps', [1, 3])
-def test_examples_are_shared_out_and_steps_are_not(steps):
-    """Examples are split over data and fsdp; devices along tensor hold the same examples."""
+def test_batches_are_sharded_over_examples_and_not_over_steps(steps):
+    """Examples are sharded over data and fsdp; devices along tensor hold the same examples."""
     features = classified_image(6, 6, 1)
     batch = abstract_batch(features, 16, mesh(4, 2, 2), steps)
     held = {name: x.sharding.shard_shape(x.shape) for name, x in batch.items()}
@@ -187,8 +187,8 @@ def test_examples_are_shared_out_and_steps_are_not(steps):
 
 
 @pytest.mark.parametrize('parallel', ['jit', 'pmap'])
-def test_the_step_is_given_the_buffers_of_its_state(parallel):
-    """Every leaf of the state is donated; otherwise a step would hold the state twice."""
+def test_the_step_donates_its_whole_state(parallel):
+    """Otherwise a step would need memory for two states."""
     job = make_job(Config(get_config().to_dict()).replace(parallel=parallel, ema=0.9))
     text = trace_step(*job.program()).lower().as_text()
     (main,) = (line for line in text.splitlines() if 'func.func public @main' in line)
@@ -197,8 +197,8 @@ def test_the_step_is_given_the_buffers_of_its_state(parallel):
     assert kept == set(range(len(jax.tree.leaves(job.abstract))))
 
 
-def test_each_device_takes_its_own_rows_of_a_whole_batch():
-    """As pmap's step does on 4 devices, of which vmap plays the part here."""
+def test_replicas_gather_and_split_rows_and_sum_over_devices():
+    """vmap simulates pmap over 4 devices."""
     replicas, whole = Replicas(axis='data'), {'x': jnp.arange(8.0)}
     shares = jax.vmap(lambda _: replicas.local_rows(whole), axis_name='data')(jnp.zeros(4))
     np.testing.assert_array_equal(shares['x'], whole['x'].reshape(4, 2))

@@ -1,18 +1,18 @@
-"""The parameter table: a row for each parameter, and the table in short."""
+"""The parameter table, in full and shortened."""
 
 from jaxtrain.params.partition import flatten
 from jaxtrain.params.table import COLUMNS, Row, Settings, short_text, table
 from jaxtrain.terminal import SHORT
-from tests.params.test_partition import HEAD_ONLY, PARAMS, cut
+from tests.params.test_partition import HEAD_ONLY, PARAMS, partition
 
 
 def test_table():
-    part = cut(HEAD_ONLY)
+    part = partition(HEAD_ONLY)
     origin = dict.fromkeys(part.groups, 'load') | {'head/logits/bias': 'init'}
-    cuts = dict.fromkeys(part.groups, 'replicated') | {'head/logits/kernel': 'fsdp tensor'}
+    shardings = dict.fromkeys(part.groups, 'replicated') | {'head/logits/kernel': 'fsdp tensor'}
     head = 'head/logits/kernel'
-    found = table(PARAMS, Settings(part.groups, {head: 0.5}, {head: 0.01}, cuts, origin))
-    by_path = {row.path: dict(zip(COLUMNS, row, strict=True)) for row in found}
+    lines = table(PARAMS, Settings(part.groups, {head: 0.5}, {head: 0.01}, shardings, origin))
+    by_path = {row.path: dict(zip(COLUMNS, row, strict=True)) for row in lines}
     assert list(by_path) == list(flatten(PARAMS))
     assert by_path['backbone/conv_0/kernel'] == {
         'path': 'backbone/conv_0/kernel', 'shape': '3x3x2x3', 'dtype': 'float64',
@@ -37,7 +37,7 @@ def rows(modules: int) -> list[Row]:
     return [*made, Row('head/logits/kernel', '3x2', 'f4', 'head', 1.0, 0.1, 'rep', 8, 'init')]
 
 
-def test_few_parameters_are_all_listed():
+def test_few_parameters_are_listed_one_by_one():
     lines = short_text(rows(SHORT // 2 - 1)).splitlines()
     assert len(lines) == 1 + (SHORT - 1)
     assert lines[0].split() == ['path', 'shape', 'group', 'lr_mult', 'decay', 'from']
@@ -45,7 +45,7 @@ def test_few_parameters_are_all_listed():
     assert lines[-1].split() == ['head/logits/kernel', '3x2', 'head', '1', '0.1', 'init']
 
 
-def test_many_parameters_are_summed_up_by_module():
+def test_many_parameters_are_summed_by_module():
     lines = short_text(rows(SHORT)).splitlines()
     assert lines[0].split() == ['module', 'leaves', 'bytes', 'group', 'lr_mult', 'decay', 'from']
     assert len(lines) == 1 + SHORT + 1
@@ -53,7 +53,7 @@ def test_many_parameters_are_summed_up_by_module():
     assert lines[-1].split() == ['head/logits', '1', '8', 'head', '1', '0.1', 'init']
 
 
-def test_leaves_of_a_module_with_other_settings_are_not_summed_together():
+def test_parameters_of_a_module_with_different_settings_are_separate_lines():
     many = [row._replace(decay=i % 2 * 0.1) for i, row in enumerate(rows(SHORT))]
     lines = short_text(many).splitlines()
     assert len(lines) == 1 + 2 * SHORT + 1

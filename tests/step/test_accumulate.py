@@ -1,4 +1,4 @@
-"""Gradients added up over parts of a batch are those of the batch."""
+"""Gradients that are accumulated over parts of a batch equal those of the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ TX = optax.adam(1e-2)
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them."""
+    """Skips optimisation, which would take longer than running these programs."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
 
 
 def start(model: dict, source: Source, **changes):
-    """(step of so many parts, first state), in float64."""
+    """A function (number of parts, batch) -> (state, metrics) of the first step, in float64."""
     tree = base().to_dict() | {'model': model}
     cfg = resolve(Config(tree).replace(**changes), None)
     learner = make_learner(cfg, source)
@@ -46,7 +46,7 @@ def start(model: dict, source: Source, **changes):
     return step
 
 
-def images(size: int) -> dict:
+def image_batch(size: int) -> dict:
     rng = np.random.default_rng(1)
     return {
         'image': rng.integers(0, 256, (size, 6, 6, 1)).astype(np.uint8),
@@ -55,29 +55,32 @@ def images(size: int) -> dict:
 
 
 def distance(one, other) -> float:
-    """The largest difference of two trees' leaves, by the largest value of a leaf."""
+    """The largest difference between leaves, relative to the largest value of the leaf."""
     pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
     return max(float(abs(a - b).max() / (abs(b).max() + 1e-30)) for a, b in pairs)
 
 
 @pytest.mark.parametrize(('size', 'parts'), [(256, 8), (250, 8)])
-def test_images(size, parts):
-    """Also where the last part is filled up with rows that count for nothing."""
+def test_accumulated_gradients_of_images_equal_those_of_the_batch(size, parts):
+    """Also if the last part has padding rows, which do not count."""
     with jax.enable_x64(True):
         model = {'name': 'mlp', 'hidden': (8,)}
         augment = (('flip',), ('shift', 1), ('noise', 9.0))
         step = start(model, image_source(999, (6, 6, 1), CLASSES), data__augment=augment)
-        (whole, metrics), (added, ours) = (step(n, images(size)) for n in (1, parts))
-        assert distance(added.params, whole.params) < 1e-9
-        assert distance(added.opt_state, whole.opt_state) < 1e-6
-        assert distance(ours, metrics) < 1e-6
-        # A mean of the parts' means is something else where they are not alike.
-        assert size % parts == 0 or distance(step(1, images(parts))[0].params, whole.params) > 1e-3
+        (whole, metrics), (accumulated, sums) = (step(n, image_batch(size)) for n in (1, parts))
+        assert distance(accumulated.params, whole.params) < 1e-9
+        assert distance(accumulated.opt_state, whole.opt_state) < 1e-6
+        assert distance(sums, metrics) < 1e-6
+        # The mean over a part of the rows differs, so wrong weights would be noticed.
+        assert (
+            size % parts == 0
+            or distance(step(1, image_batch(parts))[0].params, whole.params) > 1e-3
+        )
 
 
 @pytest.mark.parametrize('parts', [pytest.param(4, marks=pytest.mark.slow), 3])
-def test_tokens_count_and_not_windows(parts):
-    """Windows with few targets weigh little, whichever part they are in."""
+def test_tokens_have_equal_weight_whatever_their_window(parts):
+    """The weight of a window is its number of targets, in any part."""
     tokens = np.random.default_rng(2).integers(0, 257, (8, 9)).astype(np.int32)
     targets = tokens[:, 1:].copy()
     for row, length in enumerate((8, 1, 8, 2, 8, 3, 0, 8)):
@@ -87,17 +90,17 @@ def test_tokens_count_and_not_windows(parts):
         model = {'name': 'gpt', 'width': 8, 'depth': 1, 'heads': 2, 'context': 8}
         source = window_source(99, 8, open_tokenizer('bytes'))
         step = start(model, source, task__name='lm')
-        (whole, metrics), (added, ours) = (step(n, batch) for n in (1, parts))
-        assert distance(added.params, whole.params) < 1e-9
-        assert distance(ours, metrics) < 1e-6
+        (whole, metrics), (accumulated, sums) = (step(n, batch) for n in (1, parts))
+        assert distance(accumulated.params, whole.params) < 1e-9
+        assert distance(sums, metrics) < 1e-6
         fewer = {name: rows[:6] for name, rows in batch.items()}
         assert distance(step(1, fewer)[0].params, whole.params) > 1e-3
 
 
-def test_batch_norm_sees_the_parts_one_after_the_other():
+def test_batch_norm_updates_its_statistics_part_by_part():
     with jax.enable_x64(True):
         step = start({'name': 'cnn', 'widths': (3,)}, image_source(99, (6, 6, 1), CLASSES))
-        batch = images(12)
+        batch = image_batch(12)
         state, _ = step(3, batch)
         key, mean = 'batch_stats/backbone/norm_0/mean', 0.0
         for part in range(3):
@@ -107,31 +110,31 @@ def test_batch_norm_sees_the_parts_one_after_the_other():
         np.testing.assert_allclose(flatten(state.model_state)[key], mean, rtol=1e-6)
 
 
-def test_parts_drop_other_units():
-    """With one key for all of them, equal rows in equal places would lose the same units."""
+def test_dropout_masks_differ_between_parts():
+    """With one key for all parts, equal rows at equal positions would lose the same units."""
     model = {'name': 'mlp', 'hidden': (64,), 'dropout': 0.5}
     with jax.enable_x64(True):
         step = start(model, image_source(99, (6, 6, 1), CLASSES))
-        same = {name: np.repeat(rows, 4, 0) for name, rows in images(1).items()}
+        same = {name: np.repeat(rows, 4, 0) for name, rows in image_batch(1).items()}
         whole, parts = step(1, {n: r[:1] for n, r in same.items()})[0], step(4, same)[0]
         one, several = (
             (flatten(state.opt_state[0].mu)['head/logits/kernel'] != 0).any(1).mean()
             for state in (whole, parts)
         )
-        # Of the units that are not 0 before: 1/2, and 1 - 1/2 ** 4.
+        # Fractions of the active units that remain: 1/2, and 1 - 1/2 ** 4 in any of 4 parts.
         assert several > 1.5 * one > 0.3
 
 
 @pytest.mark.parametrize(
-    ('changes', 'said'),
+    ('changes', 'message'),
     [
         ({'accumulate': 0}, 'config.accumulate=0 must be at least 1'),
         ({'accumulate': 33}, 'at most config.batch_size=32'),
         ({'accumulate': 5}, 'does not divide config.batch_size=32, and BatchNorm'),
     ],
 )
-def test_wrong_numbers_of_parts(changes, said):
+def test_invalid_accumulate_is_refused(changes, message):
     c = base()
     c.data.name, c.batch_size, c.steps = 'digits', 32, 1
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         make_job(Config(c.to_dict()).replace(**changes))

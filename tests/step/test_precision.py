@@ -1,4 +1,4 @@
-"""What is computed in bfloat16 under that policy, and what stays in float32."""
+"""What the bfloat16 policy computes in bfloat16, and what stays in float32."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def parts(model: str, precision: str):
     params, stats = init_variables(
         learner.model, np.uint32(0), abstract_inputs(feature(IMAGE, *SHAPE))
     )
-    if model == 'vit':  # whose head begins with zeros
+    if model == 'vit':  # its head is initialised with zeros
         params['head']['logits']['kernel'] = jnp.sin(jnp.arange(16.0 * 3)).reshape(16, 3)
     return learner, init_state((params, stats), 0, UPDATE, learner.part)
 
@@ -69,8 +69,8 @@ def test_layers_compute_in_bfloat16_and_norms_in_float32(model):
     def note(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if context.method_name == '__call__' and isinstance(out, jax.Array):
-            own = jax.tree.leaves(context.module.variables.get('params', {}))
-            dtypes = {x.dtype.name for x in own}
+            leaves = jax.tree.leaves(context.module.variables.get('params', {}))
+            dtypes = {x.dtype.name for x in leaves}
             seen['/'.join(context.module.path)] = (type(context.module), dtypes, out.dtype.name)
         return out
 
@@ -82,22 +82,20 @@ def test_layers_compute_in_bfloat16_and_norms_in_float32(model):
             )
 
     assert jax.eval_shape(forward, state.params).dtype == jnp.bfloat16
-    norms = {path: found for path, found in seen.items() if 'norm' in path}
+    norms = {path: record for path, record in seen.items() if 'norm' in path}
     assert norms and policy.norms == set(norms)
-    # What `note` sees of a norm is from before its result is cast.
-    assert {found[1:] for found in map(lambda f: (0, *map(str, f[1:])), norms.values())} == {
-        ("{'float32'}", 'float32')
-    }
+    # `note` sees the result of a norm before it is cast.
+    assert all(record[1:] == ({'float32'}, 'float32') for record in norms.values())
     layers = [f for f in seen.values() if f[0] in (nn.Dense, nn.Conv, nn.DenseGeneral)]
     assert len(layers) > 2 and all(f[1:] == ({'bfloat16'}, 'bfloat16') for f in layers)
 
 
 @pytest.mark.parametrize('model', MODELS)
-def test_a_step_is_near_that_in_float32(model):
-    """Within bfloat16's three digits; and not the same, as it would be without the policy."""
-    (half, ours), (single, theirs) = step(model, 'bfloat16'), step(model, 'float32')
-    assert ours['loss'] == pytest.approx(float(theirs['loss']), rel=0.02)
-    assert ours['loss'] != theirs['loss']
+def test_a_step_is_close_to_that_in_float32(model):
+    """Equal within the precision of bfloat16, but not identical, since the policy applies."""
+    (half, metrics), (single, reference) = step(model, 'bfloat16'), step(model, 'float32')
+    assert metrics['loss'] == pytest.approx(float(reference['loss']), rel=0.02)
+    assert metrics['loss'] != reference['loss']
     one, other = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.opt_state[0].mu)])
         for s in (half, single)
@@ -105,7 +103,7 @@ def test_a_step_is_near_that_in_float32(model):
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.99
 
 
-def test_statistics_are_means_of_many_rows_in_float32():
+def test_batch_statistics_are_summed_in_float32():
     """In bfloat16 a sum of 16,384 ones would stop at 256."""
     learner, state = parts('cnn', 'bfloat16')
     params = jax.tree.map(jnp.zeros_like, state.params)
@@ -127,11 +125,11 @@ def test_evaluation_uses_the_policy():
     assert (half != single).any()
 
 
-def test_unknown_policy():
+def test_an_unknown_policy_is_refused():
     with pytest.raises(UserError, match="config.precision='bfloat'.*bfloat16"):
         parts('cnn', 'bfloat')
 
 
-def test_float32_leaves_everything_alone():
+def test_the_float32_policy_changes_nothing():
     params = {'a': np.ones(2, np.float64)}
     assert FLOAT32.params(params) is params

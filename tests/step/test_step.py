@@ -1,4 +1,4 @@
-"""The contract of the step: what is frozen stays, costs nothing, and nothing else is different."""
+"""The train step: frozen parameters do not change and cost nothing; the rest is plain optax."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,9 +24,9 @@ CLASSES = ('a', 'b', 'c')
 
 @pytest.fixture
 def quickly():
-    """For programs that run for less time than it takes to optimise them.
+    """Skips optimisation, which would take longer than running the programs.
 
-    Not where gradients reach a max-pool: see tests/models/test_models.py.
+    Not for gradients through a max-pool, see tests/models/test_models.py.
     """
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -34,7 +34,7 @@ def quickly():
 
 
 def build(model=None, shape=(6, 6, 1), steps=200, **changes):
-    """Everything that a step is made of, and a first state."""
+    """The learner of a config, its compiled steps, and a function for initial states."""
     tree = base().to_dict()
     tree['model'] = model or {'name': 'cnn', 'widths': (3, 4)}
     cfg = Config(tree).replace(**{'optim__schedule': ('constant',), **changes})
@@ -73,7 +73,7 @@ def same_bits(one, other) -> bool:
 
 
 @pytest.mark.parametrize('frozen_norm', ['frozen', 'adapt'])
-def test_frozen_is_bit_identical_after_200_steps(frozen_norm, quickly):
+def test_frozen_parameters_are_bit_identical_after_200_steps(frozen_norm, quickly):
     parts = build(
         groups=HEAD_ONLY,
         frozen_norm=frozen_norm,
@@ -100,7 +100,7 @@ def test_frozen_is_bit_identical_after_200_steps(frozen_norm, quickly):
         assert all((before[path] != after[path]).all() for path in before)
 
 
-def test_partly_frozen_backbone_keeps_that_part_alone():
+def test_a_partly_frozen_backbone_keeps_only_that_part():
     parts = build(groups=(('backbone/.*_0/.*', 'frozen'), ('.*', 'rest')), optim__lr=0.01)
     first = parts.start()
     last, _ = parts.train(first, batch())
@@ -110,8 +110,8 @@ def test_partly_frozen_backbone_keeps_that_part_alone():
         assert kept == {path for path in before if '_0/' in path}
 
 
-def test_frozen_norm_normalises_with_its_statistics(quickly):
-    """A linear probe's training loss is that of the network in evaluation."""
+def test_a_frozen_norm_uses_its_running_statistics(quickly):
+    """The training loss of a linear probe equals the loss in evaluation."""
     parts = build(groups=HEAD_ONLY)
     state = parts.start()
     _, metrics = parts.train(state, batch())
@@ -121,20 +121,20 @@ def test_frozen_norm_normalises_with_its_statistics(quickly):
     assert abs(float(adapted['loss']) - float(metrics['loss'])) > 1e-3
 
 
-def test_optimizer_state_of_a_frozen_backbone_is_that_of_the_head_alone(quickly):
+def test_a_frozen_backbone_has_no_optimizer_state(quickly):
     state = build(groups=HEAD_ONLY, optim__weight_decay=0.1).start()
     head = nbytes(state.params['head'])
     tx = optax.adamw(1e-3, weight_decay=0.1)
     alone = jax.eval_shape(tx.init, {'head': state.params['head']})
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert nbytes(moments) == 2 * head
-    # Counters aside: one set for the kernels and one for the biases, which are not decayed.
+    # Except for counters: kernels and biases have separate optimizers, as only kernels decay.
     assert nbytes(state.opt_state) - nbytes(alone) <= 16
     everything = build().start()
     assert nbytes(everything.opt_state) > 2 * nbytes(everything.params)
 
 
-def test_frozen_backbone_takes_less_than_half_the_flops_although_the_norm_is_read(quickly):
+def test_a_frozen_backbone_halves_the_flops_even_if_the_gradient_norm_is_used(quickly):
     model, shape = {'name': 'cnn', 'widths': (24, 48, 96)}, (20, 20, 1)
 
     def flops(**changes) -> float:
@@ -148,7 +148,7 @@ def test_frozen_backbone_takes_less_than_half_the_flops_although_the_norm_is_rea
     assert 0.2 < ratio < 0.45
 
 
-def test_one_step_is_the_gradient_of_everything_and_optax(quickly):
+def test_a_step_equals_the_full_gradient_with_optax(quickly):
     parts = build({'name': 'cnn', 'widths': (3,)}, optim__lr=0.01, optim__weight_decay=0.1)
     state, data = parts.start(), batch()
 
@@ -173,15 +173,15 @@ def test_one_step_is_the_gradient_of_everything_and_optax(quickly):
     assert float(metrics['loss']) == pytest.approx(float(value), rel=1e-5)
     assert float(metrics['accuracy']) == pytest.approx(float(right))
     assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
-    # After the update, which changes it.
+    # It is the norm after the update, which differs from the norm before.
     sizes = [float(optax.global_norm(tree)) for tree in (expected, state.params)]
     assert float(metrics['param_norm']) == pytest.approx(sizes[0], rel=1e-6)
     assert abs(sizes[0] - sizes[1]) > 1e-3
-    for ours, theirs in ((after.params, expected), (after.model_state, new)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+    for tree, reference in ((after.params, expected), (after.model_state, new)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tree, reference)
 
 
-def test_grad_norm_is_of_the_trainable_before_clipping(quickly):
+def test_grad_norm_covers_trainable_parameters_before_clipping(quickly):
     clipped = build(groups=HEAD_ONLY, optim__clip_norm=(1e-3,))
     state = clipped.start()
 
@@ -199,8 +199,8 @@ def test_grad_norm_is_of_the_trainable_before_clipping(quickly):
     assert float(metrics['param_norm']) == pytest.approx(held, rel=1e-6)
 
 
-def test_ema_follows_its_recurrence(quickly):
-    """A plain mean at first, then an exponential average: weight max(1 - decay, 1 / (n + 1))."""
+def test_ema_against_its_recurrence(quickly):
+    """It is first a plain mean, then exponential: the weight is max(1 - decay, 1 / (n + 1))."""
     parts = build(groups=HEAD_ONLY, optim__lr=0.1, ema=0.6)
     state, step = parts.start(), parts.train
     assert same_bits(state.ema, {'head': state.params['head']})
@@ -217,7 +217,7 @@ def test_ema_follows_its_recurrence(quickly):
     assert set(state.ema) == {'head'}
 
 
-def test_without_ema_nothing_is_kept(quickly):
+def test_without_ema_the_state_has_no_average(quickly):
     parts = build()
     state, _ = parts.train(parts.start(), batch())
     assert state.ema == {}
@@ -231,7 +231,7 @@ RANDOM = {
 
 
 @pytest.mark.parametrize('kind', RANDOM)
-def test_randomness_is_a_function_of_seed_and_step(kind, quickly):
+def test_random_numbers_depend_only_on_seed_and_step(kind, quickly):
     parts = build(**RANDOM[kind])
     state, train = parts.start(), parts.train
 
@@ -244,7 +244,7 @@ def test_randomness_is_a_function_of_seed_and_step(kind, quickly):
     assert len({here, loss(seed=4, step=5), loss(seed=3, step=6), loss(seed=5, step=3)}) == 4
 
 
-def test_augmentation_and_dropout_have_keys_of_their_own():
+def test_augmentation_and_dropout_have_separate_keys():
     parts = build({'name': 'mlp', 'hidden': (5,)})
     keys = {}
 
@@ -267,7 +267,7 @@ def test_augmentation_and_dropout_have_keys_of_their_own():
     assert len({*bits, tuple(jax.random.key_data(whole).tolist())}) == 3
 
 
-def test_no_randomness_without_dropout_and_augmentation(quickly):
+def test_without_dropout_and_augmentation_nothing_is_random(quickly):
     parts = build()
     state, train = parts.start(), parts.train
     other = state.replace(seed=jnp.uint32(9), step=jnp.int32(9))
@@ -290,7 +290,7 @@ def test_one_program_serves_every_seed(quickly):
     assert len(texts) == 1
 
 
-def test_label_smoothing_counts_in_training_only(quickly):
+def test_label_smoothing_applies_only_in_training(quickly):
     smooth, plain = (build(groups=HEAD_ONLY, task__label_smoothing=s) for s in (0.3, 0.0))
     state = plain.start()
     trained = [float(p.train(state, batch())[1]['loss']) for p in (smooth, plain)]
@@ -299,7 +299,7 @@ def test_label_smoothing_counts_in_training_only(quickly):
     np.testing.assert_array_equal(*evaluated)
 
 
-def test_eval_step_gives_one_value_per_example(quickly):
+def test_eval_step_returns_one_value_per_example(quickly):
     parts = build()
     state, data = parts.start(), batch(size=5)
     values = parts.evaluate(state, data)
@@ -316,7 +316,7 @@ def test_eval_step_gives_one_value_per_example(quickly):
     np.testing.assert_allclose(one, values['loss'][3:4], rtol=1e-5)
 
 
-def test_eval_step_uses_the_average_where_one_is_kept(quickly):
+def test_eval_step_uses_the_ema_if_there_is_one(quickly):
     parts = build(groups=HEAD_ONLY, ema=0.9)
     state = parts.start()
     moved = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), state.ema)
@@ -327,8 +327,8 @@ def test_eval_step_uses_the_average_where_one_is_kept(quickly):
     assert (np.asarray(with_average['loss']) != np.asarray(plain)).all()
 
 
-def test_model_without_state(quickly):
-    """A model without BatchNorm has no state to keep; freezing it is no special case."""
+def test_a_model_without_batch_norm(quickly):
+    """Its model state is empty, and freezing works as for other models."""
     parts = build({'name': 'mlp', 'hidden': (5,), 'dropout': 0.5}, groups=HEAD_ONLY, optim__lr=0.1)
     first = parts.start()
     last, _ = parts.train(first, batch())
@@ -337,7 +337,7 @@ def test_model_without_state(quickly):
     assert not same_bits(first.params['head'], last.params['head'])
 
 
-def test_several_steps_in_one_call_are_the_same_steps():
+def test_several_steps_in_one_call_equal_single_steps():
     made = build(model={'name': 'mlp', 'hidden': (5,), 'dropout': 0.3}, data__augment=(('flip',),))
     batches = [batch(seed) for seed in range(4)]
     state, rows = made.start(), []

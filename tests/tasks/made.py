@@ -1,4 +1,4 @@
-"""Tasks and their inputs as a config makes them, and what several of their tests compare with."""
+"""Tasks made from a config, their inputs, and a reference implementation of log-softmax."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from tests.support.inputs import image_source, window_source
 CLASSES = ('a', 'b', 'c')
 VOCABULARY = 5
 IMAGES = np.arange(6 * 8, dtype=np.uint8).reshape(6, 2, 2, 2)
-# Of each example in a mixed batch.
+# The share of each example's own label in a mixed batch.
 SHARES = np.array([1.0, 0.0, 0.25, 0.5, 0.9, 0.6], np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The task binary: losses, metrics and predictions against NumPy."""
+"""The task `binary`: losses, metrics and predictions against NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ def sigmoid_loss(logits, targets):
     return -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
 
 
-def test_binary_loss_and_accuracy_of_each_example():
+def test_loss_and_accuracy_of_each_example():
     made = binary()
     assert made.outputs(images(PAIR)) == 1
     values = trained(made, TWO)
@@ -34,16 +34,16 @@ def test_binary_loss_and_accuracy_of_each_example():
     assert values['loss'].shape == (6,) and 0 < float(values['accuracy'].mean()) < 1
 
 
-def test_binary_label_smoothing_in_training():
+def test_label_smoothing_applies_only_in_training():
     made = binary(task__label_smoothing=0.2)
     targets = np.where(TWO['label'] == 1, 0.9, 0.1)
-    found = trained(made, TWO)['loss']
-    np.testing.assert_allclose(found, sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
+    loss = trained(made, TWO)['loss']
+    np.testing.assert_allclose(loss, sigmoid_loss(ONE[:, 0], targets), rtol=1e-5)
     evaluated = made.rows(jnp.asarray(ONE), TWO)['loss']
     np.testing.assert_allclose(evaluated, sigmoid_loss(ONE[:, 0], TWO['label']), rtol=1e-5)
 
 
-def test_binary_mixed_labels_count_by_their_shares_in_training():
+def test_mixed_labels_are_weighted_by_their_shares_in_training():
     made = binary(task__label_smoothing=0.2)
     other = np.roll(TWO['label'], 1)
     values = trained(made, {**TWO, 'mix_label': other, 'mix': SHARES})
@@ -54,8 +54,8 @@ def test_binary_mixed_labels_count_by_their_shares_in_training():
     np.testing.assert_allclose(values['accuracy'], right, rtol=1e-6)
 
 
-def test_binary_is_softmax_over_a_logit_and_zero():
-    """So both tasks agree on two classes, probabilities included."""
+def test_binary_equals_softmax_over_zero_and_the_logit():
+    """Both tasks yield the same probabilities for two classes."""
     pair = jnp.concatenate([jnp.zeros((6, 1)), jnp.asarray(ONE)], -1)
     softmax = make(images(PAIR))
     one, two = (
@@ -67,12 +67,12 @@ def test_binary_is_softmax_over_a_logit_and_zero():
     np.testing.assert_array_equal(one[:, 1] > 0.5, ONE[:, 0] > 0)
 
 
-def test_binary_wants_two_classes():
+def test_other_numbers_of_classes_are_refused():
     with pytest.raises(UserError, match="config.task.name='binary' needs two classes.*has 3"):
         make(images(), task__name='binary')
 
 
-def test_a_line_has_both_classes():
+def test_a_prediction_lists_both_classes():
     prediction = binary().prediction
     (row,) = prediction.arrays(jnp.array([[2.0]]))['probabilities']
     line = prediction.line({'probabilities': np.asarray(row)}, PAIR, 5)

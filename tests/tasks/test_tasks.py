@@ -1,4 +1,4 @@
-"""What every task declares, whichever of the table it is, and how a config chooses among them."""
+"""What holds for every task, and how a config selects a task and its best metric."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ every_task = pytest.mark.parametrize('name', TASKS)
 
 
 def given(name: str):
-    """A source that the task takes, its model's outputs for six examples, and their batch."""
+    """A source that fits the task, model outputs for six examples, and their batch."""
     rng, task = np.random.default_rng(0), TASKS[name]
     classes = ('a', 'b') if name == 'binary' else ('a', 'b', 'c')
     source = {CLASS: images(classes), NEXT_TOKENS: texts()}[task.label]
@@ -37,12 +37,12 @@ def test_the_main_metric_and_the_loss_are_among_the_metrics(name):
     assert task.metric(task.main).name == task.main
     assert not task.metric('loss').higher_is_better
     assert TASKS['classify'].metric('accuracy').higher_is_better
-    # A metric that tables show in percent is a share, of which more is better in all of them.
+    # A metric that tables show in percent is a fraction, and higher is better for all of these.
     assert all(metric.higher_is_better for metric in task.metrics if metric.percent)
 
 
 @every_task
-def test_values_are_finite_floats_of_each_example_with_a_loss_that_has_a_gradient(name):
+def test_values_are_finite_per_example_and_the_loss_has_a_gradient(name):
     source, logits, batch = given(name)
     task = TASKS[name]
     values = task.values(logits, batch, task.smoothing or 0.0)
@@ -53,8 +53,8 @@ def test_values_are_finite_floats_of_each_example_with_a_loss_that_has_a_gradien
 
 
 @every_task
-def test_metrics_of_a_split_come_from_its_rows_alone(name):
-    """Whatever the batches were, and by the names that are declared."""
+def test_metrics_depend_only_on_the_rows_of_a_split(name):
+    """They do not depend on the batches, and have the declared names."""
     source, logits, batch = given(name)
     task = TASKS[name]
     label = ARRAYS[task.label]
@@ -63,20 +63,20 @@ def test_metrics_of_a_split_come_from_its_rows_alone(name):
     ]
     rows = {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
     whole = {name: np.asarray(row) for name, row in task.rows(logits, batch).items()}
-    found = task.summarize(rows)
-    assert found == pytest.approx(task.summarize(whole), rel=1e-6)
-    assert {*found} == {metric.name for metric in task.metrics}
+    metrics = task.summarize(rows)
+    assert metrics == pytest.approx(task.summarize(whole), rel=1e-6)
+    assert {*metrics} == {metric.name for metric in task.metrics}
     for metric in task.metrics:
         if metric.is_mean:
             mean = np.average(rows[metric.name], weights=rows.get(WEIGHT))
-            assert found[metric.name] == pytest.approx(mean, rel=1e-6)
+            assert metrics[metric.name] == pytest.approx(mean, rel=1e-6)
 
 
 @every_task
-def test_a_prediction_has_the_columns_that_are_shown(name):
+def test_a_prediction_has_the_columns_of_the_table(name):
     source, logits, _ = given(name)
     prediction = TASKS[name].prediction
-    if prediction is None:  # a prompt is continued
+    if prediction is None:  # `predict` continues prompts
         assert source.tokenizer
         return
     arrays = prediction.arrays(logits)
@@ -86,7 +86,7 @@ def test_a_prediction_has_the_columns_that_are_shown(name):
 
 
 @every_task
-def test_only_data_with_its_labels_is_taken(name):
+def test_data_without_the_labels_of_the_task_is_refused(name):
     source, *_ = given(name)
     other = images() if source.tokenizer else texts()
     words = f'config.task.name={name!r} does not fit data of config.data.source='
@@ -108,7 +108,7 @@ def test_only_data_with_its_labels_is_taken(name):
         ({'task__name': 'classfy'}, ["config.task.name='classfy'", "'classify'"]),
     ],
 )
-def test_what_is_refused(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     with pytest.raises(UserError) as caught:
         make(images(), **changes)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -128,18 +128,16 @@ def config(**changes) -> Config:
         ('classify', 'loss', 'loss', False),
     ],
 )
-def test_the_metric_that_decides_is_the_tasks_own_unless_another_is_named(
-    task, given, name, better
-):
+def test_the_best_metric_is_the_main_metric_unless_the_config_names_one(task, given, name, better):
     cfg = resolve(config(task__name=task, best_metric=given), None)
-    assert cfg.best_metric == name  # and so it stands in config.json
-    found = best_metric(cfg)
-    assert (found.name, found.higher_is_better) == (name, better)
+    assert cfg.best_metric == name  # config.json contains it
+    metric = best_metric(cfg)
+    assert (metric.name, metric.higher_is_better) == (name, better)
     val = {1: {name: 0.1}, 2: {name: 0.9}, 3: {name: 0.5}}
-    assert best_of(val, found, [1, 2, 3]) == (2 if better else 1)
+    assert best_of(val, metric, [1, 2, 3]) == (2 if better else 1)
 
 
-def test_a_metric_that_the_task_does_not_have():
+def test_a_best_metric_that_the_task_does_not_have_is_refused():
     with pytest.raises(UserError) as caught:
         best_metric(config(best_metric='acuracy'))
     assert "config.best_metric='acuracy'" in str(caught.value)
