@@ -139,9 +139,8 @@ def test_batch_statistics_are_computed_over_all_devices(made):
 
     out, state = jax.jit(run(made))(images())
     halves = images().reshape(2, 2, 8, 8, 2)
-    sharded, states = jax.jit(jax.vmap(run(made.clone(axis='devices')), axis_name='devices'))(
-        halves
-    )
+    over_axis = jax.vmap(run(made.clone(axis='devices')), axis_name='devices')
+    sharded, states = jax.jit(over_axis)(halves)
     np.testing.assert_allclose(sharded.reshape(4, 5), out, rtol=1e-3, atol=1e-3)
     jax.tree.map(
         lambda each, whole: np.testing.assert_allclose(

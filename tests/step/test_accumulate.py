@@ -71,11 +71,9 @@ def test_accumulated_gradients_of_images_equal_those_of_the_batch(size, parts):
         assert distance(accumulated.params, whole.params) < 1e-9
         assert distance(accumulated.opt_state, whole.opt_state) < 1e-6
         assert distance(sums, metrics) < 1e-6
-        # The mean over a part of the rows differs, so wrong weights would be noticed.
-        assert (
-            size % parts == 0
-            or distance(step(1, image_batch(parts))[0].params, whole.params) > 1e-3
-        )
+        # A step on fewer rows differs, so wrong weights would be noticed.
+        fewer, _ = step(1, image_batch(parts))
+        assert size % parts == 0 or distance(fewer.params, whole.params) > 1e-3
 
 
 @pytest.mark.parametrize('parts', [pytest.param(4, marks=pytest.mark.slow), 3])

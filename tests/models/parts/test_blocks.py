@@ -1,4 +1,4 @@
-"""Blocks run by a loop, with parts computed anew, or both: the same numbers in every way."""
+"""Loops over blocks and rematerialisation do not change results, names or random numbers."""
 
 from functools import cache
 
@@ -31,14 +31,14 @@ MODELS = {
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them."""
+    """Skips optimisation, which would take longer than running these programs."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
 
 
 def variables(name: str) -> dict[str, np.ndarray]:
-    """Float64 parameters of a model by path."""
+    """float64 parameters of a model by path."""
     rng = np.random.default_rng(0)
     params, _ = abstract_variables(*MODELS[name])
     return {path: rng.normal(0, 0.5, leaf.shape) for path, leaf in flatten(params).items()}
@@ -50,7 +50,7 @@ def batch(name: str) -> np.ndarray:
 
 
 def expectation(call, args, kwargs, context):
-    """Stochastic depth without chance: what is left of each row on average before scaling."""
+    """Replaces stochastic depth by its expectation without scaling, so that nothing is random."""
     if isinstance(context.module, DropPath) and context.method_name == '__call__':
         x, rate = args
         return x * (1 - rate)
@@ -64,33 +64,34 @@ def loss_of(model, params: dict, x) -> jax.Array:
     return jnp.sum(jnp.sin(out) ** 2)
 
 
-def agree(found: tuple, expected: tuple) -> None:
-    """Loss and gradients, to rounding in float64."""
-    (loss, grads), (again, grads_again) = expected, found
+def agree(result: tuple, expected: tuple) -> None:
+    """Asserts that losses and gradients are equal up to float64 rounding."""
+    (loss, grads), (again, grads_again) = expected, result
     assert loss.dtype == again.dtype == np.float64
     np.testing.assert_allclose(again, loss, rtol=1e-12)
-    # Some gradients are zero in theory, so the limit is that of all.
+    # Some gradients are zero in exact arithmetic, so the tolerance is relative to the largest one.
     limit = 1e-12 * max(np.abs(grad).max() for grad in grads.values())
     for path, grad in grads.items():
         np.testing.assert_allclose(grads_again[path], grad, rtol=0, atol=limit, err_msg=path)
 
 
-def test_a_vit_gives_the_same_loss_and_gradients():
-    """Two blocks in a loop and one behind them, computed anew, against all as they are; stochastic
-    depth at a rate of its own in each block included, and methods intercepted.
+def test_a_vit_has_the_same_loss_and_gradients():
+    """Two rematerialised blocks in a loop and one after it, against three plain blocks, each with a
+    different rate of stochastic depth and with intercepted methods.
     """
     plain = MODELS['vit'][0].clone(depth=3)
     params = {path: x for path, x in variables('vit').items() if 'block_3' not in path}
 
-    def found(model) -> tuple:
+    def gradients(model) -> tuple:
         return jax.jit(jax.value_and_grad(lambda p: loss_of(model, p, batch('vit'))))(params)
 
     with jax.enable_x64(True):
-        agree(found(plain.clone(scan=True, scan_ends=(2,), remat='full')), found(plain))
+        looped = plain.clone(scan=True, scan_ends=(2,), remat='full')
+        agree(gradients(looped), gradients(plain))
 
 
 @pytest.mark.parametrize('name', ['gpt', 'bert'])
-def test_models_of_text_give_the_same_loss(name):
+def test_text_models_have_the_same_loss(name):
     with jax.enable_x64(True):
         plain, other = (
             jax.jit(lambda p, f=fields: loss_of(MODELS[name][0].clone(**f), p, batch(name)))(
@@ -114,7 +115,7 @@ class Layers(nn.Module):
     def __call__(self, x):
         layers = [Layer(name=f'block_{i}') for i in range(DEPTH)]
         rates = jnp.linspace(0.5, 1, DEPTH)
-        return run_blocks(self, layers, x, lambda layer, x, own: layer(x, own), self.stack, rates)
+        return run_blocks(self, layers, x, lambda layer, x, rate: layer(x, rate), self.stack, rates)
 
 
 PLAIN = Stack()
@@ -125,7 +126,7 @@ STACKS = [
 
 
 @pytest.mark.parametrize('stack', STACKS, ids=str)
-def test_every_stack_gives_the_same_loss_and_gradients(stack):
+def test_every_stack_has_the_same_loss_and_gradients(stack):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 3))
     params = {}
@@ -133,49 +134,49 @@ def test_every_stack_gives_the_same_loss_and_gradients(stack):
         params[f'block_{i}/dense/kernel'] = rng.normal(size=(3, 3))
         params[f'block_{i}/dense/bias'] = rng.normal(size=3)
 
-    def found(stack: Stack) -> tuple:
+    def gradients(stack: Stack) -> tuple:
         def loss(params: dict) -> jax.Array:
             return (Layers(stack).apply({'params': unflatten(params)}, x) ** 2).sum()
 
         return jax.value_and_grad(loss)(params)
 
     with jax.enable_x64(True):
-        agree(found(stack), found(PLAIN))
+        agree(gradients(stack), gradients(PLAIN))
 
 
 @pytest.mark.slow
-def test_a_model_with_a_cache():
-    """Keys and values are kept in the same places, and it goes on from them."""
+def test_a_looped_model_with_a_cache():
+    """The cache has the names of a model without a loop, and later calls continue from it."""
     params = unflatten({path: x.astype('f4') for path, x in variables('gpt').items()})
     tokens = batch('gpt')
     whole = MODELS['gpt'][0].apply({'params': params}, tokens, train=False)
-    model, cache = MODELS['gpt'][0].clone(**WAY), {}
+    model, cache = MODELS['gpt'][0].clone(**LOOPED), {}
     for start, part in ((0, tokens[:, :4]), (4, tokens[:, 4:])):
-        found, cache = model.apply(
+        logits, cache = model.apply(
             {'params': params, **cache}, part, train=False, cache=6, mutable=['cache'],
             start=jnp.full(len(part), start),
         )  # fmt: skip
-        np.testing.assert_allclose(found, whole[:, start:][:, : part.shape[1]], atol=1e-4)
+        np.testing.assert_allclose(logits, whole[:, start:][:, : part.shape[1]], atol=1e-4)
     assert set(cache['cache']['backbone']) == {f'block_{i}' for i in range(DEPTH)}
 
 
-WAY = {'scan': True, 'remat': 'full'}
+LOOPED = {'scan': True, 'remat': 'full'}
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_parameters_have_the_same_names(name):
     model, shape = MODELS[name]
-    assert abstract_variables(model.clone(**WAY), shape) == abstract_variables(model, shape)
+    assert abstract_variables(model.clone(**LOOPED), shape) == abstract_variables(model, shape)
 
 
-def test_parameters_start_the_same():
+def test_parameters_have_the_same_initial_values():
     model, x = MODELS['gpt'][0].clone(depth=2), jnp.ones((1, 6), jnp.int32)
     init = jax.jit(lambda made: made.init(jax.random.key(0), x, train=False), static_argnums=0)
-    jax.tree.map(np.testing.assert_array_equal, init(model), init(model.clone(**WAY)))
+    jax.tree.map(np.testing.assert_array_equal, init(model), init(model.clone(**LOOPED)))
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_a_loop_has_one_block_in_the_program(name):
+def test_the_program_of_a_loop_contains_one_block(name):
     def products(fields: dict) -> int:
         model = MODELS[name][0].clone(**fields)
         text = jax.jit(lambda p: loss_of(model, p, batch(name))).lower(variables(name)).as_text()
@@ -185,26 +186,26 @@ def test_a_loop_has_one_block_in_the_program(name):
     assert plain - looped == 2 * (deeper - plain) > 0
 
 
-@pytest.mark.parametrize(('kind', 'again'), [('dots', 2), ('full', 7)])
+@pytest.mark.parametrize(('kind', 'recomputed'), [('dots', 2), ('full', 7)])
 @pytest.mark.parametrize('scan', [False, True])
-def test_remat_computes_that_much_anew(kind, again, scan):
-    """Of the 8 products of a block: the two of its attention, which have a batch; or all but the
-    last, of which nothing needs the result to go backwards.
+def test_number_of_recomputed_matrix_products(kind, recomputed, scan):
+    """A block has 8 products. 'dots' recomputes the two of attention, which have batch dimensions;
+    'full' recomputes all except the last, whose result the backward pass does not need.
     """
 
-    assert products(kind, scan) - products('none', scan) == again * DEPTH
+    assert products(kind, scan) - products('none', scan) == recomputed * DEPTH
 
 
 @cache
 def products(kind: str, scan: bool) -> int:
-    """In the gradient of a GPT."""
+    """The number of matrix products in the gradient of a GPT."""
     model = MODELS['gpt'][0].clone(remat=kind, scan=scan)
     grad = jax.grad(lambda p: loss_of(model, p, batch('gpt')))
     return _count(jax.make_jaxpr(grad)(variables('gpt')).jaxpr)
 
 
 def _count(jaxpr) -> int:
-    """Products of matrices, those in a loop as often as it runs."""
+    """The number of matrix products; those in a loop count once per iteration."""
     total = 0
     for eqn in jaxpr.eqns:
         times = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
@@ -219,7 +220,7 @@ def _count(jaxpr) -> int:
 
 
 class Digits(nn.Module):
-    """Its own digit behind those of the blocks before it: what each was given, or dropped."""
+    """Appends a digit to those of earlier blocks: its argument, or its dropout mask."""
 
     dropped: bool
 
@@ -239,7 +240,9 @@ class Number(nn.Module):
     def __call__(self, x):
         blocks = [Digits(self.dropped, name=f'block_{i}') for i in range(DEPTH)]
         each = jnp.arange(1.0, 1 + DEPTH)
-        return run_blocks(self, blocks, x, lambda block, x, own: block(x, own), self.stack, each)
+        return run_blocks(
+            self, blocks, x, lambda block, x, digit: block(x, digit), self.stack, each
+        )
 
 
 def number(stack: Stack, dropped: bool = False, ones=(1, 1, 1, 1)) -> jax.Array:
@@ -249,28 +252,28 @@ def number(stack: Stack, dropped: bool = False, ones=(1, 1, 1, 1)) -> jax.Array:
 
 
 @pytest.mark.parametrize('stack', [PLAIN, *STACKS], ids=str)
-def test_each_block_has_its_own_in_order(stack):
+def test_blocks_receive_their_slices_in_order(stack):
     np.testing.assert_array_equal(number(stack), 1234)
 
 
 @pytest.mark.parametrize('stack', [PLAIN, *STACKS], ids=str)
-def test_each_block_drops_others(stack):
+def test_dropout_masks_differ_between_blocks(stack):
     masks = np.array([list(f'{int(n):04}') for n in number(stack, dropped=True)]).T == '1'
     assert (masks.mean(1) > 0.2).all() and (masks.mean(1) < 0.8).all()
     assert all((masks[i] != masks[j]).any() for i in range(DEPTH) for j in range(i))
 
 
 @pytest.mark.parametrize('stack', STACKS, ids=str)
-def test_what_is_computed_anew_drops_the_same(stack):
-    """The sum is linear in the ones, so their gradients add up to it."""
+def test_recomputation_uses_the_same_dropout_masks(stack):
+    """The sum is linear in the ones, so it equals the sum of their gradients."""
     total, grads = jax.value_and_grad(
         lambda ones: number(stack, dropped=True, ones=ones).sum()
     )((1.0, 1.0, 1.0, 1.0))  # fmt: skip
     assert float(total) == pytest.approx(float(sum(grads)))
 
 
-def test_one_device_of_two_drops_as_both():
-    """Its rows, whichever they are: of stochastic depth and of dropout in a loop."""
+def test_dropout_masks_on_two_devices_are_those_on_one():
+    """Each device uses the masks of its rows, for stochastic depth and for dropout in a loop."""
     model = MODELS['vit'][0].clone(dropout=0.3, scan=True)
     params = {k: v.astype('f4') for k, v in variables('vit').items()}
     x = np.random.default_rng(1).normal(size=(6, 8, 8, 1)).astype('f4')
@@ -280,19 +283,19 @@ def test_one_device_of_two_drops_as_both():
         rngs = {'dropout': jax.random.key(3)}
         return model.apply({'params': unflatten(params)}, x, train=True, rngs=rngs)
 
-    def own(x):
+    def on_device(x):
         with replicas.layers(len(x)):
             return out(x)
 
-    halves = jax.jit(jax.vmap(own, axis_name='devices'))(x.reshape(2, 3, 8, 8, 1))
+    halves = jax.jit(jax.vmap(on_device, axis_name='devices'))(x.reshape(2, 3, 8, 8, 1))
     np.testing.assert_allclose(halves.reshape(6, 5), jax.jit(out)(x), rtol=1e-4, atol=1e-4)
 
 
 # Freezing.
 
 
-def frozen(blocks, name='vit') -> dict[str, bool]:
-    """Whether each parameter is trained, where all but these blocks and the head are frozen."""
+def trained_blocks(blocks, name='vit') -> dict[str, bool]:
+    """Whether each parameter is trained if only these blocks, the last norm and the head are."""
     starts = ('head/', 'backbone/norm/', *(f'backbone/block_{i}/' for i in blocks))
     return {path: path.startswith(starts) for path in variables(name)}
 
@@ -302,12 +305,12 @@ def frozen(blocks, name='vit') -> dict[str, bool]:
     [((), ()), ((0, 1, 2, 3), ()), ((3,), (3,)), ((2, 3), (2,)), ((1,), (1, 2)),
      ((0, 2), (1, 2, 3))],
 )  # fmt: skip
-def test_loops_end_where_freezing_does(blocks, ends):
+def test_loops_are_split_between_frozen_and_trained_blocks(blocks, ends):
     model = MODELS['vit'][0].clone(scan=True)
-    assert split_scan(model, frozen(blocks)) == model.clone(scan_ends=ends)
+    assert split_scan(model, trained_blocks(blocks)) == model.clone(scan_ends=ends)
 
 
-def test_blocks_of_which_parts_are_trained():
+def test_loops_are_split_where_the_trained_parts_of_blocks_differ():
     trained = {path: path.endswith('bias') for path in variables('vit')}
     model = MODELS['vit'][0].clone(scan=True)
     assert split_scan(model, trained).scan_ends == ()
@@ -316,14 +319,14 @@ def test_blocks_of_which_parts_are_trained():
 
 
 @pytest.mark.parametrize('model', [MODELS['vit'][0], CNN(5)])
-def test_without_a_loop_a_model_stays_as_it_is(model):
-    assert split_scan(model, frozen((3,))) is model
+def test_a_model_without_a_loop_is_not_changed(model):
+    assert split_scan(model, trained_blocks((3,))) is model
 
 
 @pytest.mark.parametrize('kind', ['none', 'full'])
-def test_a_frozen_stretch_costs_no_backward_pass(kind):
-    """As many operations as without loops; a single loop would need more."""
-    trained = frozen((2, 3))
+def test_frozen_blocks_need_no_backward_pass(kind):
+    """The number of operations is that without loops; a single loop needs more."""
+    trained = trained_blocks((2, 3))
     params = variables('vit')
 
     def work(model) -> float:

@@ -1,4 +1,4 @@
-"""Attention and stochastic depth by themselves."""
+"""Attention and stochastic depth."""
 
 from types import SimpleNamespace
 
@@ -41,7 +41,7 @@ MASKS = {
 
 
 def by_hand(seen: np.ndarray) -> np.ndarray:
-    """Attention in numpy's float64."""
+    """Attention in NumPy float64."""
     params = parameters()
     query, key, value = (
         np.einsum('blw,whs->bhls', inputs(), params[n]['kernel']) + params[n]['bias'][:, None]
@@ -55,25 +55,25 @@ def by_hand(seen: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(('dtype', 'limit'), [('f8', 1e-13), ('f4', 1e-5)])
-@pytest.mark.parametrize('what', MASKS)
-def test_attention_is_that_of_the_formula(what, dtype, limit):
-    options, mask, seen = MASKS[what]
+@pytest.mark.parametrize('name', MASKS)
+def test_attention_against_its_formula(name, dtype, limit):
+    options, mask, seen = MASKS[name]
     with jax.enable_x64(True):
         attention = Attention(HEADS, dropout=0.5)
         x = inputs().astype(dtype)
-        found = attention.apply({'params': parameters(dtype)}, x, mask, train=False, **options)
-        found = np.asarray(found)
+        out = attention.apply({'params': parameters(dtype)}, x, mask, train=False, **options)
+        out = np.asarray(out)
     expected = by_hand(seen)
-    assert found.dtype == dtype
-    assert np.abs(found - expected).max() <= limit * np.abs(expected).max()
+    assert out.dtype == dtype
+    assert np.abs(out - expected).max() <= limit * np.abs(expected).max()
 
 
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize('what', MASKS)
-def test_softmax_of_half_precision_is_in_float32(what, dtype, train):
-    """With dropout in training, too, where the attention is another."""
-    options, mask, _ = MASKS[what]
+@pytest.mark.parametrize('name', MASKS)
+def test_softmax_of_half_precision_is_in_float32(name, dtype, train):
+    """Also with dropout in training, which uses another implementation of attention."""
+    options, mask, _ = MASKS[name]
 
     def out(x):
         rngs = {'dropout': jax.random.key(0)}
@@ -95,7 +95,7 @@ def _equations(jaxpr):
                 yield from _equations(value.jaxpr)
 
 
-def test_dropped_weights_are_those_of_the_rng():
+def test_dropped_weights_depend_on_the_key():
     def out(train, key):
         return Attention(HEADS, dropout=0.5).apply(
             {'params': parameters('f4')}, inputs().astype('f4'), None, train=train,
@@ -125,16 +125,16 @@ AMPERE = ('gpu', 'cuda 12090', '8.0')
         (('cpu', 'cpu', ''), 'bfloat16', 64, False, None),
     ],
 )
-def test_kernel_of_the_machine(monkeypatch, machine, dtype, size, masked, kernel):
-    """What is asked of jax.nn.dot_product_attention; no such machine is needed."""
+def test_the_kernel_depends_on_the_device(monkeypatch, machine, dtype, size, masked, kernel):
+    """The implementation passed to jax.nn.dot_product_attention; no such device is needed."""
     backend, version, capability = machine
     device = SimpleNamespace(
         client=SimpleNamespace(platform_version=version), compute_capability=capability
     )
-    asked = []
+    implementations = []
 
     def note(query, key, value, implementation, **options):
-        asked.append(implementation)
+        implementations.append(implementation)
         return query
 
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
@@ -143,7 +143,7 @@ def test_kernel_of_the_machine(monkeypatch, machine, dtype, size, masked, kernel
     x = jax.ShapeDtypeStruct((2, 4, 1, size), dtype)
     mask = np.ones((1, 1, 4, 4), bool) if masked else None
     jax.eval_shape(lambda x: transformer._attend(x, x, x, mask, not masked, 0.5, None), x)
-    assert asked == [kernel]
+    assert implementations == [kernel]
 
 
 # Stochastic depth.
@@ -155,14 +155,14 @@ def dropped(rate, train=True, rows=4000) -> np.ndarray:
 
 
 @pytest.mark.parametrize('rate', [0.0, 0.25, 0.75, jnp.float32(0.25)])
-def test_rows_are_dropped_as_a_whole_and_others_scaled(rate):
-    found = np.asarray(dropped(rate))
-    rows = found[:, 0, 0]
-    assert (found == rows[:, None, None]).all()
+def test_whole_rows_are_dropped_and_the_others_scaled(rate):
+    out = np.asarray(dropped(rate))
+    rows = out[:, 0, 0]
+    assert (out == rows[:, None, None]).all()
     np.testing.assert_allclose(np.unique(rows[rows > 0]), 1 / (1 - rate), rtol=1e-6)
     deviation = np.sqrt(rate * (1 - rate) / len(rows))
     assert abs((rows == 0).mean() - rate) <= 4 * deviation
 
 
-def test_no_row_is_dropped_in_an_evaluation():
+def test_no_row_is_dropped_in_evaluation():
     np.testing.assert_array_equal(dropped(0.75, train=False), 1)
