@@ -65,7 +65,7 @@ class Attention(nn.Module):
           mask: bool, broadcast to [batch, heads, queries, keys]: True if a query attends to
             a key.
           train: whether dropout is active.
-          causal: whether each position attends only up to itself; replaces a mask.
+          causal: whether a position attends only to positions up to its own; replaces a mask.
           cache: number of positions whose keys and values are kept in the collection 'cache'
             (which must be mutable); 0 disables the cache. With a cache, the keys are those of the
             whole cache.
@@ -128,7 +128,7 @@ def _attend(
         query, key, mask=mask, dropout_rng=rng, dropout_rate=dropout, deterministic=rng is None,
         force_fp32_for_softmax=query.dtype in _HALF,
     )  # fmt: skip
-    # Forced softmax returns float32, which would propagate to all layers that follow.
+    # A forced float32 softmax returns float32, which would propagate to all layers that follow.
     return jnp.einsum('bhqk,bkhs->bqhs', weights.astype(query.dtype), value)
 
 
