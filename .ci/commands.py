@@ -15,6 +15,6 @@ if __name__ == '__main__':
     folder, *pages = sys.argv[1:]
     for page in pages:
         for number, lines in enumerate(blocks(Path(page).read_text()), 1):
-            # 'README.md 02', 'launch README.md 01': these become the names of CI's sections.
+            # CI's sections have these names, such as 'README.md 02' and 'launch README.md 01'.
             name = f'{page.replace("/", " ")} {number:02}'
             Path(folder, name).write_text('\n'.join(lines) + '\n')

@@ -1,19 +1,21 @@
 # Sections in lanes that run side by side; .ci/run sources this file.
 #
-# The output of a section is printed when it ends. The first that fails ends all: what the other lane
-# was doing is printed too, and the log of the one that failed comes last.
+# The output of a section is printed when the section ends. The first section that fails stops both
+# lanes: the log of the section that was running in the other lane is printed, and that of the
+# failed section comes last.
 
-mkdir "${work:?a folder that goes when all has ended}"/{logs,ended}
-# By this all processes are found that are started here, in whatever group or session.
+mkdir "${work:?a folder that is removed at the end}"/{logs,ended}
+# This variable identifies all processes that are started here, whatever their group or session.
 export CI_MARK=$work
 
-# section NAME FOLDER COMMAND...: runs a command, or a function, in a folder as a part of this lane.
+# section NAME FOLDER COMMAND...: runs a command or a function in a folder, as a section of this
+# lane.
 section() {
     local name=$1 folder=$2 lane=$BASHPID log="$work/logs/$1" code real user system minutes
     shift 2
     echo "$name" >"$work/now-$lane"
     TIMEFORMAT='%0R %0U %0S'
-    set +e # and not `||`, under which a function would go on after an error
+    set +e # with `||` instead, a function would continue after an error
     { time { (set -e && cd "$folder" && "$@") >"$log" 2>&1; }; } 2>"$work/time-$lane"
     code=$?
     set -e
@@ -32,10 +34,10 @@ section() {
     touch "$work/ended/$name"
 }
 
-# Waits for a section of the other lane.
+# Waits until a section of the other lane has ended.
 after() { until [[ -e $work/ended/$1 ]]; do sleep 1; done; }
 
-# Ends everything that was started here.
+# Stops all processes that were started here.
 stop() {
     trap '' INT TERM HUP
     export -n CI_MARK
@@ -55,7 +57,7 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Prints logs of sections whole, each under its name and what became of it.
+# Prints the whole logs of sections, each under its name and outcome.
 logs_of() {
     local name
     while IFS= read -r name; do
@@ -64,7 +66,8 @@ logs_of() {
     done
 }
 
-# Waits for two lanes, which are jobs of the shell, and reports. Exits with 1 if one failed.
+# Waits for the two lanes, which are jobs of the shell, and prints the report. Exits with 1 if one
+# failed.
 report() {
     local code=0
     wait -n && wait -n || code=1

@@ -1,12 +1,12 @@
-"""A checkpoint learned on 90 Latin and Cyrillic letters, put to use on 24 Greek ones.
+"""A checkpoint trained on 90 Latin and Cyrillic letters, used for 24 Greek letters.
 
-The question: you have 5 labelled images of each of 24 letters that no large data set contains. Is
-a network trained on other alphabets any use, and should its layers be frozen?
+The question: you have 5 labelled images of each of 24 letters that no large data set contains. Does
+a network trained on other alphabets help, and should its layers be frozen?
 
     jaxtrain compare --config=configs/alphabets.py --workdir=runs/alphabets
 
-trains `full` once, then the other three side by side and says what the difference is worth. Each
-variant can be run by itself, `full` first:
+trains `full` once, then the other three variants side by side, and reports the differences with
+intervals. Each variant can also be trained by itself, `full` first:
 
     jaxtrain train --config=configs/alphabets.py:full --workdir=runs/alphabets/full
     jaxtrain train --config=configs/alphabets.py:linear --workdir=runs/linear
@@ -17,10 +17,10 @@ scratch   120 letters, 24 classes        random        54,720 of 54,720   21.2% 
 linear    the same                       full          2,328 of 54,720    75.4%   73.6 to 77.2
 finetune  the same                       full          54,720 of 54,720   70.8%   69.0 to 72.7
 
-Measured in one comparison of 5 seeds, on 2 cores of an x86-64 server CPU, where all of it took 2.5
-minutes: 18 s to make the letters, 53 s for full, and 2 to 6 s for each run of the others.
+The figures are from one comparison with 5 seeds, on 2 cores of an x86-64 server CPU, which took 2.5
+minutes: 18 s to make the letters, 53 s for `full`, and 2 to 6 s for each run of the other variants.
 
-The interval (95 in 100) is over seeds and test images. jaxtrain/config/keys.py documents every key.
+The 95% intervals are over seeds and test images. jaxtrain/config/keys.py documents every key.
 """
 
 from jaxtrain.config import base, known_variant
@@ -43,7 +43,7 @@ def get_config(variant: str = 'scratch'):
         c.eval_every = 500
         return c
 
-    # The small task, the same for the three arms: 5 labels per class, 300 steps.
+    # The small task is the same for the three arms: 5 examples per class, 300 steps.
     c.data.name = 'glyphs/greek'
     c.data.limit = 5
     c.batch_size = 32
@@ -57,6 +57,6 @@ def get_config(variant: str = 'scratch'):
     if variant == 'linear':
         c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
     if variant == 'finetune':
-        # Of 0.03, 0.1 and 0.3 the best on val (and so was lr, for all three arms).
+        # The best of 0.03, 0.1 and 0.3 on val; lr was chosen on val too, for all three arms.
         c.optim.lr_mult = (('backbone/.*', 0.03), ('head/.*', 1.0))
     return c

@@ -1,11 +1,11 @@
-"""The checkpoint of configs/alphabets.py on real handwritten digits, 10 labels per class.
+"""The checkpoint of configs/alphabets.py on handwritten digits, 10 examples per class.
 
-The other answer: scikit-learn's 8x8 digits are easy, and unlike printed letters, so little or
-nothing may be gained. A comparison must be able to say so.
+This comparison has the opposite result: scikit-learn's 8x8 digits are easy, and unlike printed
+letters, so a checkpoint gains little or nothing. A comparison must be able to report that.
 
     jaxtrain compare --config=configs/digits.py --workdir=runs/digits --full=runs/alphabets/full
 
-starts from the checkpoint that alphabets made; without --full it trains the same one again.
+starts from the checkpoint of configs/alphabets.py; without --full it trains the same checkpoint.
 
 variant   data                           starts from   trains             test    interval
 full      54,000 letters, 90 classes     random        61,122 of 61,122   78.6%   77.2 to 80.1
@@ -13,10 +13,10 @@ scratch   100 digits, 10 classes         random        53,362 of 53,362   94.1% 
 linear    the same                       full          970 of 53,362      89.5%   87.3 to 91.8
 finetune  the same                       full          53,362 of 53,362   95.4%   93.9 to 96.8
 
-Measured in one comparison of 5 seeds, on 2 cores of an x86-64 server CPU, where it took one minute.
-Verdict: no measurable difference between scratch and finetune; linear falls below both.
+The figures are from one comparison with 5 seeds, on 2 cores of an x86-64 server CPU, which took one
+minute. The verdict: no measurable difference between scratch and finetune; linear is below both.
 
-The interval (95 in 100) is over seeds and test images. jaxtrain/config/keys.py documents every key.
+The 95% intervals are over seeds and test images. jaxtrain/config/keys.py documents every key.
 """
 
 from jaxtrain.config import base, known_variant
@@ -39,7 +39,7 @@ def get_config(variant: str = 'scratch'):
         c.eval_every = 500
         return c
 
-    # The small task, the same for the three arms: 10 labels per class, 300 steps.
+    # The small task is the same for the three arms: 10 examples per class, 300 steps.
     c.data.name = 'digits'
     c.data.limit = 10
     c.data.image_size = (20, 20)
@@ -54,6 +54,6 @@ def get_config(variant: str = 'scratch'):
     if variant == 'linear':
         c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))
     if variant == 'finetune':
-        # Of 0.03, 0.1 and 0.3 the best on val (and so was lr, for all three arms).
+        # The best of 0.03, 0.1 and 0.3 on val; lr was chosen on val too, for all three arms.
         c.optim.lr_mult = (('backbone/.*', 0.3), ('head/.*', 1.0))
     return c

@@ -1,29 +1,30 @@
-"""Fine-tune: BERT or a sentence encoder under a new head for the classes of your texts.
+"""Fine-tune: BERT or a sentence encoder with a new head, to classify your texts.
 
     jaxtrain import huggingface MODEL_FOLDER --model=minilm_l6 --workdir=runs/minilm
     jaxtrain train --config=configs/finetune/bert_classify.py --workdir=runs/topics
     jaxtrain predict --workdir=runs/topics more_texts.jsonl
 
-MODEL_FOLDER holds model.safetensors, config.json and tokenizer.json, as the Hugging Face Hub has
-them of sentence-transformers/all-MiniLM-L6-v2 or bert-base-uncased (--model=bert_base). The file
-`texts.jsonl` (another by --config.data.path; .csv does too) has a `text` and a `label` on each
-line, and is dealt out 80:10:10 unless its lines say `split`. The tokenizer is the model's own.
+MODEL_FOLDER holds the files model.safetensors, config.json and tokenizer.json of
+sentence-transformers/all-MiniLM-L6-v2 or bert-base-uncased (--model=bert_base) from the Hugging
+Face Hub. Each line of the file `texts.jsonl` (--config.data.path names another file, which may also
+be a .csv) has a `text` and a `label`; the lines are divided 80:10:10 unless they have a `split`.
+The tokenizer is that of the model.
 
-The variant `linear` trains the head alone, on embeddings that stay as they are; `scratch` trains
-the same network from random parameters.
+The variant `linear` trains only the head, on frozen embeddings; `scratch` trains the same network
+from random parameters.
 
     jaxtrain compare --config=configs/finetune/bert_classify.py --workdir=runs/topics_compared
 
-Test accuracy of all-MiniLM-L6-v2 on docstrings of Python 3.11, by which of ten packages of the
-standard library they are of (tests/support/texts.py; 12 examples of each, 64 tokens, 60 steps of
-12; three seeds, 400 test examples, 95% intervals; rates chosen on val):
+Test accuracy of all-MiniLM-L6-v2 on docstrings of Python 3.11, classified by their package, one of
+ten in the standard library (tests/support/texts.py; 12 examples of each, 64 tokens, 60 steps of 12;
+three seeds, 400 test examples, 95% intervals; learning rates chosen on val):
 
 variant   accuracy
 finetune  61.9% [57.2, 66.6]
 linear    62.5% [57.9, 67.1]
 scratch   38.0% [34.0, 42.0]
 
-Time was measured on no accelerator.
+The time on an accelerator was not measured.
 """
 
 from jaxtrain.config import base, known_variant
@@ -50,7 +51,7 @@ def get_config(variant: str = 'finetune'):
     c.optim.warmup = '20 steps'
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = (('.*', 1.0),)
-    # A head that begins at random learns faster than what is under it should change.
+    # A random head needs a higher learning rate than the pretrained layers below it.
     c.optim.lr_mult = (('head/.*', 10.0), ('.*', 1.0))
     if variant == 'linear':
         c.groups = (('backbone/.*', 'frozen'), ('head/.*', 'head'))

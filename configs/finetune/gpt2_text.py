@@ -1,21 +1,21 @@
-"""Fine-tune: GPT-2 goes on learning from your text files.
+"""Fine-tune: GPT-2, trained further on your text files.
 
     jaxtrain import huggingface GPT2_FOLDER --model=gpt2 --workdir=runs/gpt2
     jaxtrain train --config=configs/finetune/gpt2_text.py --workdir=runs/my_gpt2
     jaxtrain predict --workdir=runs/my_gpt2 prompts.txt
 
-GPT2_FOLDER holds what the Hugging Face Hub has of `gpt2`: model.safetensors, config.json and
-tokenizer.json. The folder `texts` (another by --config.data.path) holds .txt files, which are dealt
-out 80:10:10 by name; they are cut into windows of 512 tokens. Loss is in nats per token.
+GPT2_FOLDER holds the files model.safetensors, config.json and tokenizer.json of `gpt2` from the
+Hugging Face Hub. The folder `texts` (--config.data.path names another) holds .txt files, which are
+divided 80:10:10 by name and split into windows of 512 tokens. The loss is in nats per token.
 
-AdamW at a small rate with cosine decay, decay on kernels alone, all layers trained. The variant
-`top` trains the last two of twelve blocks and the last norm, 14,177,280 of 124,439,808 parameters,
-for 11% of the optimizer's memory:
+The recipe is AdamW at a small learning rate with cosine decay, and weight decay for kernels only;
+all layers are trained. The variant `top` trains the last two of twelve blocks and the last norm,
+which is 14,177,280 of 124,439,808 parameters, with 11% of the optimizer's memory:
 
     jaxtrain train --config=configs/finetune/gpt2_text.py:top --workdir=runs/my_gpt2_top
 
-The loss to expect depends on your texts, and was not measured: no such weights come with the
-project.
+The expected loss depends on your texts. It was not measured, because the project includes no such
+weights.
 """
 
 from jaxtrain.config import base, known_variant

@@ -1,20 +1,20 @@
-"""Fine-tune: an ImageNet ResNet50 under a new head for the classes of your images.
+"""Fine-tune: an ImageNet ResNet50 with a new head, to classify your images.
 
     jaxtrain import torchvision resnet50-11ad3fa6.pth --model=resnet50 --workdir=runs/resnet50
     jaxtrain train --config=configs/finetune/resnet50_folder.py --workdir=runs/pets
 
-The weights may be any of torchvision's, timm's or Keras's ResNets: the model (its depth, where its
-strides are, eps) and the preprocessing are those of what was imported. The folder `pets` (another
-by --config.data.path) holds train/CLASS/*.jpg, val/CLASS/*.jpg and test/CLASS/*.jpg, or just
-CLASS/*.jpg, which is dealt out 80:10:10.
+The weights may be those of any ResNet of torchvision, timm or Keras: the model (its depth, the
+place of its strides, eps) and the preprocessing are those of the imported weights. The folder
+`pets` (--config.data.path names another) holds train/CLASS/*.jpg, val/CLASS/*.jpg and
+test/CLASS/*.jpg, or only CLASS/*.jpg, which is divided 80:10:10.
 
-The convolutions are trained by SGD with momentum at a tenth of the head's rate; BatchNorm keeps
-ImageNet's statistics, scales and biases, as those of small batches of a small data set are worse.
-The variant `linear` trains the head alone:
+The convolutions are trained by SGD with momentum at a tenth of the head's learning rate. BatchNorm
+keeps ImageNet's statistics, scales and biases, because those of small batches of a small data set
+are worse. The variant `linear` trains only the head:
 
     jaxtrain train --config=configs/finetune/resnet50_folder.py:linear --workdir=runs/pets_linear
 
-Accuracy and time were not measured: no such weights or images come with the project.
+Accuracy and time were not measured, because the project includes no such weights or images.
 """
 
 from jaxtrain.config import base, known_variant

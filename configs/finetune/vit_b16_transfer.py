@@ -1,17 +1,19 @@
-"""Fine-tune: a Vision Transformer transferred to a data set, after big_vision's recipe.
+"""Fine-tune: a Vision Transformer on another data set, after big_vision's recipe.
 
     jaxtrain import augreg B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz --model=vit_b16 --workdir=runs/vit_b16
     jaxtrain train --config=configs/finetune/vit_b16_transfer.py --workdir=runs/vit_cifar10
 
-SGD with momentum, no weight decay, gradients clipped to a norm of 1, a warm-up of 500 steps and then
-cosine, batches of 512, a head that starts at zero; the rate (0.03, 0.01, 0.003 or 0.001) is chosen
-on val. CIFAR-10 (another by --config.data.name) is resized to what the weights were made for; with
---config.data.image_size='(384,384)' the position embeddings are resized, too.
+The recipe is SGD with momentum without weight decay, gradients clipped to a norm of 1, a warm-up of
+500 steps and then cosine decay, batches of 512, and a head that starts at zero; the learning rate
+(0.03, 0.01, 0.003 or 0.001) is chosen on val. The images of CIFAR-10 (--config.data.name names
+another data set) are resized to the size that the weights were trained with; with
+--config.data.image_size='(384,384)' the position embeddings are resized too.
 
 Test accuracy, published for B/32 with big_vision's configs/transfer.py: 98.55% after 10,000 steps
-(github.com/google-research/big_vision). Not measured here: neither weights nor data can be fetched.
+(github.com/google-research/big_vision). It was not measured here, where neither
+the weights nor the data can be downloaded.
 
-The weights may come from elsewhere: timm, torchvision or huggingface, in any size.
+The weights may also be timm's, torchvision's or Hugging Face's, of any size.
 """  # noqa: E501
 
 from jaxtrain.config import base
@@ -21,7 +23,7 @@ def get_config():
     c = base()
     c.regime = 'finetune'
     c.data.name = 'cifar10'
-    # Choices are made on what is held out of train; test is read once.
+    # The best checkpoint is chosen on a part held out of train; test is read once.
     c.data.train = 'train[:98%]'
     c.data.val = 'train[98%:]'
     c.data.augment = (('flip',),)

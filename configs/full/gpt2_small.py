@@ -1,22 +1,23 @@
-"""Full: a GPT-2 of the smallest size, from random parameters, on text files.
+"""Full: the smallest GPT-2, from random parameters, on text files.
 
     jaxtrain train --config=configs/full/gpt2_small.py --workdir=runs/gpt2_small
     jaxtrain train --config=configs/full/gpt2_small.py --config.data.path=texts --config.data.pattern='*.txt' --config.data.skip_folders='()' --config.data.tokenizer=tokenizer.json --workdir=runs/my_gpt2
 
-The sizes of GPT-2 (Radford et al. 2019), trained as in github.com/karpathy/nanoGPT: AdamW at 6e-4
-with a second moment of 0.95, decay of 0.1 on kernels, gradients clipped to a norm of 1, no dropout,
-half a million tokens a step, 2,000 steps of warm-up, cosine down to a tenth; bfloat16. Published
-there, for GPT-2's own tokens of OpenWebText: a loss of 2.85 nats after 600,000 steps. Not measured
-here. Without anything said of the data it is the source code of Python's standard library (10 MB,
-files dealt out 90:5:5), as bytes; GPT-2's tokenizer.json makes 124,439,808 parameters of it.
+The sizes are those of GPT-2 (Radford et al. 2019), and the recipe is that of
+github.com/karpathy/nanoGPT: AdamW at 6e-4 with b2=0.95, weight decay of 0.1 on kernels, gradients
+clipped to a norm of 1, no dropout, half a million tokens per step, a warm-up of 2,000 steps and
+then cosine decay to a tenth, in bfloat16. The loss published there, with GPT-2's tokenizer on
+OpenWebText, is 2.85 nats after 600,000 steps. It was not measured here. By default the data is the
+source code of Python's standard library (10 MB, files divided 90:5:5) as bytes; with GPT-2's
+tokenizer.json the model has 124,439,808 parameters.
 
     jaxtrain train --config=configs/full/gpt2_small.py:tiny --workdir=runs/gpt2_tiny
 
-The variant tiny is a small one for that library, with Muon, and 2,048 byte pairs of it for tokens
-(tests/golden/make_python_bpe.py). On files that it has not seen, measured 1.54 (expect
-1.40 to 1.60 bits per byte), 115 s on 2 cores of an x86-64 server CPU. Of the same files, put
-together, gzip -9 makes 1.86 bits per byte, xz -9 1.55 (Python 3.11.7); these have not seen the other
-files, as it has.
+The variant tiny is a small model for that library, trained by Muon, with a tokenizer of 2,048 byte
+pairs (tests/golden/make_python_bpe.py). On held-out files it measured 1.54 (expect 1.40 to 1.60
+bits per byte) after 115 s on 2 cores of an x86-64 server CPU. The same files, concatenated, take
+1.86 bits per byte with gzip -9 and 1.55 with xz -9 (Python 3.11.7); unlike the model, these have
+not seen the other files.
 """  # noqa: E501
 
 import sysconfig
@@ -31,7 +32,8 @@ def get_config(variant: str = 'small'):
     c.regime = 'full'
     c.task.name = 'lm'
 
-    # Python's own library: files are dealt out by their paths. (A folder in it is called test.)
+    # Python's own library, whose files are divided by their paths. The splits have unusual names
+    # because a folder of the library is called test.
     c.data.source = 'corpus'
     c.data.path = sysconfig.get_paths()['stdlib']
     c.data.pattern = '*.py'
@@ -64,7 +66,7 @@ def get_config(variant: str = 'small'):
         c.optim.warmup = '5%'
         return c
 
-    # 491,520 tokens a step (nanoGPT's) in eight parts.
+    # 491,520 tokens per step, as in nanoGPT, in eight parts.
     c.data.length = 1024
     c.batch_size = 480
     c.accumulate = 8

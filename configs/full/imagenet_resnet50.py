@@ -3,16 +3,17 @@
     jaxtrain train --config=configs/full/imagenet_resnet50.py --workdir=runs/imagenet_resnet50
     jaxtrain plan --config=configs/full/imagenet_resnet50.py --topology=v5e:4x4
 
-SGD with Nesterov momentum, batches of 1024 at 0.1 per 256 images, a warm-up of 5 epochs and then
-cosine, weight decay on kernels, labels smoothed by 0.1, random crops of 8% to 100% of the image,
-flips, bfloat16. Top-1 on the validation images, published: 76.4% (Goyal et al. 2017,
-arXiv:1706.02677: 23.60% error, in steps of the rate and without smoothing), 76.4% to 76.7% (Flax's
-ImageNet example, github.com/google/flax, with warm-up and cosine). Not measured here: ImageNet
-takes a login, and where to put its two archives is what the first start says.
+The recipe is SGD with Nesterov momentum, batches of 1024 at a learning rate of 0.1 per 256 images,
+a warm-up of 5 epochs and then cosine decay, weight decay on kernels, label smoothing of 0.1, random
+crops of 8% to 100% of the image, flips, and bfloat16. Top-1 on the validation images, published:
+76.4% (Goyal et al. 2017, arXiv:1706.02677: 23.60% error, with a learning rate in steps and without
+smoothing), 76.4% to 76.7% (Flax's ImageNet example, github.com/google/flax, with warm-up and
+cosine). It was not measured here: ImageNet requires a login; the first start reports where to put
+its two archives.
 
     jaxtrain train --config=configs/full/imagenet_resnet50.py:tiny --workdir=runs/resnet_tiny
 
-The variant tiny is the same for scikit-learn's digits: test accuracy measured 96.5%
+The variant tiny is the same recipe for scikit-learn's digits: test accuracy measured 96.5%
 (expect 93% to 99%), 40 s on 2 cores of an x86-64 server CPU.
 """
 
@@ -40,7 +41,8 @@ def get_config(variant: str = 'full'):
     c.model.depth = 50
     c.precision = 'bfloat16'
     c.data.name = 'imagenet2012'
-    # Choices are made on what is held out of train; the validation images are the test, read once.
+    # The best checkpoint is chosen on a part held out of train; the validation images are the test
+    # split, which is read once.
     c.data.train = 'train[:99%]'
     c.data.val = 'train[99%:]'
     c.data.test = 'validation'
@@ -58,14 +60,14 @@ def get_config(variant: str = 'full'):
 
 
 def tiny(c):
-    """The same on scikit-learn's handwritten digits, by a narrow ResNet-18."""
+    """The same recipe for scikit-learn's handwritten digits, with a narrow ResNet-18."""
     c.model.depth = 18
     c.model.stem = 'conv3'
     c.model.widths = (8, 16, 32, 64)
     c.data.name = 'digits'
     c.data.image_size = (16, 16)
     c.data.random_crop = (0.5, 1.0)
-    c.data.augment = (('shift', 1),)  # a digit in the mirror is none
+    c.data.augment = (('shift', 1),)  # a mirrored digit is not a digit
     c.batch_size = 64
     c.epochs = 20.0
     c.optim.lr = 0.05

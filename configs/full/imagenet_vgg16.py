@@ -3,16 +3,16 @@
     jaxtrain train --config=configs/full/imagenet_vgg16.py --workdir=runs/imagenet_vgg16
     jaxtrain plan --config=configs/full/imagenet_vgg16.py --topology=v5e:4x4
 
-SGD with momentum, batches of 256 at 0.01, weight decay of 5e-4, dropout of a half in the two dense
-layers, random crops and flips, as in the paper; cosine instead of its three steps of the rate, and
-a short warm-up, which takes the place of starting from a shallower network. Top-1 on the validation
-images, published: 73.0% for configuration D at a single test scale (Simonyan & Zisserman 2014,
-arXiv:1409.1556, table 3), 71.6% in torchvision. Not measured here: ImageNet takes a login, and
-where to put its two archives is what the first start says.
+The recipe is SGD with momentum, batches of 256 at 0.01, weight decay of 5e-4, dropout of 0.5 in the
+two dense layers, random crops and flips, as in the paper; but cosine decay instead of its three
+steps of the learning rate, and a short warm-up instead of starting from a shallower network. Top-1
+on the validation images, published: 73.0% for configuration D at a single test scale (Simonyan &
+Zisserman 2014, arXiv:1409.1556, table 3), 71.6% in torchvision. It was not measured here: ImageNet
+requires a login; the first start reports where to put its two archives.
 
     jaxtrain train --config=configs/full/imagenet_vgg16.py:tiny --workdir=runs/vgg_tiny
 
-The variant tiny is the same for scikit-learn's digits: test accuracy measured 95.5%
+The variant tiny is the same recipe for scikit-learn's digits: test accuracy measured 95.5%
 (expect 93% to 99%), 26 s on 2 cores of an x86-64 server CPU.
 """
 
@@ -39,7 +39,8 @@ def get_config(variant: str = 'full'):
     c.model.depth = 16
     c.precision = 'bfloat16'
     c.data.name = 'imagenet2012'
-    # Choices are made on what is held out of train; the validation images are the test, read once.
+    # The best checkpoint is chosen on a part held out of train; the validation images are the test
+    # split, which is read once.
     c.data.train = 'train[:99%]'
     c.data.val = 'train[99%:]'
     c.data.test = 'validation'
@@ -57,7 +58,7 @@ def get_config(variant: str = 'full'):
 
 
 def tiny(c):
-    """The same on scikit-learn's handwritten digits, by a narrow VGG11."""
+    """The same recipe for scikit-learn's handwritten digits, with a narrow VGG11."""
     c.model.depth = 11
     c.model.widths = (8, 16, 32, 64, 64)
     c.model.hidden = (128,)
@@ -65,7 +66,7 @@ def tiny(c):
     c.data.name = 'digits'
     c.data.image_size = (32, 32)
     c.data.random_crop = (0.5, 1.0)
-    c.data.augment = (('shift', 1),)  # a digit in the mirror is none
+    c.data.augment = (('shift', 1),)  # a mirrored digit is not a digit
     c.batch_size = 32
     c.epochs = 15.0
     c.optim.lr = 0.02

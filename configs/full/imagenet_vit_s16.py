@@ -3,16 +3,16 @@
     jaxtrain train --config=configs/full/imagenet_vit_s16.py --workdir=runs/imagenet_vit_s16
     jaxtrain plan --config=configs/full/imagenet_vit_s16.py --topology=v5e:4x4
 
-Fixed positions of sines and cosines, the mean over patches, a layer with tanh before the head;
-AdamW at 1e-3 with batches of 1024, a warm-up of 10,000 steps and then cosine, gradients clipped to
-a norm of 1; random crops, flips, RandAugment with two layers of magnitude 10, mixup of 0.2;
-bfloat16. Top-1 on the validation images, published: 76.5% (Beyer et al. 2022, arXiv:2205.01580;
-big_vision says 6 to 7 hours on a TPU v3-8). Not measured here: ImageNet takes a login, and where to
-put its two archives is what the first start says.
+The model has fixed sine and cosine positions, the mean over patches, and a layer with tanh before
+the head. The recipe is AdamW at 1e-3 with batches of 1024, a warm-up of 10,000 steps and then
+cosine decay, gradients clipped to a norm of 1, random crops, flips, RandAugment with two layers of
+magnitude 10, mixup of 0.2, and bfloat16. Top-1 on the validation images, published: 76.5% (Beyer et
+al. 2022, arXiv:2205.01580; big_vision states 6 to 7 hours on a TPU v3-8). It was not measured here:
+ImageNet requires a login; the first start reports where to put its two archives.
 
     jaxtrain train --config=configs/full/imagenet_vit_s16.py:tiny --workdir=runs/vit_tiny
 
-The variant tiny is the same for scikit-learn's digits: test accuracy measured 96.0%
+The variant tiny is the same recipe for scikit-learn's digits: test accuracy measured 96.0%
 (expect 93% to 99%), 58 s on 2 cores of an x86-64 server CPU.
 """
 
@@ -30,7 +30,7 @@ def get_config(variant: str = 'full'):
     c.model.position = 'sincos2d'
     c.model.gelu = 'tanh'
     c.data.mixup = 0.2
-    # The paper's 1e-4 is not multiplied by the rate, as that of optax is.
+    # The paper's 1e-4 is not multiplied by the learning rate; optax's weight decay is.
     c.optim.weight_decay = 0.1
     c.optim.clip_norm = (('.*', 1.0),)
     c.optim.lr = 1e-3
@@ -47,7 +47,8 @@ def get_config(variant: str = 'full'):
     c.model.representation = 384
     c.precision = 'bfloat16'
     c.data.name = 'imagenet2012'
-    # Choices are made on what is held out of train; the validation images are the test, read once.
+    # The best checkpoint is chosen on a part held out of train; the validation images are the test
+    # split, which is read once.
     c.data.train = 'train[:99%]'
     c.data.val = 'train[99%:]'
     c.data.test = 'validation'
@@ -63,7 +64,7 @@ def get_config(variant: str = 'full'):
 
 
 def tiny(c):
-    """The same on scikit-learn's handwritten digits, by a ViT of three small blocks."""
+    """The same recipe for scikit-learn's handwritten digits, with a ViT of three small blocks."""
     c.model.patch = (4, 4)
     c.model.width = 64
     c.model.depth = 3

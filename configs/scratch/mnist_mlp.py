@@ -2,10 +2,11 @@
 
     jaxtrain train --config=configs/scratch/mnist_mlp.py --workdir=runs/mnist_mlp
 
-784-128-64-10 with ReLU, 109,386 parameters, Adam at 1e-3, batches of 64, 10 epochs; a line with the
-mean loss after each. From the same weights, the losses of 100 steps in float64 are PyTorch's to
-1e-4 (tests/runs/test_parity.py). MNIST is fetched on first use (11.6 MB), without TensorFlow; where
-there is no network, put its four archives where the message says. Test accuracy: not measured yet.
+The network is 784-128-64-10 with ReLU, which is 109,386 parameters. It is trained by Adam at 1e-3
+with batches of 64 for 10 epochs, and prints the mean loss of each epoch. From the same weights, the
+losses of 100 steps in float64 agree with PyTorch's to 1e-4 (tests/runs/test_parity.py). MNIST is
+downloaded on first use (11.6 MB), without TensorFlow; without a network, put its four archives
+where the error message says. The test accuracy was not measured yet.
 """
 
 from jaxtrain.config import base
@@ -15,14 +16,14 @@ def get_config():
     c = base()
     c.regime = 'scratch'
     c.data.name = 'mnist'
-    # Not looked at while training; test is read once, at the end.
+    # Nothing is evaluated while training; test is read once, at the end.
     c.data.val = ''
     c.batch_size = 64
     c.epochs = 10.0
     c.every = 'epochs'
     c.log_every = 1
 
-    # (x / 255 - 0.5) / 0.5, which is -1 to 1.
+    # (x / 255 - 0.5) / 0.5, in -1 to 1.
     c.data.mean = (0.5,)
     c.data.std = (0.5,)
 
@@ -32,6 +33,7 @@ def get_config():
     c.optim.name = 'adam'
     c.optim.lr = 1e-3
     c.optim.schedule = (('.*', 'constant'),)
-    # A step takes less than a millisecond, so handing over one at a time would cost as much again.
+    # A step takes less than a millisecond, and dispatching each from the host would cost as much
+    # again.
     c.steps_per_call = 50
     return c

@@ -1,4 +1,4 @@
-"""The configs that come with jaxtrain: each variant loads, and differs in few keys."""
+"""The demo configs: each variant loads, and the variants differ in few keys."""
 
 import ast
 import re
@@ -48,7 +48,7 @@ def test_a_regime_is_a_few_keys(file, variant):
     assert not {key for key in changed if key.startswith(('data.', 'model.', 'steps', 'batch'))}
 
 
-def test_one_checkpoint_serves_both():
+def test_both_configs_share_one_checkpoint():
     assert keys(FILES[0], 'full') == keys(FILES[1], 'full')
     arms = [keys(file, arm) for file in FILES for arm in ('linear', 'finetune')]
     assert len({arm['init_from'] for arm in arms}) == 1

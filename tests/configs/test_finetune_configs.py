@@ -1,7 +1,8 @@
-"""The configs of fine-tuning, each variant run on weights in the layouts that they are made for.
+"""The configs for fine-tuning: each variant runs on weights in the layouts that it is made for.
 
-The weights are random, and the data are surrogates: what is tested is that a config finds all it
-needs in what was imported, trains what it says and leaves alone what it does not.
+The weights are random, and the data are surrogates. The tests check that a config finds everything
+it needs in the imported weights, trains the parameters that it names, and leaves the others
+unchanged.
 """
 
 import json
@@ -29,7 +30,7 @@ FOLDER = ROOT / 'configs' / 'finetune'
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them."""
+    """Disables most of XLA's optimizations, which take longer than these programs run."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
@@ -56,7 +57,7 @@ def imported(jaxtrain, origin, file, model, out) -> Path:
 
 
 def leaves(workdir: Path) -> dict[str, np.ndarray]:
-    """All parameters and statistics of a run's last checkpoint."""
+    """All parameters and BatchNorm statistics in a run's last checkpoint."""
     from jaxtrain.checkpoints import checkpoint_list
     from jaxtrain.parallel.mesh import make_mesh, on_mesh
 
@@ -73,7 +74,7 @@ def config(workdir: Path) -> dict:
 
 
 def changed(one: Path, other: Path) -> set[str]:
-    """The leaves that both have and that are not the same, bit for bit."""
+    """The leaves that both runs have and that are not bit-identical."""
     a, b = leaves(one), leaves(other)
     return {k for k in a.keys() & b.keys() if a[k].shape != b[k].shape or (a[k] != b[k]).any()}
 
@@ -93,9 +94,9 @@ def pets(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def resnet(tmp_path_factory):
-    """A file of torchvision's ResNet18."""
-    found = arrays(torchvision, 'resnet18', 5, (224, 224, 3))
-    return write(tmp_path_factory.mktemp('resnet') / 'resnet18.safetensors', found)
+    """A file with a ResNet18 in torchvision's layout."""
+    weights = arrays(torchvision, 'resnet18', 5, (224, 224, 3))
+    return write(tmp_path_factory.mktemp('resnet') / 'resnet18.safetensors', weights)
 
 
 @pytest.mark.slow
@@ -105,16 +106,17 @@ def test_resnet50_folder(variant, resnet, pets, jaxtrain, train, tmp_path):
     small = {'data__image_size': '(64,64)', 'batch_size': 8, 'epochs': 1.0}
     name = f'resnet50_folder.py:{variant}'
     work = train(name, init_from=start, data__path=pets, **small)
-    own = config(work)
-    assert own['model']['depth'] == 18 and own['data']['mean'] == [0.485, 0.456, 0.406]
-    assert (own['data']['crop'], own['data']['interpolation']) == (0.875, 'bilinear')
+    resolved = config(work)
+    assert resolved['model']['depth'] == 18
+    assert resolved['data']['mean'] == [0.485, 0.456, 0.406]
+    assert (resolved['data']['crop'], resolved['data']['interpolation']) == (0.875, 'bilinear')
     moved = changed(start, work)
     backbone = {path for path in moved if path.startswith('backbone/')}
     assert {'head/logits/kernel', 'head/logits/bias'} == moved - backbone
     if variant == 'linear':
         assert not backbone
     else:
-        # All convolutions, and neither scales, biases nor statistics of BatchNorm.
+        # All convolutions are trained; BatchNorm's scales, biases and statistics are not.
         kernels = {path for path in leaves(start) if re.search('conv_.*kernel', path)}
         assert backbone == kernels
     assert np.isfinite(result(work)['metrics']['test']['loss'])
@@ -134,20 +136,20 @@ def cifar(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('origin, module', [('augreg', augreg), ('timm', timm)])
 def test_vit_b16_transfer(origin, module, cifar, jaxtrain, train, tmp_path):
-    """At another size than the weights are of, so that positions are resized."""
-    found = arrays(module, 'vit_ti16', 21, (32, 32, 3))
+    """The images have another size than those of the weights, so that positions are resized."""
+    weights = arrays(module, 'vit_ti16', 21, (32, 32, 3))
     file = tmp_path / 'vit.npz'
     if origin == 'augreg':
-        np.savez(file, **found)
+        np.savez(file, **weights)
     else:
-        file = write(tmp_path / 'vit.safetensors', found)
+        file = write(tmp_path / 'vit.safetensors', weights)
     start = imported(jaxtrain, origin, file, 'vit_ti16', tmp_path / 'weights')
     small = {'batch_size': 8, 'steps': 2, 'eval_every': 2, 'optim__warmup': '1 step'}
     size = {'data__image_size': '(48,48)', 'data__dir': cifar}
     work = train('vit_b16_transfer.py', init_from=start, **size, **small)
-    own = config(work)
-    assert own['model']['gelu'] == {'augreg': 'tanh', 'timm': 'erf'}[origin]
-    assert own['data']['image_size'] == [48, 48] and own['data']['mean'] == [0.5]
+    resolved = config(work)
+    assert resolved['model']['gelu'] == {'augreg': 'tanh', 'timm': 'erf'}[origin]
+    assert resolved['data']['image_size'] == [48, 48] and resolved['data']['mean'] == [0.5]
     plan = json.loads((work / 'restore.json').read_text())
     resized = [leaf['path'] for leaf in plan['leaves'] if leaf['action'] == 'resize']
     assert resized == ['backbone/position']
@@ -157,7 +159,7 @@ def test_vit_b16_transfer(origin, module, cifar, jaxtrain, train, tmp_path):
 
 @pytest.fixture(scope='module')
 def texts(tmp_path_factory):
-    """Texts with labels, a corpus, and a tokenizer for either."""
+    """A folder with labelled texts, a corpus, and a tokenizer."""
     root = tmp_path_factory.mktemp('texts')
     word_tokenizer(root / 'words.json')
     animals = [('cat', 'purrs'), ('dog', 'barks')]
@@ -171,7 +173,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture
 def first(jaxtrain, tmp_path):
-    """A run of a tiny model to start from, by the lines of its config."""
+    """`first(lines)` trains a tiny model to start from; `lines` are those of its config."""
 
     def run(lines: str) -> Path:
         text = f'from jaxtrain.config import base\n\n\ndef get_config():\n    c = base()\n{lines}'

@@ -1,4 +1,4 @@
-"""The recipes of configs/full: what they say of themselves, and their small variants trained."""
+"""The recipes in configs/full: docstrings and sizes, and training of the small variants."""
 
 import ast
 import gzip
@@ -19,7 +19,7 @@ from jaxtrain.data.sources.open import open_source
 from jaxtrain.inspection import plan
 from tests.conftest import ROOT, run_long
 
-# Recipe -> the published target in its docstring, and where it was published.
+# Recipe -> the published figure in its docstring, and its source.
 RECIPES = {
     'imagenet_resnet50': ('76.4%', 'arXiv:1706.02677'),
     'imagenet_vit_s16': ('76.5%', 'arXiv:2205.01580'),
@@ -38,23 +38,23 @@ def docstring(name: str) -> str:
 
 
 def band(name: str) -> tuple[float, float]:
-    """The docstring's band for the small variant, in percent or bits per byte."""
-    found = re.search(r'expect\s+([\d.]+)%? to ([\d.]+)(%| bits per byte)', docstring(name))
-    return float(found[1]), float(found[2])
+    """The range that the docstring expects of the small variant, in percent or bits per byte."""
+    match = re.search(r'expect\s+([\d.]+)%? to ([\d.]+)(%| bits per byte)', docstring(name))
+    return float(match[1]), float(match[2])
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_a_recipe_says_how_to_run_it_and_what_to_expect(name):
+def test_a_docstring_has_commands_and_expected_figures(name):
     whole, small = docstring(name).split(f'configs/full/{name}.py:tiny')
     commands = [shlex.split(line) for line in docstring(name).splitlines() if line[:4] == ' ' * 4]
     trains = [words for words in commands if words[:2] == ['jaxtrain', 'train']]
     assert [w for w in trains[0] if '=' in w][0] == f'--config=configs/full/{name}.py'
-    for flag, *words in (words[2:] for words in trains):  # the commands parse as written
+    for flag, *words in (words[2:] for words in trains):  # the commands load as they are written
         load(str(ROOT / flag.removeprefix('--config=')), words[:-1])
         assert words[-1].startswith('--workdir=')
     figure, source = RECIPES[name]
     assert source in whole and figure in whole[whole.lower().index('published') :]
-    # The measured value lies inside the band that the slow tests check.
+    # The measured value lies inside the range that the slow tests check.
     measured = float(re.search(r'measured\s+(\d+\.\d+)', small)[1])
     low, high = band(name)
     assert low < measured < high
@@ -76,7 +76,7 @@ def test_the_small_variant_is_the_same_recipe(name):
 
 @pytest.mark.parametrize('name', IMAGENET)
 def test_imagenet_can_be_planned_without_it(name):
-    """All keys are read, and the published sizes come out."""
+    """Every key is read, and the sizes are the published ones."""
     cfg = load(path(name), [])
     job = plan.prepare(cfg, jax.devices())
     assert len(job.train) == 1_268_355  # 99% of 1,281,167
@@ -91,7 +91,7 @@ def test_imagenet_can_be_planned_without_it(name):
 
 
 def test_gpt2_small_is_the_published_size():
-    """124,439,808 parameters with GPT-2's 50,257 tokens; bytes take fewer."""
+    """With GPT-2's 50,257 tokens there are 124,439,808 parameters; with bytes there are fewer."""
     cfg = load(path('gpt2_small'), [])
     job = plan.prepare(cfg, jax.devices())
     assert job.sizes()['params_total'] + (50_257 - 257) * 768 == 124_439_808
@@ -106,24 +106,24 @@ def trained(name: str, tmp_path, *words: str) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', IMAGENET)
-def test_small_variants_learn_what_they_say(name, tmp_path):
+def test_small_variants_reach_the_expected_accuracy(name, tmp_path):
     low, high = band(name)
     accuracy = 100 * trained(name, tmp_path)['metrics']['test']['accuracy']
     assert low <= accuracy <= high
 
 
 @pytest.mark.slow
-def test_the_small_language_model_against_packers(tmp_path):
-    """Bits per byte of files that it never saw; gzip and xz may look at all of them at once."""
-    found = trained('gpt2_small', tmp_path)
+def test_the_small_language_model_against_compressors(tmp_path):
+    """Bits per byte of held-out files; gzip and xz compress all of them together."""
+    result = trained('gpt2_small', tmp_path)
     data = load(path('gpt2_small', 'tiny'), []).data
     held_out = open_source(data, data.test, 'config.data.test')
     targets = (held_out.fetch(np.arange(len(held_out)))['targets'] >= 0).sum()
     texts = [text.content.encode() for text in open_texts(data, data.test, 'config.data.test')]
     joined = b''.join(texts)
-    bits = found['metrics']['test']['loss'] / math.log(2) * targets / len(joined)
+    bits = result['metrics']['test']['loss'] / math.log(2) * targets / len(joined)
     low, high = band('gpt2_small')
     assert low <= bits <= high
     assert bits < 8 * len(gzip.compress(joined, 9)) / len(joined) - 0.2
-    # The best of them comes near: it is not far behind what it has seen nothing else of.
+    # xz, the better compressor, is close: the model must not be more than 0.05 bits behind it.
     assert bits < 8 * len(lzma.compress(joined, preset=9)) / len(joined) + 0.05

@@ -1,4 +1,4 @@
-"""A config for tests: a small network on scikit-learn's digits, a second or two per run."""
+"""A config for tests: a small network on scikit-learn's digits. A run takes a second or two."""
 
 from jaxtrain.config import base, known_variant
 

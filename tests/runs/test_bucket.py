@@ -1,7 +1,7 @@
-"""Runs whose directory is in a bucket: as on a disk, also if they are killed, damaged or refused.
+"""Runs in a bucket have the results of runs on a disk, also when killed, damaged or refused.
 
-The bucket is the stand-in of gcs.py. Commands run in a process with its environment, several in one
-to save time; what is in the bucket then is looked at, and changed, here.
+The bucket is the fake server of gcs.py. Commands run in a child process with its environment,
+several in one process to save time; the tests then read and change the objects in the bucket.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.test_storage import events_in
 
 RUN = 'gs://bucket/run'
 TRAIN = ['train', *CONFIG, f'--workdir={RUN}']
-# TensorStore says so of each process without credentials.
+# TensorStore prints this word in each process without credentials.
 ANONYMOUS = 'google_auth_provider'
 
 CHILD = """
@@ -44,7 +44,7 @@ def call(gcs: FakeGcs, *commands: list[str], timeout: float = 240) -> list[Outco
     child = begin(gcs, *commands)
     out, err = child.communicate(timeout=timeout)
     assert child.returncode == 0, err
-    # What writes beneath Python as well.
+    # This includes the output of libraries that do not write through Python.
     rest = [line for line in err.splitlines() if line and ANONYMOUS not in line]
     assert not rest, err
     return [Outcome(*json.loads(line)) for line in out.splitlines()]
@@ -56,21 +56,21 @@ def finished(outcome: Outcome) -> Outcome:
 
 
 def complaint(outcome: Outcome) -> str:
-    """The one line of a command that ended for a reason of the user's."""
+    """The one line of a command that ended with exit code 2."""
     (line,) = outcome.err.splitlines()
     assert outcome.code == 2 and line.startswith('jaxtrain: '), outcome
     return line
 
 
 def names(gcs: FakeGcs, folder: str = '') -> set[str]:
-    """The names of the objects below a folder of the run."""
+    """The names of the objects in a folder of the run."""
     prefix = f'run/{folder}'
     return {name.removeprefix(prefix) for _, name in gcs.objects if name.startswith(prefix)}
 
 
 def steps(gcs: FakeGcs, committed: bool = True) -> list[int]:
-    found = {name.split('/')[0] for name in names(gcs, 'checkpoints/')}
-    whole = [n for n in found if not committed or ('bucket', mark(n)) in gcs.objects]
+    folders = {name.split('/')[0] for name in names(gcs, 'checkpoints/')}
+    whole = [n for n in folders if not committed or ('bucket', mark(n)) in gcs.objects]
     return sorted(map(int, whole))
 
 
@@ -79,7 +79,7 @@ def mark(step: int | str) -> str:
 
 
 def remove(gcs: FakeGcs, *parts: str) -> None:
-    """Removes objects of the run whose name begins with one of these."""
+    """Removes the objects of the run whose names begin with one of `parts`."""
     for bucket, name in [*gcs.objects]:
         if name.startswith(tuple(f'run/{part}' for part in parts)):
             del gcs.objects[bucket, name]
@@ -125,14 +125,14 @@ print(json.dumps(found))
 
 
 def in_process(gcs: FakeGcs, code: str, *words: str) -> str:
-    """What a program prints that has the bucket's environment."""
+    """The output of a program that runs with the bucket's environment."""
     done = python('-c', code, *words, **gcs.environment)
     assert done.code == 0, done.err
     return done.out
 
 
 def test_checkpoints_in_a_bucket():
-    """20 was never made whole, 30 is damaged: 10 is used, 30 put aside, and 20 removed."""
+    """20 is unfinished and 30 damaged: 10 is used, 30 is set aside, and 20 is removed."""
     with FakeGcs() as gcs:
         found = json.loads(in_process(gcs, SAVED))
         assert found == [[10, 30], f'{RUN}/checkpoints/10', 10, [30], [10]]
@@ -155,8 +155,8 @@ print(*seen, sorted(path.name for path in place.iterdir()), (place / 'b').exists
 """
 
 
-def test_listings_are_not_kept():
-    """gcsfs would not see what another process, or TensorStore, has written or removed since."""
+def test_listings_are_not_cached():
+    """gcsfs's cache would hide what another process, or TensorStore, has written or removed since."""
     with FakeGcs() as gcs:
         gcs.objects['bucket', 'run/a'] = b'x'
         assert in_process(gcs, LISTED, gcs.url) == "['a'] ['a', 'b'] True\n"
@@ -169,7 +169,7 @@ def local(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def trained(local) -> tuple[FakeGcs, list[Outcome]]:
-    """The same run in a bucket and on a disk, and what makes use of the one in the bucket."""
+    """The same run in a bucket and on a disk, and commands that use the run in the bucket."""
     with FakeGcs() as gcs:
         start = [f'--config={TINY}:linear', f'--config.init_from={RUN}', '--config.steps=5']
         outcomes = call(
@@ -189,19 +189,19 @@ def trained(local) -> tuple[FakeGcs, list[Outcome]]:
 
 @pytest.fixture
 def gcs(trained):
-    """A bucket with that run, to be changed."""
+    """A bucket with a copy of that run, which a test may change."""
     with FakeGcs() as server:
         server.objects.update(trained[0].objects)
         yield server
 
 
 def stopped(gcs: FakeGcs) -> None:
-    """As if the run had been killed before its end."""
+    """Removes what a run writes at its end, as if it had been killed before."""
     remove(gcs, 'result.json', 'test.npz', 'curves.png')
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_is_that_on_a_disk(trained, local, tmp_path):
+def test_a_run_in_a_bucket_equals_one_on_a_disk(trained, local, tmp_path):
     gcs, (in_bucket, on_disk, *_) = trained
     table = [[line for line in finished(o).out.splitlines()] for o in (in_bucket, on_disk)]
     assert table[0][:10] == table[1][:10]
@@ -242,7 +242,7 @@ def test_it_is_evaluated_and_started_from(trained, local):
 
 @pytest.mark.slow
 def test_killed_and_refused_now_and_then(local, trained, tmp_path):
-    """SIGKILL once checkpoints are there; each kind of request is refused a few times."""
+    """The run is killed once checkpoints exist; each kind of request is refused a few times."""
     with FakeGcs() as gcs:
         for pattern in ('POST .*metrics', 'POST .*checkpoints/7/', 'GET .*config', 'DELETE '):
             gcs.fail(pattern, times=1)
@@ -264,8 +264,8 @@ def test_killed_and_refused_now_and_then(local, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_and_unfinished_ones(gcs, local, tmp_path):
-    """The newest is unfinished, the one before damaged: the third is used, the second put aside."""
+def test_damaged_and_unfinished_checkpoints(gcs, local, tmp_path):
+    """The newest is unfinished, the second damaged and set aside, and the third is used."""
     stopped(gcs)
     del gcs.objects['bucket', mark(60)]
     before = {name: gcs.objects['bucket', f'run/checkpoints/56/{name}'] for name in
@@ -289,8 +289,8 @@ def test_damaged_and_unfinished_ones(gcs, local, tmp_path):
 
 
 @pytest.mark.slow
-def test_putting_aside_is_cut_off(gcs, local, tmp_path):
-    """What is left does not count, and the next start is rid of it."""
+def test_setting_aside_is_interrupted(gcs, local, tmp_path):
+    """The remains do not count as a checkpoint, and the next start removes them."""
     stopped(gcs)
     host = 'run/checkpoints/60/host/metadata'
     gcs.objects['bucket', host] = gcs.objects['bucket', host][:-9]
@@ -313,7 +313,7 @@ def test_a_save_that_is_refused_leaves_nothing(local, trained, tmp_path):
         gcs.fail('POST .*checkpoints/20/commit_success', times=1, status=403)
         (outcome,) = call(gcs, TRAIN)
         assert 'a checkpoint could not be written (' in finished(outcome).out
-        # It was removed at the next step, and not with others that are kept no more.
+        # It was removed at the next step, and not together with checkpoints that expire.
         sent = [asked for method, asked in gcs.requests if method == 'DELETE']
         order = [sent.index(f'/storage/v1/b/bucket/o/run/checkpoints/{step}/host/metadata')
                  for step in (20, 7)]  # fmt: skip
@@ -325,8 +325,8 @@ def test_a_save_that_is_refused_leaves_nothing(local, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bucket_that_denies(gcs, local):
-    """All of it, to write, or from some moment on."""
+def test_a_bucket_that_denies_access(gcs, local):
+    """To all requests, and then only to those that write."""
     stopped(gcs)
     before = dict(gcs.objects)
     commands = (
@@ -351,7 +351,7 @@ def test_a_bucket_that_denies(gcs, local):
 
 
 @pytest.mark.slow
-def test_a_bucket_that_denies_from_some_moment_on(local, trained, tmp_path):
+def test_a_bucket_that_denies_access_in_the_middle_of_a_run(local, trained, tmp_path):
     with FakeGcs() as gcs:
         gcs.fail('POST .*checkpoints/(14|2|4)', times=10**9, status=403)
         (outcome,) = call(gcs, TRAIN)
@@ -369,5 +369,5 @@ def test_a_bucket_that_denies_from_some_moment_on(local, trained, tmp_path):
         assert_same(download(gcs, tmp_path), local)
 
 
-def test_steps_is_the_config_of_both():
+def test_the_config_is_the_one_that_the_steps_above_assume():
     assert STEPS == 60 and '--config.save_every=7' in CONFIG and '--config.keep=3' in CONFIG

@@ -1,6 +1,6 @@
-"""A damaged checkpoint is noticed and another is used, or the damage does no harm: no bit is wrong.
+"""A damaged checkpoint is noticed and another is used, or the damage is harmless: no bit is wrong.
 
-Each file of the newest checkpoint is cut off, removed, or has a bit changed, whatever its name.
+Each file of the newest checkpoint, whatever its name, is truncated, removed, or has a bit flipped.
 """
 
 import json
@@ -25,24 +25,26 @@ from tests.runs.test_kill_anywhere import finish, launch
 from tests.runs.test_resume import CONFIG, STEPS, assert_same
 from tests.runs.test_wrong_input import complaint, contents
 
-# Tracebacks of Orbax's readers, which a command would print.
+# Unraisable exceptions in Orbax's readers, whose tracebacks a command would print.
 pytestmark = pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 
 SAVED = (10, 20, 30)
 NEWEST = SAVED[-1]
-# Parts of a file at which a bit is changed.
+# Places in a file at which a bit is flipped, as shares of its length.
 PLACES = (0.0, 0.13, 0.71, 1.0)
 
 
 def big_state(step: int):
-    """With arrays for files of their own: short ones are in Orbax's index, which has checksums."""
+    """A state with arrays that get files of their own: Orbax's index, which has checksums, holds short
+    arrays.
+    """
     state, rng = make_state(step, ema=True), np.random.default_rng(step)
     state.params['backbone']['big'] = jnp.asarray(rng.normal(size=(80, 40)), jnp.float32)
     state.params['head']['half'] = jnp.asarray(rng.normal(size=(900,)), jnp.bfloat16)
     return state
 
 
-# What happens to a file.
+# Kinds of damage to a file.
 
 
 def half(path: Path) -> None:
@@ -69,7 +71,7 @@ def flipped(place: float) -> Callable[[Path], None]:
 
 DAMAGES = {'half': half, 'empty': empty, 'removed': removed}
 DAMAGES |= {f'bit at {place}': flipped(place) for place in PLACES}
-# A few at every run of the tests.
+# The fast tests try two of them.
 EACH = [
     pytest.param(name, marks=[] if name in ('half', 'bit at 0.13') else pytest.mark.slow)
     for name in DAMAGES
@@ -77,7 +79,7 @@ EACH = [
 
 
 def flip_array(folder: Path, leaf: str) -> Path:
-    """Changes a bit that belongs to an array, wherever Orbax keeps it; returns the file."""
+    """Flips a bit of an array, wherever Orbax stores it; returns the file."""
     tree = checkpoint_files.read_metadata(folder)
     wanted = on_mesh({key: tree[key] for key in ('params', 'ema')}, make_mesh())
     by_size = sorted(files_of(folder), key=lambda file: -(folder / file).stat().st_size)
@@ -98,12 +100,12 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def kind_of(file: Path) -> str:
-    """A file without what is drawn at random in its name."""
+    """A file's name without its random part."""
     return str(file.parent / '*' if file.parent.name == 'd' else file)
 
 
 def copied(source: Path, target: Path, file: Path | None = None) -> Path:
-    """A copy of a run whose files are shared with it, except one."""
+    """A copy of a run that shares all files with it, except one."""
     shutil.copytree(source, target, copy_function=os.link)
     if file:
         data = (target / file).read_bytes()
@@ -114,7 +116,7 @@ def copied(source: Path, target: Path, file: Path | None = None) -> Path:
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory) -> Path:
-    """Checkpoints of three states, the newest of `NEWEST`."""
+    """A run directory with checkpoints of three states, the newest at step `NEWEST`."""
     workdir = tmp_path_factory.mktemp('saved') / 'run'
     with checkpoint.open_manager(workdir, 3) as manager:
         for step in SAVED:
@@ -132,7 +134,7 @@ def resume(workdir: Path) -> checkpoint.Resumed:
 
 
 def each(saved: Path, tmp_path: Path, damage: Callable):
-    """(file, a run with it damaged) for each file of the newest checkpoint."""
+    """(file, a run in which it is damaged) for each file of the newest checkpoint."""
     newest = Path('checkpoints') / str(NEWEST)
     for number, file in enumerate(files_of(saved / newest)):
         workdir = copied(saved, tmp_path / str(number), newest / file)
@@ -142,7 +144,7 @@ def each(saved: Path, tmp_path: Path, damage: Callable):
 
 @pytest.mark.parametrize('name', EACH)
 def test_any_file(name, saved, tmp_path, capfd):
-    """What is resumed from is as it was saved; a checkpoint that is not is put aside, and kept."""
+    """The state that is resumed is as it was saved; a damaged checkpoint is set aside and kept."""
     outcomes = {}
     for file, workdir in each(saved, tmp_path, DAMAGES[name]):
         there = contents(workdir / 'checkpoints' / str(NEWEST))
@@ -152,7 +154,7 @@ def test_any_file(name, saved, tmp_path, capfd):
         aside = workdir / 'damaged'
         if found.step == NEWEST:
             assert not found.damaged and not aside.exists()
-            # Nor does it keep others from reading it later.
+            # Other readers can read it later, too.
             folder = workdir / 'checkpoints' / str(NEWEST)
             checkpoint_files.read_metadata(folder)
             assert_same_bits(checkpoint_files.read(folder, wanted()), parts_of(big_state(NEWEST)))
@@ -160,19 +162,19 @@ def test_any_file(name, saved, tmp_path, capfd):
             assert found.step == SAVED[-2] and [*found.damaged] == [NEWEST]
             assert found.damaged[NEWEST] and '\n' not in found.damaged[NEWEST]
             assert contents(aside / str(NEWEST)) == there
-            # The run gets there again.
+            # The run reaches that step again.
             with checkpoint.open_manager(workdir, 3) as manager:
                 save(manager, NEWEST, big_state(NEWEST), wait=True)
             assert resume(workdir).step == NEWEST
         outcomes.setdefault(kind_of(file), set()).add(found.step == NEWEST)
     for kind in ('host/metadata', 'state/manifest.ocdbt', 'state/d/*'):
         assert outcomes[kind] == {False}, kind
-    # What readers print by the dozen, or not at all.
+    # Readers print many tracebacks, if any.
     assert 'Traceback' not in capfd.readouterr().err
 
 
 def test_only_our_checksums_notice_a_bit_of_an_array(saved, tmp_path, monkeypatch):
-    """Else the tests above would be those of Orbax's own checksums."""
+    """Otherwise the tests above would only test Orbax's own checksums."""
     workdir = tmp_path / 'run'
     shutil.copytree(saved, workdir)
     flip_array(workdir / 'checkpoints' / str(NEWEST), 'params/backbone/big')
@@ -203,7 +205,7 @@ def test_any_byte_of_the_arrays(saved, tmp_path):
 
 
 def edit_host(folder: Path, change: Callable[[dict], None]) -> None:
-    """Changes what is kept beside the arrays, as a writer of it would."""
+    """Changes the values that are stored beside the arrays, with a valid checksum."""
     file = folder / 'host' / 'metadata'
     host = json.loads(file.read_text())
     host.pop('crc')
@@ -213,7 +215,7 @@ def edit_host(folder: Path, change: Callable[[dict], None]) -> None:
 
 
 def test_every_leaf_is_checked(saved, tmp_path):
-    """A checksum stands under the name that it is looked up by, of each reader."""
+    """Every reader looks up every checksum under the name that it was saved under."""
     newest = Path('checkpoints') / str(NEWEST)
     host = newest / 'host' / 'metadata'
     paths = [*json.loads((saved / host).read_text())['fingerprints']]
@@ -235,7 +237,7 @@ def test_every_leaf_is_checked(saved, tmp_path):
 
 
 def parts_of(state) -> dict:
-    """What starting from a checkpoint, or evaluating it, reads of one."""
+    """The parts of a state that `init_from` and `evaluate` read."""
     return {'params': state.params, 'ema': state.ema, 'model_state': state.model_state}
 
 
@@ -248,7 +250,7 @@ def test_a_checkpoint_without_checksums_still_loads(saved, tmp_path):
     workdir = copied(saved, tmp_path / 'run', host)
     values = json.loads((workdir / host).read_text())
     assert {'fingerprints', 'crc'} <= {*values}
-    (workdir / host).write_text(json.dumps(HOST))  # as it was written before there were any
+    (workdir / host).write_text(json.dumps(HOST))  # the format before there were checksums
     found = resume(workdir)
     assert (found.step, found.damaged, found.host) == (NEWEST, {}, HOST)
     assert_same_bits(found.state, big_state(NEWEST))
@@ -256,7 +258,7 @@ def test_a_checkpoint_without_checksums_still_loads(saved, tmp_path):
     assert_same_bits(values['params'], big_state(NEWEST).params)
 
 
-def test_several_damaged(saved, tmp_path):
+def test_several_damaged_checkpoints(saved, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(saved, workdir)
     for step in SAVED[1:]:
@@ -268,7 +270,7 @@ def test_several_damaged(saved, tmp_path):
     assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'10'}
 
 
-def test_what_is_put_aside_twice_is_there_once(saved, tmp_path):
+def test_a_step_set_aside_twice_is_kept_once(saved, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(saved, workdir)
     file = workdir / 'checkpoints' / str(NEWEST) / 'host' / 'metadata'
@@ -280,7 +282,7 @@ def test_what_is_put_aside_twice_is_there_once(saved, tmp_path):
             save(manager, NEWEST, big_state(NEWEST), wait=True)
 
 
-def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
+def test_if_all_are_damaged_nothing_is_changed(saved, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(saved, workdir)
     for step in SAVED:
@@ -294,11 +296,11 @@ def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
     assert contents(workdir) == before
 
 
-# Those that read a checkpoint to make use of it: they take no other.
+# Readers of a given checkpoint, which use no other.
 
 
 @pytest.mark.parametrize('name', EACH)
-def test_a_reader_gets_what_was_saved_or_says_so(name, saved, tmp_path, capfd):
+def test_a_reader_returns_what_was_saved_or_fails(name, saved, tmp_path, capfd):
     outcomes = {}
     for file, workdir in each(saved, tmp_path, DAMAGES[name]):
         before, folder = contents(workdir), workdir / 'checkpoints' / str(NEWEST)
@@ -328,7 +330,7 @@ def test_log_has_every_line_once(straight):
 
 
 def stopped(straight: Path, workdir: Path, last: int | None = None) -> Path:
-    """A copy of the run, killed before its end with `last` as its newest checkpoint."""
+    """A copy of the run as if it was killed before its end, with `last` as its newest checkpoint."""
     shutil.copytree(straight, workdir)
     for name in ('result.json', 'test.npz', 'curves.png'):
         (workdir / name).unlink()
@@ -354,7 +356,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_a_run_goes_on_from_the_one_before(case, straight, jaxtrain, tmp_path):
+def test_a_run_resumes_from_the_checkpoint_before(case, straight, jaxtrain, tmp_path):
     workdir = stopped(straight, tmp_path / 'run')
     *_, before, newest = steps_of(workdir)
     CASES[case](workdir / 'checkpoints' / str(newest))
@@ -371,7 +373,7 @@ def test_a_run_goes_on_from_the_one_before(case, straight, jaxtrain, tmp_path):
     assert steps_of(workdir) == steps_of(straight)
 
 
-def test_a_run_without_a_sound_checkpoint_says_so(straight, jaxtrain, tmp_path):
+def test_a_run_without_a_sound_checkpoint_fails(straight, jaxtrain, tmp_path):
     workdir = stopped(straight, tmp_path / 'run')
     for step, damage in zip(steps_of(workdir), DAMAGES.values(), strict=False):
         damage(workdir / 'checkpoints' / str(step) / 'state' / 'manifest.ocdbt')
@@ -386,7 +388,7 @@ def test_a_run_without_a_sound_checkpoint_says_so(straight, jaxtrain, tmp_path):
 
 
 def test_a_damaged_best_is_replaced_by_the_next_best(straight, jaxtrain, tmp_path):
-    """Val of two checkpoints is made to look better than that of the last, which the run has."""
+    """The log is changed so that two earlier checkpoints look better on val than the last one."""
     workdir = stopped(straight, tmp_path / 'run')
     *_, next_best, best, last = steps_of(workdir)
     with (workdir / 'metrics.jsonl').open('a') as file:
@@ -394,7 +396,7 @@ def test_a_damaged_best_is_replaced_by_the_next_best(straight, jaxtrain, tmp_pat
             line = {'step': step, 'split': 'val', 'accuracy': accuracy, 'loss': 0.5}
             file.write(json.dumps(line) + '\n')
     sound = copied(workdir, tmp_path / 'sound', Path('metrics.jsonl'))
-    for name in ('events.jsonl', 'config.json'):  # those are written in place, or replaced
+    for name in ('events.jsonl', 'config.json'):  # a run appends to these files or replaces them
         shutil.copy(workdir / name, tmp_path / name)
         (sound / name).unlink()
         shutil.copy(tmp_path / name, sound / name)
@@ -408,7 +410,7 @@ def test_a_damaged_best_is_replaced_by_the_next_best(straight, jaxtrain, tmp_pat
     result = json.loads((workdir / 'result.json').read_text())
     assert result['best_step'] == next_best and result['steps'] == STEPS
     assert result['metrics']['val']['accuracy'] == 0.98
-    # The test metrics are those of the checkpoint that it says.
+    # The test metrics are those of the checkpoint that result.json names.
     words = ['--split=test', f'--checkpoint={next_best}']
     evaluated = jaxtrain('evaluate', f'--workdir={sound}', *words)
     test = result['metrics']['test']
@@ -444,21 +446,21 @@ def test_commands_that_read_a_damaged_checkpoint(case, reader, straight, jaxtrai
     cv2.imwrite(str(image), np.zeros((8, 8), np.uint8))
     outcome = jaxtrain(*words)
     if reader == 'inspect' and case != 'half an index':
-        assert outcome.code == 0  # it reads nothing but the index
+        assert outcome.code == 0  # it reads only the index
     else:
         line = complaint(outcome)
         assert f'{workdir}/checkpoints/{STEPS}' in line and 'choose another checkpoint' in line
     assert contents(workdir) == before
     assert (workdir / 'checkpoints' / '70.orbax-checkpoint-tmp' / 'state').exists()
-    if reader == 'evaluate':  # as it advises
+    if reader == 'evaluate':  # as the message advises
         other = f'--checkpoint={steps_of(workdir)[-2]}'
         assert jaxtrain('evaluate', f'--workdir={workdir}', other).code == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['state/manifest.ocdbt', 'state/_sharding', 'state/_METADATA'])
-def test_what_a_process_says_of_a_damaged_checkpoint(name, straight, tmp_path):
-    """All that the libraries say by themselves included."""
+def test_the_output_of_a_process_about_a_damaged_checkpoint(name, straight, tmp_path):
+    """The output includes what libraries print."""
     workdir = tmp_path / 'run'
     shutil.copytree(straight, workdir)
     half(workdir / 'checkpoints' / str(STEPS) / name)
@@ -468,7 +470,7 @@ def test_what_a_process_says_of_a_damaged_checkpoint(name, straight, tmp_path):
     assert child.returncode == 2 and f'checkpoints/{STEPS} cannot be read (' in line
 
 
-def test_an_unfinished_checkpoint_is_removed_by_the_next_start_alone(straight, jaxtrain, tmp_path):
+def test_only_the_next_start_removes_an_unfinished_checkpoint(straight, jaxtrain, tmp_path):
     workdir = stopped(straight, tmp_path / 'run', last=56)
     newest = workdir / 'checkpoints' / '56'
     leftover = workdir / 'checkpoints' / f'{STEPS}.orbax-checkpoint-tmp'
@@ -489,7 +491,7 @@ def test_any_file_of_a_whole_run(straight, jaxtrain, tmp_path):
     newest = straight / 'checkpoints' / str(STEPS)
     damages = {'half': half, 'bit': flip}
     sizes = {file: (newest / file).stat().st_size for file in files_of(newest)}
-    # Of the many of a kind, most of which are not read, the largest.
+    # The largest file of each kind, because most of the others are not read.
     largest = {kind_of(file): file for file in sorted(sizes, key=sizes.get)}
     outcomes = {}
     for file in largest.values():
@@ -508,7 +510,7 @@ def test_any_file_of_a_whole_run(straight, jaxtrain, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_the_one_before(tmp_path):
+def test_two_processes_resume_from_the_checkpoint_before(tmp_path):
     first, second = tmp_path / 'straight', tmp_path / 'run'
     assert finish(launch(first, 1)) == [0]
     stopped(first, second)

@@ -1,4 +1,4 @@
-"""The same run on 1 device, on 8 simulated devices, and on 2 real processes: the same numbers."""
+"""A run has the same losses on 1 device, on 8 simulated devices, and on 2 real processes."""
 
 import subprocess
 import sys
@@ -39,9 +39,9 @@ def one_device(tmp_path_factory):
     return losses(workdir)
 
 
-@pytest.mark.slow  # the layouts of test_layouts.py are there too
+@pytest.mark.slow  # test_layouts.py tests these layouts too
 def test_8_devices_equal_1(one_device, tmp_path):
-    """BatchNorm over the global batch, dropout and augmentation included."""
+    """This includes BatchNorm over the global batch, dropout and augmentation."""
     finish(start('train', *CONFIG, f'--workdir={tmp_path}/run', devices=8))
     ours = losses(tmp_path / 'run')
     assert len(ours) == 20 + 2 + 1
@@ -64,7 +64,7 @@ def test_2_processes_equal_1(one_device, tmp_path):
 
 @pytest.mark.slow
 def test_other_batches_are_noticed(one_device, tmp_path):
-    """The comparison above is sharp: another seed gives other losses from the first step."""
+    """The comparison above can fail: another seed has other losses from the first step."""
     finish(start('train', *CONFIG, '--config.seed=1', f'--workdir={tmp_path}/run'))
     ours = losses(tmp_path / 'run')
     assert abs(ours['train', 1] - one_device['train', 1]) > 1e-3

@@ -1,4 +1,4 @@
-"""What models are given in tests: features of a shape, and sources that hold no examples."""
+"""Inputs of models in tests: features of a given shape, and sources that hold no examples."""
 
 from typing import Any
 
@@ -13,27 +13,27 @@ from jaxtrain.weights.origins.names import Match
 
 
 def input_of(name: str, shape: tuple[int, ...]) -> Feature:
-    """What a model of that name is given, at a shape."""
+    """The input feature of the model of that name, with a given shape."""
     return feature(MODELS[name].READS, *shape)
 
 
 def abstract_variables(model, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """`state.abstract_variables` of inputs of a shape."""
+    """`state.abstract_variables` for inputs of a given shape."""
     return state.abstract_variables(model, feature(model.READS, *shape))
 
 
 def match_of(fields: dict, outputs: int, shape: tuple[int, ...], rows: tuple) -> Match:
-    """A match of inputs of a shape."""
+    """A match for inputs of a given shape."""
     return Match(fields, outputs, input_of(fields['name'], shape), rows)
 
 
 def image_source(size: int, shape: tuple[int, ...], classes: tuple[str, ...]) -> Source:
-    """So many images with classes, none of which can be fetched."""
+    """A source of `size` images with classes, which cannot be fetched."""
     return Source(None, size, classified_image(*shape), 'image', classes)
 
 
 def window_source(size: int, length: int, tokenizer) -> Source:
-    """So many windows of text, none of which can be fetched."""
+    """A source of `size` windows of text, which cannot be fetched."""
     return Source(None, size, continued_tokens(length), 'tokens', tokenizer=tokenizer)
 
 

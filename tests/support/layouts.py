@@ -1,10 +1,10 @@
-"""Trains a few steps on layouts of 8 simulated devices, and prints what they say as JSON.
+"""Trains a few steps on layouts of 8 simulated devices, and prints their metrics as JSON.
 
     export XLA_FLAGS=--xla_force_host_platform_device_count=8
     python -m tests.support.layouts MODEL STEPS LAYOUTS
 
-LAYOUTS are names with commas between, '' for all; changes of the config may follow, as JSON pairs.
-It takes a process of its own, since a process has one number of devices.
+LAYOUTS are names separated by commas, or '' for all. Changes to the config may follow, as JSON
+pairs. A process has a fixed number of devices, so this needs a process of its own.
 """
 
 import json
@@ -20,7 +20,7 @@ from jaxtrain.parallel.compile import compile_train_step
 from jaxtrain.parallel.mesh import put_batch
 from jaxtrain.params.sharding import nbytes_per_device
 
-# Layout -> (how many devices, changes to the config).
+# Layout -> (number of devices, changes to the config).
 LAYOUTS = {
     'one device': (1, {}),
     'data': (8, {}),
@@ -39,7 +39,7 @@ FIELDS = {
 
 
 def config(model: str, **changes) -> Config:
-    """Scikit-learn's digits, with whatever a step can do that is random."""
+    """A config for scikit-learn's digits, with every random operation of a step."""
     c = base()
     c.model.name = model
     for name, value in FIELDS[model].items():
@@ -57,18 +57,18 @@ def config(model: str, **changes) -> Config:
 
 
 def losses(cfg: Config, devices: list, steps: int) -> dict:
-    """What the steps say; which leaves lie elsewhere after them; bytes per device."""
+    """The metrics of the steps, the leaves whose sharding has changed, and the bytes per device."""
     job = make_job(cfg, devices=devices)
     state, compiled = first_state(job, 0), compile_train_step(*job.program())
     batches = train_batches(job.train, 32, 0, np.arange(steps + 1), Slice(), 1, 1)
-    found = []
+    rows = []
     for batch in batches:
         state, metrics = compiled.call(state, put_batch(batch, job.layout.mesh))
-        found.append({name: float(value) for name, value in metrics.items()})
+        rows.append({name: float(value) for name, value in metrics.items()})
     pairs = zip(*map(jax.tree.leaves, (state, job.abstract)), strict=True)
     moved = [x.shape for x, a in pairs if not x.sharding.is_equivalent_to(a.sharding, x.ndim)]
     return {
-        'metrics': found,
+        'metrics': rows,
         'moved': moved,
         'params_per_device': nbytes_per_device(job.abstract.params),
         'opt_state_per_device': nbytes_per_device(job.abstract.opt_state),
@@ -77,15 +77,15 @@ def losses(cfg: Config, devices: list, steps: int) -> dict:
 
 def main(model: str, steps: str, layouts: str, *changes: str) -> None:
     given = dict(json.loads(c) for c in changes)
-    found = {}
-    for layout, (count, own) in LAYOUTS.items():
+    results = {}
+    for layout, (count, settings) in LAYOUTS.items():
         if ('tensor' in layout and model == 'cnn') or (
             layouts and layout not in layouts.split(',')
         ):
             continue
-        cfg = config(model, **given, **own)
-        found[layout] = losses(cfg, jax.devices()[:count], int(steps))
-    print(json.dumps(found))
+        cfg = config(model, **given, **settings)
+        results[layout] = losses(cfg, jax.devices()[:count], int(steps))
+    print(json.dumps(results))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""Archives in the layouts of the official MNIST, CIFAR and ImageNet ones, with few made-up images.
+"""Archives in the official layouts of MNIST, CIFAR and ImageNet, with a few random images.
 
-The same content each time. Needs nothing but NumPy and TFDS, so that tests and the script that asks
-TensorFlow (golden/make_tfds_digests.py) prepare from the same archives.
+The content is the same each time. This module needs only NumPy and TFDS, so that the tests and the
+script that uses TensorFlow (golden/make_tfds_digests.py) prepare data from the same archives.
 """
 
 import gzip
@@ -15,8 +15,8 @@ from tensorflow_datasets.core.download import checksums
 
 NAMES = ('mnist', 'fashion_mnist', 'cifar10', 'cifar100')
 TRAIN, TEST = 600, 110  # examples
-# Of ImageNet: synset -> training images, in the order of the archive. Four are on TFDS's lists of
-# images that it makes RGB JPEGs of; what these are here is in golden/imagenet2012.npz.
+# ImageNet's synset -> training images, in the order of the archive. Four are on TFDS's lists of
+# images that it converts to RGB JPEGs; golden/imagenet2012.npz has their content here.
 SYNSETS = {
     'n02447366': ('n02447366_7.JPEG', 'n02447366_23489.JPEG'),
     'n01440764': ('n01440764_10026.JPEG', 'n01440764_18.JPEG', 'n01440764_9.JPEG'),
@@ -47,8 +47,8 @@ def write(name: str, folder: Path, train: int = TRAIN, test: int = TEST) -> list
 def write_imagenet(folder: Path) -> list[Path]:
     """Writes the three archives of ImageNet into a folder, under their official names.
 
-    Images that TFDS leaves alone are one JPEG, each with a trailing byte of its own, which decoders
-    leave alone too.
+    The images that TFDS does not convert are copies of one JPEG, each with a different trailing
+    byte, which decoders ignore.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with np.load(IMAGENET) as images:
@@ -69,7 +69,7 @@ def write_imagenet(folder: Path) -> list[Path]:
 
 
 def describe_imagenet(rows) -> list[list]:
-    """Name, label and SHA-256 ('' for the four of `SPECIAL`) of a data source, in its order."""
+    """Name, label and SHA-256 ('' for the four in `SPECIAL`) of each row of a data source."""
     return [
         [
             name,
@@ -82,7 +82,7 @@ def describe_imagenet(rows) -> list[list]:
 
 
 def url_infos(cls, folder: Path) -> dict[str, checksums.UrlInfo]:
-    """Returns what `cls.url_infos` would be, were the files in the folder the official ones."""
+    """The `cls.url_infos` under which the files in the folder pass as the official ones."""
     return {
         url: checksums.compute_url_info(folder / (official.filename or url.rpartition('/')[2]))
         for url, official in cls.url_infos.items()
@@ -90,7 +90,7 @@ def url_infos(cls, folder: Path) -> dict[str, checksums.UrlInfo]:
 
 
 def _pixels(rng, *shape: int) -> np.ndarray:
-    """Noise for one half of the images and smooth ramps for the other, as uint8."""
+    """uint8 pixels: noise for one half of the images, smooth ramps for the other."""
     pixels = rng.randint(0, 256, shape)
     pixels[::2] = np.cumsum(pixels[::2] % 9, axis=-1) % 256
     return pixels
@@ -141,7 +141,7 @@ def _targz(path: Path, root: str, files: dict[str, bytes]) -> Path:
 
 
 def _tar(files: dict[str, bytes], root: str = '') -> bytes:
-    """A tar of files, in a folder if it has a name."""
+    """A tar archive of files, in the folder `root` unless that is empty."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode='w') as tar:
         if root:
@@ -156,11 +156,11 @@ def _tar(files: dict[str, bytes], root: str = '') -> bytes:
 
 
 def digest(rows, decode) -> dict[str, object]:
-    """Sums up a split in its order on disk: how many examples, and a SHA-256 over all of them.
+    """Returns the number of examples of a split, and a SHA-256 over all of them, in order on disk.
 
     Args:
-        rows: a TFDS data source; of each row all but the image is taken as it is.
-        decode: row['image'] -> uint8 of shape (height, width, channels).
+      rows: a TFDS data source; everything in a row except the image is used as it is.
+      decode: row['image'] -> uint8 [height, width, channels].
     """
     total = hashlib.sha256()
     for row in rows:

@@ -2,7 +2,7 @@
 
     python -m tests.support.texts docstrings.jsonl
 
-writes the last of these as a list of texts.
+writes the docstrings as a list of texts.
 """
 
 import ast
@@ -20,9 +20,7 @@ SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 
 
 def word_tokenizer(path: Path, special=SPECIAL, words=WORDS) -> Path:
-    """Writes a tokenizer of whole words, which puts [CLS] and [SEP] around a text where it has
-    them.
-    """
+    """Writes a tokenizer of whole words, which adds [CLS] and [SEP] if `special` has them."""
     vocabulary = {word: number for number, word in enumerate((*special, *words))}
     made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -51,17 +49,15 @@ SHARES = (('train', 24), ('val', 20), ('test', 40))
 
 
 def docstrings() -> list[tuple[str, str, str]]:
-    """(docstring, the package of the standard library that it is of, split): 84 of each package, in
-    an order that their hashes make.
-    """
-    found = []
+    """(docstring, its standard library package, split): 84 of each package, ordered by hash."""
+    rows = []
     for package in PACKAGES:
         texts = sorted(set(_of_package(package)), key=_hash)
         for split, count in SHARES:
             part, texts = texts[:count], texts[count:]
             assert len(part) == count, f'{package} has too few docstrings'
-            found += [(text, package, split) for text in part]
-    return found
+            rows += [(text, package, split) for text in part]
+    return rows
 
 
 def _of_package(package: str) -> Iterable[str]:
