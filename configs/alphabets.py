@@ -20,7 +20,8 @@ finetune  the same                       full          54,720 of 54,720   70.8% 
 The figures are from one comparison with 5 seeds, on 2 cores of an x86-64 server CPU, which took 2.5
 minutes: 18 s to make the letters, 53 s for `full`, and 2 to 6 s for each run of the other variants.
 
-The 95% intervals are over seeds and test images. jaxtrain/config/keys.py documents every key.
+The intervals (95 in 100) are over seeds and test images. jaxtrain/config/keys.py documents each
+key.
 """
 
 from jaxtrain.config import base, known_variant

@@ -16,7 +16,8 @@ finetune  the same                       full          53,362 of 53,362   95.4% 
 The figures are from one comparison with 5 seeds, on 2 cores of an x86-64 server CPU, which took one
 minute. The verdict: no measurable difference between scratch and finetune; linear is below both.
 
-The 95% intervals are over seeds and test images. jaxtrain/config/keys.py documents every key.
+The intervals (95 in 100) are over seeds and test images. jaxtrain/config/keys.py documents each
+key.
 """
 
 from jaxtrain.config import base, known_variant

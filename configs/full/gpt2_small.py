@@ -14,10 +14,10 @@ tokenizer.json the model has 124,439,808 parameters.
     jaxtrain train --config=configs/full/gpt2_small.py:tiny --workdir=runs/gpt2_tiny
 
 The variant tiny is a small model for that library, trained by Muon, with a tokenizer of 2,048 byte
-pairs (tests/golden/make_python_bpe.py). On held-out files it measured 1.54 (expect 1.40 to 1.60
-bits per byte) after 115 s on 2 cores of an x86-64 server CPU. The same files, concatenated, take
-1.86 bits per byte with gzip -9 and 1.55 with xz -9 (Python 3.11.7); unlike the model, these have
-not seen the other files.
+pairs (tests/golden/make_python_bpe.py). On held-out files it measured 1.54 (expect
+1.40 to 1.60 bits per byte) after 115 s on 2 cores of an x86-64 server CPU. The same files,
+concatenated, take 1.86 bits per byte with gzip -9 and 1.55 with xz -9 (Python 3.11.7); unlike the
+model, these have not seen the other files.
 """  # noqa: E501
 
 import sysconfig

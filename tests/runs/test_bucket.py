@@ -156,7 +156,7 @@ print(*seen, sorted(path.name for path in place.iterdir()), (place / 'b').exists
 
 
 def test_listings_are_not_cached():
-    """gcsfs's cache would hide what another process, or TensorStore, has written or removed since."""
+    """gcsfs's cache would hide what another process, or TensorStore, has changed since."""
     with FakeGcs() as gcs:
         gcs.objects['bucket', 'run/a'] = b'x'
         assert in_process(gcs, LISTED, gcs.url) == "['a'] ['a', 'b'] True\n"

@@ -35,9 +35,7 @@ PLACES = (0.0, 0.13, 0.71, 1.0)
 
 
 def big_state(step: int):
-    """A state with arrays that get files of their own: Orbax's index, which has checksums, holds short
-    arrays.
-    """
+    """A state with large arrays: Orbax stores short ones in its index, which has checksums."""
     state, rng = make_state(step, ema=True), np.random.default_rng(step)
     state.params['backbone']['big'] = jnp.asarray(rng.normal(size=(80, 40)), jnp.float32)
     state.params['head']['half'] = jnp.asarray(rng.normal(size=(900,)), jnp.bfloat16)
@@ -330,7 +328,7 @@ def test_log_has_every_line_once(straight):
 
 
 def stopped(straight: Path, workdir: Path, last: int | None = None) -> Path:
-    """A copy of the run as if it was killed before its end, with `last` as its newest checkpoint."""
+    """A copy of the run as if it was killed early, with `last` as the newest checkpoint."""
     shutil.copytree(straight, workdir)
     for name in ('result.json', 'test.npz', 'curves.png'):
         (workdir / name).unlink()

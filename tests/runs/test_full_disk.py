@@ -1,6 +1,6 @@
-"""A disk that fills, or refuses: the run waits for room, or ends in a line and goes on later.
+"""A disk is full or fails: the run waits for space, or ends with one line and can be resumed.
 
-Real full disks are small file systems in memory, which only root may mount.
+The full disks are real: small file systems in memory, which only root may mount.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from tests.runs.test_damage import events_of, steps_of
 from tests.runs.test_resume import CONFIG, assert_same
 from tests.runs.test_wrong_input import complaint, contents
 
-# Tracebacks of Orbax's writers, which a command would print.
+# Unraisable exceptions in Orbax's writers, whose tracebacks a command would print.
 pytestmark = pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 
-# Checkpoints of about 1.5 MB, each 10 steps, with lines enough to fill a page between two.
+# Checkpoints of about 1.5 MB every 10 steps, with enough lines between two to fill a page.
 WIDE = (
     *CONFIG,
     '--config.model.hidden=(300,300)',
@@ -48,7 +48,7 @@ FULL = os.strerror(errno.ENOSPC)
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a disk of so many bytes: `disk(size) -> its folder`. Or skips the test."""
+    """`disk(size)` mounts a disk of `size` bytes and returns its folder, or skips the test."""
     mounted = []
 
     def mount(size: int) -> Path:
@@ -67,12 +67,12 @@ def disk(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """Pauses between two attempts to save are short."""
+    """Shortens the pauses between two attempts to save."""
     monkeypatch.setattr(checkpoint, 'PAUSE', 0.02)
 
 
 def impatient(monkeypatch) -> None:
-    """Those of other files too, where nothing makes room: a save that fails makes some, later."""
+    """Shortens the pauses of other writes too, where nothing frees space while they wait."""
 
     def sleep(seconds: float) -> None:
         time.sleep(min(seconds, 0.02))
@@ -82,7 +82,7 @@ def impatient(monkeypatch) -> None:
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory) -> Path:
-    """The same run, on a disk with room."""
+    """The same run, on a disk with enough space."""
     from jaxtrain.cli import main
 
     workdir = tmp_path_factory.mktemp('straight') / 'run'
@@ -92,17 +92,17 @@ def straight(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def size(straight) -> int:
-    """Bytes of a checkpoint."""
+    """The bytes of a checkpoint."""
     newest = straight / 'checkpoints' / str(steps_of(straight)[-1])
     return sum(path.stat().st_size for path in newest.rglob('*') if path.is_file())
 
 
 def fill(place: Path, room: int = 0) -> Path:
-    """Writes a file that leaves only so many bytes."""
+    """Fills the disk with a file, except for `room` bytes."""
     filler = place / f'filler_{len([*place.iterdir()])}'
     with filler.open('wb', buffering=0) as file:
         while (free := os.statvfs(place).f_bavail * os.statvfs(place).f_frsize - room) > 0:
-            with contextlib.suppress(OSError):  # where a save takes room at the same time
+            with contextlib.suppress(OSError):  # a save may take space at the same time
                 os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
     return filler
 
@@ -126,7 +126,7 @@ def assert_nothing_is_half_written(workdir: Path, but: set[str] = frozenset()) -
 @pytest.mark.slow
 @pytest.mark.parametrize('attempts', [1, 2, checkpoint.ATTEMPTS - 1])
 def test_a_run_waits_for_room(attempts, disk, size, straight, jaxtrain, monkeypatch):
-    """After so many attempts to save somebody removes a file."""
+    """After some attempts to save, a file is removed."""
     place, said, save = disk(7 * size), [], checkpoint.save
     filler = fill(place, room=int(2.6 * size))
 
@@ -142,7 +142,7 @@ def test_a_run_waits_for_room(attempts, disk, size, straight, jaxtrain, monkeypa
     monkeypatch.setattr(checkpoint, 'save', told_save)
     outcome = jaxtrain('train', *WIDE, f'--workdir={place}/run')
     assert outcome.code == 0 and not outcome.err, outcome
-    # In the background, and then at the next step until there is room.
+    # The save fails in the background, and then at the next step until there is space.
     again = [f'step 40 could not be saved ({FULL})'] * attempts
     assert said == [f'a checkpoint could not be written ({FULL})', *again]
     failed = events_of(place / 'run', 'failed')
@@ -154,7 +154,7 @@ def test_a_run_waits_for_room(attempts, disk, size, straight, jaxtrain, monkeypa
 
 
 @pytest.mark.slow
-def test_a_disk_that_stays_full_ends_the_run_until_there_is_room(
+def test_a_disk_that_stays_full_ends_the_run(
     disk, size, straight, jaxtrain, monkeypatch
 ):
     place = disk(7 * size)
@@ -170,7 +170,7 @@ def test_a_disk_that_stays_full_ends_the_run_until_there_is_room(
     assert len(events_of(workdir, 'failed')) == checkpoint.ATTEMPTS
     (end,) = events_of(workdir, 'exit')
     assert end['code'] == 2 and end['why'] in line
-    # It is of use meanwhile, and a start without room takes nothing away.
+    # The run can be used meanwhile, and a start without space removes nothing.
     evaluated = jaxtrain('evaluate', f'--workdir={workdir}', '--checkpoint=last')
     assert evaluated.code == 0 and 'step=20' in evaluated.out
     good = contents(workdir / 'checkpoints')
@@ -187,8 +187,8 @@ def test_a_disk_that_stays_full_ends_the_run_until_there_is_room(
 
 
 @pytest.mark.slow
-def test_what_a_process_says_of_a_full_disk(disk, size):
-    """With its real pauses, and all that the libraries say by themselves."""
+def test_the_output_of_a_process_on_a_full_disk(disk, size):
+    """The pauses are the real ones, and the output includes what libraries print."""
     place = disk(7 * size)
     fill(place, room=int(2.6 * size))
     began = time.monotonic()
@@ -202,8 +202,8 @@ def test_what_a_process_says_of_a_full_disk(disk, size):
         assert word not in out, out
 
 
-def test_what_fails_after_the_first_error_is_not_told(caplog):
-    """Whether it does so before the loop ends, in its last round, or when it is closed."""
+def test_errors_after_the_first_are_not_logged(caplog):
+    """Whether they occur before the loop ends, in its last iteration, or when it is closed."""
 
     async def fail(after: int) -> None:
         for _ in range(after):
@@ -223,7 +223,7 @@ def test_what_fails_after_the_first_error_is_not_told(caplog):
 
 
 def filled(monkeypatch, owner, name: str, place: Path, number: int = 1) -> None:
-    """Fills the disk to its last byte before a function is called for the so many-th time."""
+    """Fills the disk completely just before call `number` of a function."""
     function, calls = getattr(owner, name), []
 
     def call(*args):
@@ -235,7 +235,8 @@ def filled(monkeypatch, owner, name: str, place: Path, number: int = 1) -> None:
     monkeypatch.setattr(owner, name, call)
 
 
-# What is called just before the disk is full, and for the how many-th time; the file that is named.
+# Moment -> (owner and name of the function before which the disk fills, number of the call, the
+# file that the message names).
 MOMENTS = {
     'config': (run.RunDir, 'claim', 1, 'config.json'),
     'log is opened': (run.MetricsLog, '__init__', 1, 'metrics.jsonl'),
@@ -254,7 +255,7 @@ def test_a_full_disk_at_any_moment(moment, disk, size, straight, jaxtrain, monke
     workdir = place / 'run'
     with monkeypatch.context() as patch:
         impatient(patch)
-        if moment == 'a line':  # with no checkpoint to fail before
+        if moment == 'a line':  # so that no checkpoint fails before
             patch.setattr(checkpoint, 'save', lambda *args: None)
         filled(patch, owner, function, place, number)
         line = complaint(jaxtrain('train', *WIDE, f'--workdir={workdir}'))
@@ -275,13 +276,13 @@ def test_a_full_disk_at_any_moment(moment, disk, size, straight, jaxtrain, monke
 
 @pytest.mark.slow
 def test_the_timeline_waits_for_room(disk, size, straight, jaxtrain, monkeypatch):
-    """It needs room as well: the run does not end for want of it, and no event is lost."""
+    """A timeline without space does not end the run, and no event is lost."""
     place, add, full = disk(8 * size), Timeline.add, []
 
     def call(timeline, event: str, **values) -> None:
-        if event == 'compile':  # nothing else is written then
+        if event == 'compile':  # nothing else is written at this time
             full.append(fill(place))
-            for _ in range(30):  # more than fit in what is left of a page
+            for _ in range(30):  # more than the rest of a page holds
                 add(timeline, 'many', text='x' * 200)
             assert not events_of(place / 'run', 'many')[20:]
             full.pop().unlink()
@@ -295,11 +296,11 @@ def test_the_timeline_waits_for_room(disk, size, straight, jaxtrain, monkeypatch
     assert_same(place / 'run', straight)
 
 
-# Saves that fail for any reason.
+# Saves that fail for another reason.
 
 
 def refuse(monkeypatch, times: int, error: Exception | None = None) -> list:
-    """Has the next saves fail before they begin, as `manager.save` does."""
+    """Makes the next `times` saves fail before they begin, in `manager.save`."""
     left = [error or OSError(errno.EIO, os.strerror(errno.EIO))] * times
     save = ocp.CheckpointManager.save
 
@@ -313,12 +314,12 @@ def refuse(monkeypatch, times: int, error: Exception | None = None) -> list:
 
 
 def refuse_in_background(monkeypatch, times: int) -> list:
-    """Has the next saves fail as they are made whole."""
+    """Makes the next `times` saves fail in the background, when they are committed."""
     left = [OSError(errno.EIO, os.strerror(errno.EIO))] * times
     finalize = atomicity.AtomicRenameTemporaryPath.finalize
 
     async def call(self, *args):
-        # Of a checkpoint, and not of one of its parts.
+        # The name is a number for a checkpoint, but not for one of its parts.
         if left and self.get_final().name.isdigit():
             raise left.pop()
         return await finalize(self, *args)
@@ -328,7 +329,7 @@ def refuse_in_background(monkeypatch, times: int) -> list:
 
 
 def open_with_two(workdir: Path) -> Manager:
-    """A manager that keeps the newest and step 10, the best, with checkpoints at 10 and 20."""
+    """A manager with checkpoints at 10 and 20, which keeps the newest and the best, step 10."""
     manager = checkpoint.open_manager(workdir, 1, lambda steps: 10 if 10 in steps else None)
     for step in (10, 20):
         save(manager, step, wait=True)
@@ -340,7 +341,7 @@ def save(manager, step: int, report=lambda why: None, wait: bool = False) -> Non
 
 
 def assert_holds(workdir: Path, *steps: int) -> None:
-    """There are these checkpoints and nothing else, and all are as they were saved."""
+    """Asserts that exactly these checkpoints exist, and that all are as they were saved."""
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {*map(str, steps)}
     with checkpoint.open_manager(workdir, 9) as manager:
         for step in steps:
@@ -350,7 +351,7 @@ def assert_holds(workdir: Path, *steps: int) -> None:
 
 @pytest.mark.parametrize('wait', [False, True])
 @pytest.mark.parametrize('times', [1, 2, checkpoint.ATTEMPTS - 1])
-def test_a_save_that_is_refused_is_tried_again(times, wait, tmp_path, monkeypatch):
+def test_a_save_that_fails_is_retried(times, wait, tmp_path, monkeypatch):
     said = []
     with open_with_two(tmp_path) as manager:
         left = refuse(monkeypatch, times)
@@ -362,7 +363,7 @@ def test_a_save_that_is_refused_is_tried_again(times, wait, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('way', [refuse, refuse_in_background])
-def test_saves_that_fail_take_nothing_away(way, tmp_path, monkeypatch):
+def test_saves_that_fail_remove_nothing(way, tmp_path, monkeypatch):
     with open_with_two(tmp_path) as manager:
         way(monkeypatch, 99)
         with pytest.raises(UserError) as caught:
@@ -378,13 +379,13 @@ def test_saves_that_fail_take_nothing_away(way, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('times', [1, 2, checkpoint.ATTEMPTS])
-def test_a_save_that_failed_in_the_background_is_told_at_the_next(times, tmp_path, monkeypatch):
+def test_a_save_that_failed_in_the_background_is_reported_at_the_next(times, tmp_path, monkeypatch):
     said = []
     with open_with_two(tmp_path) as manager:
         left = refuse_in_background(monkeypatch, times)
         save(manager, 30, said.append)
         save(manager, 40, said.append)
-        # Not only begun: it is on the disk.
+        # The save has not only begun: the checkpoint is on the disk.
         assert (tmp_path / 'checkpoints' / '40').exists() and not left
         again = ['step 40 could not be saved (Input/output error)'] * (times - 1)
         assert said == ['a checkpoint could not be written (Input/output error)', *again]
@@ -396,7 +397,7 @@ def test_a_last_save_that_failed_is_noticed(tmp_path, monkeypatch):
         refuse_in_background(monkeypatch, 1)
         save(manager, 30)
         assert checkpoint._settle(manager)
-        assert checkpoint._settle(manager) is None  # it is over with
+        assert checkpoint._settle(manager) is None  # it is reported once
         save(manager, 30, wait=True)
     assert_holds(tmp_path, 10, 30)
 
@@ -410,7 +411,7 @@ def test_the_first_of_all_saves_fails(tmp_path, monkeypatch):
 
 
 def test_an_error_is_not_replaced_by_that_of_a_save(tmp_path, monkeypatch):
-    """What ends a run is what is told of it, also where a save fails in the background by then."""
+    """The first error is the one that is raised, even if a save in the background fails too."""
     with pytest.raises(UserError, match='what was wrong'), open_with_two(tmp_path) as manager:
         refuse_in_background(monkeypatch, 1)
         save(manager, 30)
@@ -424,8 +425,8 @@ def left_of_a_save(workdir: Path) -> list[Path]:
     return list((workdir / 'checkpoints').glob('*tmp*'))
 
 
-def test_what_is_left_of_a_failed_save_makes_room_for_lines(disk, monkeypatch):
-    """Until the next save it would hold the disk full, and lines come much sooner."""
+def test_the_remains_of_a_failed_save_are_removed_for_lines(disk, monkeypatch):
+    """Otherwise they would fill the disk until the next save, and lines are written before it."""
     place = disk(4 * 2**20)
     impatient(monkeypatch)
     with open_with_two(place / 'run') as manager:
@@ -440,12 +441,12 @@ def test_what_is_left_of_a_failed_save_makes_room_for_lines(disk, monkeypatch):
             log.append(step, 'train', {f'metric_{n}': 1.0 for n in range(20)})
         log.close()
         assert not left_of_a_save(place / 'run')
-        assert checkpoint._settle(manager), 'the next save hears of it all the same'
+        assert checkpoint._settle(manager), 'the next save still reports it'
     assert [line['step'] for line in run.read_metrics(place / 'run')] == [*range(21, 80)]
     assert_holds(place / 'run', 10, 20)
 
 
-def test_a_save_under_way_makes_no_room(tmp_path, monkeypatch):
+def test_a_save_in_progress_is_not_removed(tmp_path, monkeypatch):
     with open_with_two(tmp_path) as manager:
         monkeypatch.setattr(ocp.CheckpointManager, 'is_saving_in_progress', lambda self: True)
         (tmp_path / 'checkpoints' / '30.orbax-checkpoint-tmp').mkdir()

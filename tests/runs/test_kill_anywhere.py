@@ -1,8 +1,8 @@
-"""Two real processes, killed in every phase and started again, end in the same place bit for bit.
+"""Two real processes that are killed in any phase and restarted have the same result, bit for bit.
 
     JAXTRAIN_KILL_RUNS=40 pytest tests/runs/test_kill_anywhere.py -m slow -s
 
-plays as many runs as it says, and prints which phases were hit.
+tries 40 runs, and prints in which phases they were killed.
 """
 
 import os
@@ -26,8 +26,8 @@ CONFIG = (
     f'--config={TINY}:full',
     f'--config.steps={STEPS}',
     f'--config.eval_every={EVAL_EVERY}',
-    '--config.eval_batch_size=2',  # so that there is a while to kill it in
-    '--config.save_every=7',  # not a divisor of log_every: windows are cut by checkpoints
+    '--config.eval_batch_size=2',  # so that it takes long enough to be killed
+    '--config.save_every=7',  # not a divisor of log_every, so that checkpoints interrupt windows
     '--config.log_every=5',
     '--config.keep=2',
     '--config.ema=0.9',
@@ -36,12 +36,12 @@ CONFIG = (
 )
 PHASES = ('start', 'restore', 'compile', 'step', 'save', 'eval', 'end')
 RUNS = int(os.environ.get('JAXTRAIN_KILL_RUNS', '4'))
-# Kills of a run, before it is left to end.
+# The number of kills of a run before it may finish.
 KILLS = 2
 
 
 def launch(workdir: Path, processes: int) -> list[Process]:
-    """As many processes, of two devices together: their sums are taken in the same order."""
+    """Starts processes that have two devices together, so that sums are taken in the same order."""
     words = ['train', *CONFIG, f'--workdir={workdir}', '--start_timeout=60']
     if processes == 1:
         return [start(*words, devices=2)]
@@ -50,10 +50,10 @@ def launch(workdir: Path, processes: int) -> list[Process]:
 
 
 def finish(processes: list[Process]) -> list[int]:
-    """Their exit codes. They end within a minute of the first that ends."""
+    """The exit codes of the processes, which end within a minute of the first that ends."""
     said = [process.communicate(timeout=240)[0] for process in processes]
     codes = [process.returncode for process in processes]
-    # 42, by the signal sent here, or done in spite of it.
+    # Preempted, killed by the signal sent here, or finished in spite of it.
     assert set(codes) <= {0, 42, -signal.SIGKILL, -signal.SIGTERM}, '\n'.join(said)
     return codes
 
@@ -70,12 +70,12 @@ def phase_of(workdir: Path, starts: int) -> str:
     if own[-1]['event'] == 'begin':
         return phases[-1]
     if any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp*')):
-        return 'save'  # behind the steps that go on
+        return 'save'  # in the background, while steps continue
     return 'step' if 'compile' in phases else 'start'
 
 
 def kill_in(phase: str, workdir: Path, processes: list, starts: int, rng: random.Random) -> str:
-    """Sends a signal drawn at random once that phase is there; says what was hit."""
+    """Sends a random signal once the run is in a phase; returns what was hit, or '' if it ended."""
     while phase_of(workdir, starts) != phase:
         if any(process.poll() is not None for process in processes):
             return ''
@@ -92,7 +92,7 @@ def kill_in(phase: str, workdir: Path, processes: list, starts: int, rng: random
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
-    """The same run on two processes, never disturbed."""
+    """The same run on two processes, never interrupted."""
     workdir = tmp_path_factory.mktemp('straight') / 'run'
     assert finish(launch(workdir, 2)) == [0, 0]
     assert len(read_metrics(workdir)) == STEPS // 5 + STEPS // EVAL_EVERY + 1
@@ -112,7 +112,7 @@ def test_killed_anywhere(straight, tmp_path):
             processes = launch(workdir, count)
             counts.add(count)
             if kills < KILLS:
-                # Each phase comes first in some run.
+                # Each phase is the first to be hit in some run.
                 phase = PHASES[(number + kills * 3) % len(PHASES)]
                 hit = kill_in(phase, workdir, processes, starts, rng)
                 hits[hit or f'{phase}: over before'] += 1

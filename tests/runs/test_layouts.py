@@ -1,4 +1,4 @@
-"""A step computes the same numbers however it is spread over devices."""
+"""A step computes the same numbers however it is distributed over devices."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ STEPS = 20
 
 
 def run(*words: str) -> dict:
-    """What tests/support/layouts.py prints: what each layout made of the same steps."""
+    """The output of tests/support/layouts.py: the results of the same steps on each layout."""
     done = python('-m', 'tests.support.layouts', *words, devices=8)
     assert done.code == 0, done.err
     return json.loads(done.out)
@@ -20,7 +20,7 @@ def run(*words: str) -> dict:
 
 @pytest.fixture(scope='module', params=['cnn', 'vit'])
 def found(request):
-    """With BatchNorm or attention; dropout, augmentation, mixup, clipping and decay in both."""
+    """A CNN and a ViT, both with dropout, augmentation, mixup, clipping and weight decay."""
     return request.param, run(request.param, str(STEPS), '')
 
 
@@ -29,7 +29,7 @@ def test_layouts_agree(found):
     model, layouts = found
     expected = layouts['one device']['metrics']
     assert len(expected) == STEPS
-    # It learns: the comparison is not of steps that do nothing.
+    # The loss falls: the comparison is not of steps that do nothing.
     assert expected[-1]['loss'] < expected[0]['loss'] - 0.01
     assert len(layouts) == (7 if model == 'vit' else 5)
     for name, layout in layouts.items():
@@ -38,18 +38,19 @@ def test_layouts_agree(found):
 
 
 @pytest.mark.slow
-def test_state_stays_where_it_lies(found):
+def test_the_sharding_of_the_state_stays(found):
     _, layouts = found
     assert all(layout['moved'] == [] for layout in layouts.values())
 
 
 @pytest.mark.slow
-def test_bytes_fall(found):
+def test_sharding_saves_memory(found):
     model, layouts = found
     whole = layouts['one device']
     for name, share in (('data', 1), ('pmap', 1), ('fsdp', 8), ('data x fsdp', 4)):
         for key in ('params_per_device', 'opt_state_per_device'):
-            # Biases and norms stay whole, and so does what the devices do not divide.
+            # Biases and norms are not sharded, and neither are sizes that the devices do not
+            # divide.
             assert layouts[name][key] >= whole[key] / share
             assert layouts[name][key] <= whole[key] / share * (1 if share == 1 else 1.6)
     if model == 'vit':
@@ -59,7 +60,7 @@ def test_bytes_fall(found):
 
 @pytest.mark.slow
 def test_parts_of_a_batch_agree_too():
-    """Four parts of 8 rows, each shared by 8 devices."""
+    """Four parts of 8 rows, each sharded over 8 devices."""
     some = 'one device,data,pmap,fsdp x tensor'
     layouts = run('vit', '3', some, '["accumulate", 4]')
     expected = layouts['one device']['metrics']
@@ -70,8 +71,8 @@ def test_parts_of_a_batch_agree_too():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_mesh(tmp_path):
-    """Saved with its parameters cut in 8, resumed by pmap on 2 devices."""
+def test_a_run_resumes_on_another_mesh(tmp_path):
+    """It is saved with its parameters sharded over 8 devices, and resumes by pmap on 2."""
     words = ('train', f'--config={TINY}:full', '--config.steps=20', '--config.save_every=5')
     more = ('--config.keep=9', '--config.eval_every=20', '--config.log_every=1')
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'

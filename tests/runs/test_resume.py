@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and started again ends in the same place, bit for bit."""
+"""A run that is killed at any moment and restarted has the same result, bit for bit."""
 
 import json
 import random
@@ -20,18 +20,18 @@ CONFIG = (
     f'--config={TINY}:full',
     f'--config.steps={STEPS}',
     '--config.eval_every=20',
-    '--config.save_every=7',  # not a divisor of log_every: windows are cut by checkpoints
+    '--config.save_every=7',  # not a divisor of log_every, so that checkpoints interrupt windows
     '--config.log_every=5',
     '--config.keep=3',
     '--config.ema=0.9',
     "--config.data.augment=(('shift', 1),)",
 )
-# How often the slow test kills.
+# The number of kills in the slow test.
 KILLS = 8
 
 
 def state_of(workdir, step: int = STEPS) -> dict:
-    """The saved state as host arrays, whatever devices it was saved from."""
+    """The saved state as host arrays, independent of the devices that it was saved from."""
     folder = workdir / 'checkpoints' / str(step) / 'state'
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree
@@ -67,7 +67,7 @@ def assert_same(workdir, straight) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1])
 def test_killed_at_a_random_step(seed, straight, tmp_path):
-    """SIGKILL once a step drawn at random has been logged, and once more, then to the end."""
+    """The run is killed twice, each time once a random step has been logged, and then finishes."""
     workdir = tmp_path / 'run'
     for goal in sorted(random.Random(seed).sample(range(5, 41), 2)):
         process = start('train', *CONFIG, f'--workdir={workdir}')
@@ -85,7 +85,7 @@ def test_killed_at_a_random_step(seed, straight, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(straight, tmp_path):
-    """SIGKILL in whatever phase a run is in, also while it starts, compiles, saves or ends."""
+    """The run is killed in any phase, also while it starts, compiles, saves or ends."""
     began = time.time()
     run(tmp_path / 'timed')
     whole, rng = time.time() - began, random.Random(7)
@@ -117,7 +117,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(straight, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_takes_the_same_batches_on_more_devices(straight, tmp_path):
-    """Saved on 1 device and resumed on 4: close, but sums are taken in another order."""
+    """Saved on 1 device and resumed on 4, losses are close; sums are taken in another order."""
     workdir = tmp_path / 'run'
     shutil.copytree(straight, workdir)
     (workdir / 'result.json').unlink()

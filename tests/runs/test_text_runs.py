@@ -1,4 +1,4 @@
-"""Runs on text: training, resuming, evaluating and predicting, with tiny BERTs and GPTs."""
+"""Runs on text: training, resuming, evaluating and predicting with a tiny BERT and a tiny GPT."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ ROWS = [
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """A folder with a list of texts, a tokenizer, a text, configs, and a finished run of each."""
+    """A folder with labelled texts, a tokenizer, a corpus, two configs, and a finished run of each."""
     from jaxtrain.cli import main
 
     root = tmp_path_factory.mktemp('texts')
@@ -112,7 +112,7 @@ def test_a_run_keeps_its_tokenizer(root):
     assert of_run(root / 'first').tokenizer == str(root / 'first' / 'tokenizer.json')
 
 
-def test_evaluation_and_prediction_agree_without_what_the_run_began_with(root, jaxtrain, tmp_path):
+def test_evaluation_and_prediction_use_the_tokenizer_in_the_run(root, jaxtrain, tmp_path):
     work, shown = tmp_path / 'run', tmp_path / 'more.jsonl'
     shutil.copytree(root / 'first', work)
     config = json.loads((work / 'config.json').read_text())
@@ -142,7 +142,7 @@ def test_texts_in_files_and_folders_are_predicted(root, jaxtrain, tmp_path):
     ]
 
 
-def test_fine_tuning_takes_model_and_tokenizer_of_the_weights(root, jaxtrain, tmp_path):
+def test_fine_tuning_uses_the_model_and_tokenizer_of_the_weights(root, jaxtrain, tmp_path):
     work = tmp_path / 'tuned'
     outcome = jaxtrain('train', f'--config={root}/classify.py:finetune', f'--workdir={work}')
     assert outcome.code == 0, outcome.err
@@ -163,7 +163,7 @@ def test_another_tokenizer_than_that_of_the_weights_is_an_error(root, jaxtrain, 
     assert jaxtrain(*inspected).code == 0
 
 
-def test_a_run_goes_on_with_its_own_tokenizer_and_no_other(root, jaxtrain, tmp_path):
+def test_a_run_resumes_with_its_own_tokenizer_and_no_other(root, jaxtrain, tmp_path):
     began = shutil.copy(root / 'words' / 'tokenizer.json', tmp_path / 'began.json')
     words = ('train', f'--config={root}/classify.py', f'--workdir={tmp_path}/run')
     began_with = f'--config.data.tokenizer={began}'
@@ -180,16 +180,16 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_no_other(root, jaxtrain, tmp_p
     assert f"config.data.tokenizer='{other}' is not that of" in said
 
 
-def test_longer_texts_are_said_to_be_cut(root, jaxtrain, tmp_path):
+def test_truncated_texts_are_reported(root, jaxtrain, tmp_path):
     words = ('train', f'--config={root}/classify.py', f'--workdir={tmp_path}/w')
     outcome = jaxtrain(*words, '--config.data.length=5', '--config.steps=1')
     assert outcome.code == 0, outcome.err
     assert 'texts that are longer than 5 tokens' in outcome.out
 
 
-def test_a_language_is_learned(root):
+def test_a_language_model_is_trained(root):
     found = result(root / 'language')
-    # What follows is certain but for the first tokens of a window.
+    # Each next token is certain, except for the first tokens of a window.
     assert found['metrics']['test']['loss'] < 0.6 < np.log(257)
     assert found['classes'] == []
     assert {line['split'] for line in lines(root / 'language' / 'metrics.jsonl')} == {
@@ -206,7 +206,7 @@ def test_evaluation_counts_tokens(root, jaxtrain):
     assert len(set(values['weight'].tolist())) == 2  # the last window is not full
 
 
-def test_prompts_are_gone_on_with(root, jaxtrain, tmp_path):
+def test_prompts_are_continued(root, jaxtrain, tmp_path):
     rows = [('the cat ',), ('a dog barks\nthe c',)]
     prompts = write_list(tmp_path / 'p.jsonl', rows, ('text',))
     words = ('predict', f'--workdir={root}/language', prompts, '--temperature=0')
@@ -219,7 +219,7 @@ def test_prompts_are_gone_on_with(root, jaxtrain, tmp_path):
     assert '2 prompts' in outcome.out and 'purrs and' in outcome.out
 
 
-def test_a_seed_repeats_what_was_sampled(root, jaxtrain, tmp_path):
+def test_the_same_seed_gives_the_same_samples(root, jaxtrain, tmp_path):
     prompt = tmp_path / 'p.txt'
     prompt.write_text('the ')
     said = []
@@ -230,7 +230,7 @@ def test_a_seed_repeats_what_was_sampled(root, jaxtrain, tmp_path):
     assert said[0] == said[1] != said[2]
 
 
-def test_every_batch_of_prompts_draws_anew(root, jaxtrain, tmp_path):
+def test_every_batch_of_prompts_has_its_own_random_numbers(root, jaxtrain, tmp_path):
     config = json.loads((root / 'language' / 'config.json').read_text())['config']
     size = config['eval_batch_size'] or config['batch_size']
     (tmp_path / 'p.csv').write_text('text\n' + 'the\n' * 2 * size)
@@ -291,13 +291,13 @@ def test_a_model_of_images_for_texts(root, jaxtrain, tmp_path):
     assert 'cnn reads images, but the data is text' in said
 
 
-def test_inspect_tells_of_tokens(root, jaxtrain):
+def test_inspect_prints_the_tokens(root, jaxtrain):
     said = jaxtrain('inspect', f'--config={root}/learn.py').out
     assert 'tokens 32 of 257' in said
     said = jaxtrain('inspect', f'--config={root}/classify.py').out
     assert 'of 2 classes, tokens 8 of 14' in said
 
 
-def test_the_tokenizer_is_one_of_the_definition(root):
-    found = open_tokenizer(str(root / 'language' / 'tokenizer.json'))
-    assert found == open_tokenizer('bytes')
+def test_the_stored_byte_tokenizer_equals_the_built_in_one(root):
+    stored = open_tokenizer(str(root / 'language' / 'tokenizer.json'))
+    assert stored == open_tokenizer('bytes')

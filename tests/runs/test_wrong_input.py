@@ -1,4 +1,4 @@
-"""Wrong input ends with exit code 2 and one line: what is wrong, where, and how to mend it."""
+"""Wrong input ends with exit code 2 and one line: the error, its place, and the fix."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.conftest import TINY, start
 
 
 def complaint(outcome, details: bool = False) -> str:
-    """The one line on stderr, after the details where they are expected."""
+    """The last line on stderr, which only details precede, and only if they are expected."""
     assert outcome.code == 2, outcome
     assert 'Traceback' not in outcome.out + outcome.err
     *before, line = outcome.err.splitlines()
@@ -23,7 +23,7 @@ def complaint(outcome, details: bool = False) -> str:
 
 
 def contents(folder) -> dict:
-    """Every file below a folder, with what it holds."""
+    """Every file in a folder, recursively, with its content."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
@@ -106,7 +106,7 @@ def test_config(overrides, parts, jaxtrain, tmp_path):
     words = [f'--config.{word}' for word in overrides]
     outcome = jaxtrain('train', f'--config={TINY}:scratch', f'--workdir={tmp_path}', *words)
     assert_says(complaint(outcome), parts)
-    # The folder is still free for a run with the mended config.
+    # The folder is still free for a run with the corrected config.
     assert not contents(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_config(overrides, parts, jaxtrain, tmp_path):
         ('c.steps = = 3', ['SyntaxError', 'invalid syntax']),
     ],
 )
-def test_config_file_is_named_with_the_line_to_mend(line, parts, jaxtrain, tmp_path):
+def test_config_file_is_named_with_the_wrong_line(line, parts, jaxtrain, tmp_path):
     file = tmp_path / 'wrong.py'
     file.write_text(
         f'from jaxtrain.config import base\n\ndef get_config():\n    c = base()\n    {line}\n'
@@ -273,7 +273,7 @@ def test_batch_not_divisible_by_the_devices(tmp_path):
     assert not contents(tmp_path)
 
 
-def test_workdir_of_a_run_with_another_config_is_left_alone(jaxtrain, pretrained):
+def test_workdir_of_a_run_with_another_config_is_unchanged(jaxtrain, pretrained):
     before = contents(pretrained)
     words = [f'--config={TINY}:full', f'--workdir={pretrained}', '--config.optim.lr=0.5']
     line = complaint(jaxtrain('train', *words))
@@ -318,7 +318,7 @@ def test_loss_that_is_not_finite(jaxtrain, tmp_path, monkeypatch):
 
 
 def test_update_that_is_not_finite_is_never_saved(jaxtrain, tmp_path):
-    """The loss of a step is that of the parameters before it: the update itself may overflow."""
+    """A step's loss is that of the parameters before the update, which may overflow itself."""
     words = ['--config.eval_every=1', '--config.optim.lr=1e30', '--config.optim.warmup=2 steps']
     line = complaint(jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words))
     assert_says(line, ['at step', 'config.optim.lr'])
