@@ -4,12 +4,12 @@
     python -m tests.benchmarks --programs=mnist_mlp --rounds=7 --output=benchmarks.json
     python -m tests.benchmarks --peers-python=OTHER/bin/python
 
-The peers need torch and keras: `pip install -e '.[peers]'`, best in an environment of its own, as
-libraries import torch where they find it.
-Every contestant is a process of its own on the same cores and the same data; they take turns, round
-by round. Each does as many steps to warm up (compiling included) as it is then timed for. Memory is
-the most that a process ever held, from its start to its end. Let nothing else run meanwhile:
-beside other work PyTorch was seen to lose a factor of fifty, far more than the others.
+The peers require torch and keras (`pip install -e '.[peers]'`), best in a separate environment,
+because some libraries import torch if it is installed. Every contestant is a separate process on
+the same cores and data; the contestants take turns, round by round. Each warms up, compilation
+included, for as many steps as are then timed. Memory is the peak of a process from its start to its
+end. Nothing else should run meanwhile: beside other work PyTorch was once slower by a factor of
+fifty, far more than the others.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from tests.benchmarks.table import OURS, table
 
 ROOT = Path(__file__).parents[2]
 
-# Program -> timed steps, about ten seconds on two cores and, for the last one, half a minute.
+# Program -> timed steps, which take about ten seconds on two cores, or half a minute for the last.
 STEPS = {'mnist_mlp': 5000, 'cifar10_cnn': 400, 'vgg16_head': 10}
 
-# Program -> contestant -> its module and what follows the program, the folder and the steps.
+# Program -> contestant -> (its module, arguments after the program, the folder and the steps).
 _ALL = {
     OURS: ('ours',),
     'PyTorch, DataLoader': ('peers_torch', 'loader'),
@@ -44,25 +44,25 @@ CONTESTANTS = {
 
 def main() -> None:
     args = _arguments()
-    # Here and not with taskset: whatever is started inherits it.
+    # Unlike with taskset, all processes that are started here inherit this.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    found = {'threads': len(os.sched_getaffinity(0)), 'rounds': args.rounds, 'programs': {}}
+    results = {'threads': len(os.sched_getaffinity(0)), 'rounds': args.rounds, 'programs': {}}
     for program in args.programs:
         steps = args.steps or STEPS[program]
         rounds = measure(program, steps, args)
         speed, memory = _column(rounds, 'steps_per_s'), _column(rounds, 'peak_mib')
-        found['programs'][program] = {'steps': steps, 'rounds': rounds}
+        results['programs'][program] = {'steps': steps, 'rounds': rounds}
         print(
-            f'\n{program}: {steps} timed steps, {args.rounds} rounds, {found["threads"]} threads; '
-            f'median [least, greatest]\n\n{table(speed, memory)}\n',
+            f'\n{program}: {steps} timed steps, {args.rounds} rounds, '
+            f'{results["threads"]} threads; median [least, greatest]\n\n{table(speed, memory)}\n',
             flush=True,
         )
     if args.output:
-        Path(args.output).write_text(json.dumps(found, indent=1) + '\n')
+        Path(args.output).write_text(json.dumps(results, indent=1) + '\n')
 
 
 def measure(program: str, steps: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs the rounds. Returns for each: contestant -> what it reported."""
+    """Runs the rounds. Returns a dict for each round: contestant -> its report."""
     with tempfile.TemporaryDirectory() as folder:
         file = f'{folder}/train.npz'
         _python(sys.executable, 'tests.benchmarks.data', program, file)
@@ -72,18 +72,18 @@ def measure(program: str, steps: int, args: argparse.Namespace) -> list[dict[str
             for name, (module, *words) in CONTESTANTS[program].items():
                 python = sys.executable if name == OURS else args.peers_python
                 command = (f'tests.benchmarks.{module}', program, folder, str(steps), *words)
-                said = json.loads(_python(python, *command).splitlines()[-1])
-                rounds[-1][name] = said
+                report = json.loads(_python(python, *command).splitlines()[-1])
+                rounds[-1][name] = report
                 print(
-                    f'{program} {number + 1}/{args.rounds} {name}: {said["steps_per_s"]:.2f} '
-                    f'steps/s, {said["peak_mib"]:.0f} MiB',
+                    f'{program} {number + 1}/{args.rounds} {name}: {report["steps_per_s"]:.2f} '
+                    f'steps/s, {report["peak_mib"]:.0f} MiB',
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
         return rounds
 
 
 def _python(python: str, module: str, *words: str) -> str:
-    """What a module says on stdout. Ends the program if it fails."""
+    """The stdout of a module. Exits if the module fails."""
     threads = str(len(os.sched_getaffinity(0)))
     done = subprocess.run(
         [python, '-m', module, *words],
@@ -104,7 +104,7 @@ def _python(python: str, module: str, *words: str) -> str:
 
 
 def _column(rounds: list[dict[str, Any]], name: str) -> dict[str, list[float]]:
-    return {who: [found[who][name] for found in rounds] for who in rounds[0]}
+    return {who: [reports[who][name] for reports in rounds] for who in rounds[0]}
 
 
 def _arguments() -> argparse.Namespace:
@@ -115,9 +115,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument('--programs', nargs='+', choices=STEPS, default=list(STEPS))
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=0, help='timed steps instead of the own ones')
+    parser.add_argument('--steps', type=int, default=0, help='timed steps, instead of the default')
     parser.add_argument(
-        '--threads', type=int, default=None, help='cores to use, of those there are; default all'
+        '--threads', type=int, default=None, help='number of cores to use; default all'
     )
     parser.add_argument(
         '--peers-python', default=sys.executable, help='python that has torch and keras'

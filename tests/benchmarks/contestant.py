@@ -1,4 +1,4 @@
-"""What a contestant, in a process of its own, says at its end: one line of JSON."""
+"""The report of a contestant process at its end: one line of JSON."""
 
 import json
 import resource
@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 
 def report(steps_per_s: float, *packages: str) -> None:
-    """Prints the speed, the largest memory that this process ever held, and versions.
+    """Prints the speed, the peak memory of this process, and versions.
 
     Args:
-      steps_per_s: of the window that counts.
-      packages: whose versions to tell.
+      steps_per_s: the speed of the timed steps.
+      packages: the packages whose versions are reported.
     """
     unit = 2**20 if sys.platform == 'darwin' else 2**10
     measured = {

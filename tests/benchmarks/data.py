@@ -1,16 +1,16 @@
-"""Synthetic images of the right shapes, one npz file a program, for all contestants alike.
+"""Synthetic images of the right shapes for all contestants: one npz file per program.
 
     python -m tests.benchmarks.data PROGRAM FILE
 
-Needs numpy alone. It is a process of its own, because the memory of the process that starts the
-contestants would count as theirs.
+This requires only NumPy. It runs in a separate process, because the memory of the process that
+starts the contestants would count as theirs.
 """
 
 import sys
 
 import numpy as np
 
-# Program -> image shape, classes, how many images.
+# Program -> (image shape, number of classes, number of images).
 SHAPES = {
     'mnist_mlp': ((28, 28, 1), 10, 60_000),
     'cifar10_cnn': ((32, 32, 3), 10, 50_000),

@@ -4,25 +4,25 @@
     python -m tests.benchmarks.foundation --programs gpt2 --batch-size=32 --vocabulary=50304
     python -m tests.benchmarks.foundation --tiny
 
-ViT-B/16 and ResNet-50 stand beside timm's with torch.compile and channels-last, GPT-2 of 124
-million parameters beside one with torch.compile and flash attention. It wants a GPU, jax with its
-plugin for it and, in the other environment, torch and timm: `pip install -e '.[foundation]'`. jax
-and torch may want different versions of NVIDIA's libraries, so better keep them in two
-environments.
-`--tiny` makes everything small, for the CPU: its numbers say that all of it runs, and no more.
+ViT-B/16 and ResNet-50 are compared with timm's models with torch.compile and channels-last, and
+GPT-2 of 124 million parameters with a model with torch.compile and flash attention. The benchmark
+requires a GPU, jax with its plugin for the GPU, and in the other environment torch and timm (`pip
+install -e '.[foundation]'`). jax and torch may require different versions of NVIDIA's libraries, so
+two environments are better. `--tiny` makes everything small enough for a CPU: this shows that the
+benchmark runs, and its numbers mean nothing else.
 
-What is timed are whole train steps: from uint8 images or tokens, which lie on the device already
-and are the same for both, by flipping and normalising, forward and backward pass in bfloat16 with
-float32 parameters and clipping to the step of the optimizer. The loop around it, decoding and
-copying to the device are left out on both sides. After steps to warm up, which compile, the clock
-runs from one wait for the device to the next, so many steps later.
+The timed steps are whole train steps. They begin with uint8 images or tokens, which are already on
+the device and the same for both contestants, and include flipping, normalising, the forward and
+backward pass in bfloat16 with float32 parameters, clipping, and the optimizer's update. The loop
+around the step, decoding, and copying to the device are excluded for both. After warm-up steps,
+which include compilation, the time is measured from one wait for the device to the next.
 
-Every contestant is a process of its own; they take turns, round by round. Where one runs out of
-memory, the rounds begin anew for all with half the batch. MFU is the model's operations over the
-chip's peak in bfloat16 (chips.py, or --peak-tflops), and the operations are those of products of
-matrices and convolutions in jaxtrain's own step, the same number for all. Of causal attention
-the whole square counts, as in PaLM (arXiv:2204.02311, appendix B); what convolutions multiply with
-padding does not, which for ResNet-50 is 3.5% of what is usually published.
+Every contestant is a separate process; the contestants take turns, round by round. If one runs out
+of memory, the rounds start again for all with half the batch. MFU is the model's operations divided
+by the chip's peak in bfloat16 (chips.py, or --peak-tflops). The operations are the matrix products
+and convolutions in jaxtrain's step, and the same number is used for all. For causal attention the
+whole square counts, as in PaLM (arXiv:2204.02311, appendix B). Multiplications with padding in
+convolutions do not count, which for ResNet-50 are 3.5% of the number that is usually published.
 """
 
 import argparse
@@ -43,25 +43,25 @@ import numpy as np
 from tests.benchmarks.table import OURS, Rounds, cell, ratios, spread
 
 ROOT = Path(__file__).parents[2]
-BATCHES = 2  # that lie on the device, taken in turns
+BATCHES = 2  # batches on the device, which are used in turn
 
-Said = dict[str, Any]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a contestant is to do; it travels to it as JSON.
+    """The work of a contestant, which gets it as JSON.
 
     Attributes:
-      program: 'vit_b16', 'resnet50' or 'gpt2'; what follows makes it that, or a tiny one.
-      batch_size, steps, warmup: examples of a step, and steps that count and that do not.
+      program: 'vit_b16', 'resnet50' or 'gpt2'; the other fields give its size, full or tiny.
+      batch_size, steps, warmup: examples per step, timed steps, and steps before these.
       size: side of the images in pixels, or tokens of an example.
       outputs: classes, or tokens of the vocabulary.
-      width, depth, heads: of the transformers; of a ResNet the depth alone.
+      width, depth, heads: sizes of the transformers; a ResNet has only a depth.
       patch: side of a patch in pixels.
-      folder: where the data are.
+      folder: the folder of the data.
       device: 'cuda' or 'cpu'.
-      mode: of torch.compile; 'eager' does without.
+      mode: mode of torch.compile; 'eager' does not compile.
     """
 
     program: str
@@ -107,41 +107,41 @@ TINY = {
 
 
 class OutOfMemory(Exception):
-    """A contestant's batch did not fit, with its name."""
+    """The batch did not fit for a contestant, whose name is the message."""
 
 
 def main() -> None:
     args = _arguments()
-    # One device for each, where a machine has several.
+    # Every contestant uses one device, even if the machine has several.
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    found = {}
+    results = {}
     for program in args.programs:
         with tempfile.TemporaryDirectory() as folder:
             spec = _spec(program, folder, args)
-            found[program] = measure(spec, args.rounds, _asker(args, folder), _write)
-        print('\n' + report(found[program], args.peak_tflops * 1e12) + '\n', flush=True)
+            results[program] = measure(spec, args.rounds, _asker(args, folder), _write)
+        print('\n' + report(results[program], args.peak_tflops * 1e12) + '\n', flush=True)
     if args.output:
-        Path(args.output).write_text(json.dumps(found, indent=1) + '\n')
+        Path(args.output).write_text(json.dumps(results, indent=1) + '\n')
 
 
 def measure(
     spec: Spec,
     rounds: int,
-    ask: Callable[[str, Spec], Said],
+    ask: Callable[[str, Spec], Report],
     write: Callable[[Spec], None],
 ) -> dict[str, Any]:
-    """Runs the rounds, with half the batch once a contestant's memory is too small for it.
+    """Runs the rounds, with half the batch whenever a contestant runs out of memory.
 
     Args:
-      spec: what is asked for.
-      rounds: how many.
-      ask: (contestant, spec) -> what it says; raises OutOfMemory.
-      write: makes the data of a spec.
+      spec: the requested work.
+      rounds: number of rounds.
+      ask: (contestant, spec) -> its report; raises OutOfMemory.
+      write: writes the data for a spec.
 
     Returns:
-      `spec`, as it was done; `halved`, the names of those that ran out of memory; `flops` of an
-      example; and `rounds`, for each: contestant -> what it said.
+      `spec`, the work that was done; `halved`, the names of the contestants that ran out of memory;
+      `flops` of an example; and `rounds`, a dict for each: contestant -> its report.
     """
     halved: list[str] = []
     while True:
@@ -160,26 +160,28 @@ def measure(
         return {'spec': asdict(spec), 'halved': halved, 'flops': flops, 'rounds': done}
 
 
-def report(found: dict[str, Any], peak: float = 0.0) -> str:
+def report(result: dict[str, Any], peak: float = 0.0) -> str:
     """A program's title and table, as Markdown.
 
     Args:
-      found: what `measure` returned.
-      peak: of the chip, in operations per second; 0 for what jaxtrain knows of it.
+      result: the return value of `measure`.
+      peak: the chip's peak in operations per second; 0 uses jaxtrain's value for the chip.
     """
-    spec, rounds = Spec(**found['spec']), found['rounds']
+    spec, rounds = Spec(**result['spec']), result['rounds']
     units = spec.batch_size * spec.per_example
-    speed = {who: [said[who]['steps_per_s'] * units for said in rounds] for who in rounds[0]}
+    speed = {who: [reports[who]['steps_per_s'] * units for reports in rounds] for who in rounds[0]}
     first = rounds[0][OURS]
-    versions = {name: v for said in rounds[0].values() for name, v in said['versions'].items()}
-    halved = f' (halved: out of memory in {", ".join(found["halved"])})' if found['halved'] else ''
+    versions = {name: v for one in rounds[0].values() for name, v in one['versions'].items()}
+    halved = (
+        f' (halved: out of memory in {", ".join(result["halved"])})' if result['halved'] else ''
+    )
     return (
         f'{spec.program} on {first["device"]}: {first["params"]:,} parameters, batch '
         f'{spec.batch_size}{halved}, {spec.size} {"tokens" if spec.per_example > 1 else "pixels"}, '
-        f'bfloat16; {found["flops"] / 1e9:,.4g} GFLOP an example and step; {spec.steps} timed '
+        f'bfloat16; {result["flops"] / 1e9:,.4g} GFLOP an example and step; {spec.steps} timed '
         f'steps after {spec.warmup}, {len(rounds)} rounds; median [least, greatest]; '
         f'{", ".join(f"{name} {v}" for name, v in versions.items())}\n\n'
-        + table(speed, spec.unit, found['flops'] / spec.per_example, peak or first['peak'])
+        + table(speed, spec.unit, result['flops'] / spec.per_example, peak or first['peak'])
     )
 
 
@@ -188,9 +190,9 @@ def table(speed: Rounds, unit: str, flops: float, peak: float) -> str:
 
     Args:
       speed: units per second.
-      unit: what they are.
-      flops: operations of a train step for one of them.
-      peak: operations per second; 0 where it is not known, and MFU is not either.
+      unit: 'tokens' or 'images'.
+      flops: operations of a train step per unit.
+      peak: operations per second; 0 if it is not known, and MFU is left empty.
     """
     faster = ratios(speed)
     lines = [f'| | {unit}/s | MFU, % | ours / theirs |', '|---|---|---|---|']
@@ -202,7 +204,7 @@ def table(speed: Rounds, unit: str, flops: float, peak: float) -> str:
 
 
 def say(steps_per_s: float, loss: float, packages: tuple[str, ...], **more: Any) -> None:
-    """What a contestant prints at its end. ValueError for a loss that is not finite."""
+    """Prints the report of a contestant. ValueError for a loss that is not finite."""
     if not math.isfinite(loss):
         raise ValueError(f'the loss is {loss}')
     versions = {name: version(name) for name in packages}
@@ -220,16 +222,18 @@ def _peer(spec: Spec) -> str:
     return f'{library}, {modes.get(spec.mode, f"torch.compile {spec.mode}")}{layout}'
 
 
-def _check_same(spec: Spec, said: dict[str, Said]) -> None:
-    """Ends the program if the models of a round are not of the same size."""
-    counts = {who: one['params'] for who, one in said.items()}
+def _check_same(spec: Spec, reports: dict[str, Report]) -> None:
+    """Exits if the models of a round differ in size."""
+    counts = {who: one['params'] for who, one in reports.items()}
     if len(set(counts.values())) > 1:
         sys.exit(f'{spec.program} is not the same model for all; parameters: {counts}')
 
 
 def _write(spec: Spec) -> None:
-    """Writes the data, for BATCHES batches: `train.npz`, or `train/words.txt`, whose words are the
-    numbers of `tokens.npy`, with a tokenizer for them.
+    """Writes the data for BATCHES batches.
+
+    For images this is `train.npz`; for text it is `train/words.txt`, whose words are the numbers in
+    `tokens.npy`, and a tokenizer for them.
     """
     folder, rng = Path(spec.folder), np.random.default_rng(0)
     examples = BATCHES * spec.batch_size
@@ -251,29 +255,29 @@ def _write(spec: Spec) -> None:
     (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
 
 
-def _asker(args: argparse.Namespace, cache: str) -> Callable[[str, Spec], Said]:
-    """The function that starts a contestant and reads what it says."""
+def _asker(args: argparse.Namespace, cache: str) -> Callable[[str, Spec], Report]:
+    """The function that starts a contestant and reads its report."""
 
-    def ask(name: str, spec: Spec) -> Said:
+    def ask(name: str, spec: Spec) -> Report:
         python, module, *words = {
             'flops': (sys.executable, 'foundation_ours', 'flops'),
             OURS: (sys.executable, 'foundation_ours', 'time'),
         }.get(name, (args.peers_python, 'foundation_torch'))
-        # Counting needs no device, and sees no products of matrices in a GPU's fused attention.
+        # Counting needs no device, and on a GPU fused attention would hide matrix products.
         platform = 'cpu' if name == 'flops' or spec.device == 'cpu' else 'cuda,cpu'
         command = [python, '-m', f'tests.benchmarks.{module}', json.dumps(asdict(spec)), *words]
-        said = _said(command, {**_caches(cache), 'JAX_PLATFORMS': platform})
-        if said.get('out_of_memory'):
+        report = _report_of(command, {**_caches(cache), 'JAX_PLATFORMS': platform})
+        if report.get('out_of_memory'):
             raise OutOfMemory(name)
         if name != 'flops':
-            print(f'{spec.program} {name}: {said["steps_per_s"]:.2f} steps/s', file=sys.stderr)
-        return said
+            print(f'{spec.program} {name}: {report["steps_per_s"]:.2f} steps/s', file=sys.stderr)
+        return report
 
     return ask
 
 
-def _said(command: list[str], environment: dict[str, str]) -> Said:
-    """The last line of what a process says on stdout. Ends the program if it fails."""
+def _report_of(command: list[str], environment: dict[str, str]) -> Report:
+    """The report in the last line of a process's stdout. Exits if the process fails."""
     environment = {**os.environ, **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     if done.returncode:
@@ -282,7 +286,7 @@ def _said(command: list[str], environment: dict[str, str]) -> Said:
 
 
 def _caches(folder: str) -> dict[str, str]:
-    """Compiling does not count, so that each round but the first may use what was compiled."""
+    """Compilation caches: compilation is not timed, so all rounds except the first may use them."""
     return {
         'JAX_COMPILATION_CACHE_DIR': f'{folder}/xla',
         'TORCHINDUCTOR_CACHE_DIR': f'{folder}/inductor',
@@ -312,15 +316,15 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add('--programs', nargs='+', choices=SPECS, default=list(SPECS))
     add('--rounds', type=int, default=3)
-    add('--steps', type=int, default=0, help='timed steps instead of the own ones')
+    add('--steps', type=int, default=0, help='timed steps, instead of the default')
     add('--batch-size', type=int, default=0, help='instead of 256 images, 16 texts of 1024 tokens')
-    add('--vocabulary', type=int, default=0, help='of GPT-2, instead of 50257')
-    add('--peak-tflops', type=float, default=0.0, help="the chip's, in bfloat16, dense")
-    add('--tiny', action='store_true', help='small models, on the CPU if --device says nothing')
+    add('--vocabulary', type=int, default=0, help='vocabulary of GPT-2, instead of 50257')
+    add('--peak-tflops', type=float, default=0.0, help="the chip's peak in bfloat16, dense")
+    add('--tiny', action='store_true', help='small models, on the CPU unless --device is given')
     add('--device', choices=('cuda', 'cpu'), default='')
-    add('--threads', type=int, default=None, help='cores to use, of those there are; default all')
+    add('--threads', type=int, default=None, help='number of cores to use; default all')
     add('--eager', action='store_true', help='PyTorch without torch.compile')
-    add('--compile-mode', default='default', help="torch.compile's, for instance max-autotune")
+    add('--compile-mode', default='default', help='mode of torch.compile, such as max-autotune')
     add('--peers-python', default=sys.executable, help='python that has torch and timm')
     add('--output', default='', help='JSON file for every single measurement')
     return parser.parse_args()

@@ -1,10 +1,10 @@
-"""jaxtrain's train step, timed, or its floating point operations counted.
+"""Times jaxtrain's train step, or counts its floating point operations.
 
     python -m tests.benchmarks.foundation_ours SPEC time
     JAX_PLATFORMS=cpu python -m tests.benchmarks.foundation_ours SPEC flops
 
-SPEC is `foundation.Spec` as JSON. The config says all that a recipe does, and `train` would compile
-the same program for it.
+SPEC is `foundation.Spec` as JSON. The config is complete, as that of a recipe, and `train` would
+compile the same program for it.
 """
 
 import itertools
@@ -92,10 +92,10 @@ def job_of(spec: Spec) -> Job:
 
 
 def make_steps(job: Job) -> Callable[[int], jax.Array]:
-    """Steps that go on from a first state: how many to do -> the last loss, waited for.
+    """A function (number of steps) -> the last loss, which waits for the device.
 
-    All that the loop does with a job is here: it compiles the step, makes the state, and puts
-    batches on the device; these few stay there.
+    Each call continues from the state of the one before. As in the training loop, the step is
+    compiled, the state made, and batches put on the device, where these few batches stay.
     """
     size, seed = job.cfg.batch_size, job.cfg.seed
     step = compile_train_step(*job.program()).call
@@ -118,7 +118,7 @@ def flops(job: Job) -> float:
 
 
 def time_steps(spec: Spec) -> None:
-    # Asked for a GPU that is not there, JAX takes the CPU.
+    # Without a GPU, JAX falls back to the CPU.
     if spec.device == 'cuda' and jax.default_backend() != 'gpu':
         sys.exit("JAX finds no GPU; install 'jax[cuda13]', or try --tiny")
     device, job = jax.devices()[0], job_of(spec)

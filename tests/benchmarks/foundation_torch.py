@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.foundation_torch SPEC
 
-SPEC is `foundation.Spec` as JSON. As is usual there: autocast to bfloat16 over float32 parameters
-(which leaves the sums between the blocks of a transformer in float32), attention by
-scaled_dot_product_attention, fused optimizers, one group of parameters, and torch.compile over all
-from the uint8 images, or the tokens, to the loss. jaxtrain's step also tells the accuracy, and the
-norms of gradients and parameters; here the norm of the gradients is taken where they are clipped,
-and nothing else.
+SPEC is `foundation.Spec` as JSON. The programs follow PyTorch's usual practice: autocast to
+bfloat16 over float32 parameters (which leaves the sums between the blocks of a transformer in
+float32), scaled_dot_product_attention, fused optimizers, one group of parameters, and torch.compile
+from the uint8 images or tokens to the loss. jaxtrain's step also computes the accuracy and the
+norms of gradients and parameters; here only the norm of the gradients is computed, and only to clip
+them.
 """
 
 import itertools
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2, its output layer the embedding of the tokens."""
+    """GPT-2, whose output layer is the token embedding."""
 
     def __init__(self, spec: Spec):
         super().__init__()
@@ -91,7 +91,7 @@ def sgd(params) -> torch.optim.Optimizer:
 
 CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Program -> model, optimizer, largest norm of the gradients (0: any), mean and std of pixels.
+# Program -> (model, optimizer, largest norm of the gradients or 0, mean and std of pixels).
 PROGRAMS = {
     'vit_b16': (vit, adamw(0.999), 1.0, CENTRED),
     'resnet50': (resnet, sgd, 0.0, IMAGENET),
@@ -101,7 +101,7 @@ PACKAGES = {'vit_b16': ('torch', 'timm'), 'resnet50': ('torch', 'timm'), 'gpt2':
 
 
 def batches(spec: Spec) -> list[Batch]:
-    """On the device: uint8 [batch, height, width, 3] and labels; or tokens and their targets."""
+    """Batches on the device: uint8 [batch, height, width, 3] and labels, or tokens and targets."""
     if spec.program == 'gpt2':
         stream = torch.from_numpy(np.load(Path(spec.folder) / 'tokens.npy')).long()
         inputs, targets = (part.view(-1, spec.size) for part in (stream[:-1], stream[1:]))
@@ -110,16 +110,16 @@ def batches(spec: Spec) -> list[Batch]:
             inputs = torch.from_numpy(arrays['image'])
             targets = torch.from_numpy(arrays['label']).long()
     inputs, targets = inputs.to(spec.device), targets.to(spec.device)
-    found = zip(inputs.split(spec.batch_size), targets.split(spec.batch_size), strict=True)
-    return list(itertools.islice(found, BATCHES))
+    pairs = zip(inputs.split(spec.batch_size), targets.split(spec.batch_size), strict=True)
+    return list(itertools.islice(pairs, BATCHES))
 
 
 def make_loss(model: nn.Module, spec: Spec, pixels: tuple | None) -> Callable[..., torch.Tensor]:
-    """(inputs as `batches` has them, targets) -> the mean loss."""
+    """A function (inputs of `batches`, targets) -> the mean loss."""
     mean, std = torch.tensor(pixels or CENTRED, device=spec.device)[..., None, None]
 
     def normalised(images):
-        # Seen as [batch, 3, height, width], these are channels-last without a copy.
+        # As [batch, 3, height, width], this is channels-last without a copy.
         images = images.permute(0, 3, 1, 2).float()
         mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
@@ -135,7 +135,7 @@ def make_loss(model: nn.Module, spec: Spec, pixels: tuple | None) -> Callable[..
 
 
 def make_steps(spec: Spec) -> tuple[nn.Module, Callable[[int], float]]:
-    """The model, and steps that train it: how many to do -> the last loss, waited for."""
+    """The model, and a function (number of steps) -> the last loss, which waits for the device."""
     make, optimizer_of, clip, pixels = PROGRAMS[spec.program]
     model = make(spec).to(spec.device).train()
     model = model.to(memory_format=torch.channels_last) if pixels else model
@@ -182,7 +182,7 @@ def main(spec: str) -> None:
     try:
         time_steps(Spec(**json.loads(spec)))
     except RuntimeError as error:
-        # cuBLAS and cuDNN say it in words of their own.
+        # cuBLAS and cuDNN have other messages than PyTorch.
         if not any(word in str(error) for word in ('out of memory', 'ALLOC_FAILED')):
             raise
         say_out_of_memory()

@@ -1,10 +1,10 @@
-"""jaxtrain on a program: the real command, with the config file that the repository has for it.
+"""jaxtrain on a program: the real command, with the config file of this repository.
 
     python -m tests.benchmarks.ours PROGRAM FOLDER STEPS
 
-What is read is the `steps_per_s` of its own metrics.jsonl. A run has two windows of STEPS steps:
-the first warms up, the second counts. The data pipeline, the checks of every loss and the log are
-within it, as they are for a user; the checkpoint at the end is not.
+The result is `steps_per_s` in the run's metrics.jsonl. A run has two windows of STEPS steps: the
+first warms up, and the second counts. It includes the data pipeline, the check of every loss, and
+the log, as for a user, but not the checkpoint at the end.
 """
 
 import json
@@ -17,8 +17,8 @@ from tests.benchmarks.contestant import report
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
-# Program -> its config, and what has to change for data without splits and without weights to
-# start from: the same step from random parameters.
+# Program -> (config, overrides for data without splits and for random initial parameters). The step
+# stays the same.
 COMMANDS = {
     'mnist_mlp': ('scratch/mnist_mlp.py', []),
     'cifar10_cnn': ('full/cifar10_cnn.py', []),
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 def overrides(program: str, folder: str, steps: int) -> list[str]:
-    """The words of the command line after the config file."""
+    """The command-line arguments after the config file."""
     words = [
         'data.source=npz', f'data.path={folder}', 'data.name=', 'data.train=train', 'data.val=',
         'data.test=', f'steps={2 * steps}', 'epochs=0', 'every=steps', f'log_every={steps}',
@@ -41,7 +41,7 @@ def overrides(program: str, folder: str, steps: int) -> list[str]:
 
 def main(program: str, folder: str, steps: str) -> None:
     with tempfile.TemporaryDirectory() as workdir:
-        # An empty one: compiling takes memory, which is to count in every round.
+        # An empty cache: compilation takes memory, which must count in every round.
         os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{workdir}/xla'
         from jaxtrain.cli import main as jaxtrain
 

@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python -m tests.benchmarks.peers_keras PROGRAM FOLDER STEPS
 
-Epochs with at least STEPS steps compile and warm up, as many more count. The clock is read at
-the ends of epochs only, where fit() waits for the device: a callback at every batch would make it
+Epochs with at least STEPS steps compile and warm up, and as many more count. The clock is read only
+at the ends of epochs, where fit() waits for the device: with a callback at every batch, it would
 wait there too.
 """
 
@@ -65,7 +65,7 @@ def vgg16_head() -> keras.Model:
     return model
 
 
-# Program -> model, batch size, what is done to the images before fit().
+# Program -> (model, batch size, preprocessing of the images before fit()).
 PROGRAMS = {
     'mnist_mlp': (mnist_mlp, 64, lambda x: (x.astype(np.float32) / 255 - 0.5) / 0.5),
     'cifar10_cnn': (cifar10_cnn, 32, lambda x: x.astype(np.float32) / 255),
@@ -74,7 +74,7 @@ PROGRAMS = {
 
 
 class EpochTimes(keras.callbacks.Callback):
-    """Seconds at the end of each epoch."""
+    """Records the time at the end of each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ class EpochTimes(keras.callbacks.Callback):
 
 
 def plan(examples: int, batch_size: int, steps: int) -> tuple[int, int]:
-    """(steps of an epoch, epochs) for at least so many steps: fit() ends an epoch with its data."""
+    """(steps per epoch, epochs) for at least `steps` steps; fit() ends an epoch with its data."""
     epoch = min(steps, examples // batch_size)
     return epoch, -(-steps // epoch)
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.peers_torch PROGRAM FOLDER STEPS VARIANT
 
 VARIANT is 'loader', a DataLoader over a Dataset that prepares one image at a time, or 'memory',
-batches cut from one prepared tensor. STEPS steps warm up, as many more count.
+which takes batches from one prepared tensor. STEPS steps warm up, and as many more count.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class CNN(nn.Module):
 
 
 class VGG16Head(nn.Module):
-    """VGG16's convolutions, frozen, under a new head; without the package torchvision."""
+    """A new head on VGG16's frozen convolutions, without the package torchvision."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,7 @@ def caffe(images: torch.Tensor) -> torch.Tensor:
     return images.float().flip(-3) - mean[:, None, None]
 
 
-# Program -> model, optimizer, loss, batch size, preprocessing of [..., channels, height, width].
+# Program -> (model, optimizer, loss, batch size, preprocessing of [..., channels, height, width]).
 PROGRAMS = {
     'mnist_mlp': (
         MLP, lambda p: torch.optim.Adam(p, lr=1e-3), nn.CrossEntropyLoss, 64, centred,
@@ -106,7 +106,7 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Images(Dataset):
-    """One prepared image and its label at a time."""
+    """A data set that returns one prepared image and its label."""
 
     def __init__(self, images: np.ndarray, labels: torch.Tensor, prepare: Prepare):
         self.images, self.labels, self.prepare = images, labels, prepare

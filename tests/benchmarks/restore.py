@@ -1,13 +1,13 @@
-"""Half a gigabyte of weights from elsewhere: peak memory, and time beside that of mere reading.
+"""Restores half a gigabyte of pretrained weights: peak memory, and time relative to bare reading.
 
     python -m tests.benchmarks.restore
     python -m tests.benchmarks.restore --formats safetensors --rounds 9
 
-Each format is measured in a process of its own. GPT-2 of 124 million parameters stands for
-safetensors, PyTorch's file and npz, VGG16 with its top for Keras's HDF5. Memory is the most that
-was held beyond what there was when JAX had started, per byte of the file. Times are paired by
-round, with the file in the page cache: `plan` is opening the file and planning, `read` is arrays
-onto the device, and both are divided by the time in which NumPy reads the bare bytes of the file
+Each format is measured in a separate process. The files in safetensors, PyTorch's format and npz
+hold GPT-2 with 124 million parameters; Keras's HDF5 file holds VGG16 with its top. Memory is the
+peak above the memory after JAX has started, per byte of the file. Times are paired by round, with
+the file in the page cache: `plan` opens the file and makes the restore plan, `read` reads the
+arrays onto the device, and both are divided by the time in which NumPy reads the bytes of the file
 into memory.
 """
 
@@ -40,13 +40,13 @@ def make(kind: str, folder: str) -> None:
     if kind == 'h5':
         keras_files.write(path, 'keras1', units=keras_files.FULL_TOP)
         return
-    found = foreign_files.arrays(huggingface_text, 'gpt2', 50257, (1024,))
+    weights = foreign_files.arrays(huggingface_text, 'gpt2', 50257, (1024,))
     if kind == 'safetensors':
-        foreign_files.write(path, found)
+        foreign_files.write(path, weights)
     elif kind == 'pth':
-        pth_files.write_zip(path, {key: pth_files.tensor(a) for key, a in found.items()})
+        pth_files.write_zip(path, {key: pth_files.tensor(a) for key, a in weights.items()})
     else:
-        np.savez(path, **found)
+        np.savez(path, **weights)
 
 
 def restored(kind: str, folder: str) -> tuple[float, float]:
@@ -58,9 +58,9 @@ def restored(kind: str, folder: str) -> tuple[float, float]:
 
     name, origin, model = FORMATS[kind]
     start = time.perf_counter()
-    found, match, _ = stored.open_foreign(origin, Path(folder) / name, model)
+    weights, match, _ = stored.open_foreign(origin, Path(folder) / name, model)
     target = on_mesh(stored.target_model(match)[1], make_mesh())
-    plan = restore.make_plan(found, *target, (('.*', 'load'),))
+    plan = restore.make_plan(weights, *target, (('.*', 'load'),))
     planned = time.perf_counter()
     jax.block_until_ready(restore.read(plan, *target))
     return planned - start, time.perf_counter() - planned
@@ -74,28 +74,28 @@ def memory(kind: str, folder: str) -> float:
 
     jax.numpy.zeros(1).block_until_ready()
     before = _status('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     restored(kind, folder)
     return (_status('VmHWM') - before) / (Path(folder) / FORMATS[kind][0]).stat().st_size
 
 
 def measure(kind: str, folder: str, rounds: int) -> dict:
-    """Ratios of memory, and of time by round."""
+    """The ratio of memory, and the ratios of time by round."""
     import numpy as np
 
-    found = {'memory': memory(kind, folder), 'plan': [], 'read': [], 'bare': []}
+    ratios = {'memory': memory(kind, folder), 'plan': [], 'read': [], 'bare': []}
     for _ in range(rounds):
         start = time.perf_counter()
         np.fromfile(Path(folder) / FORMATS[kind][0], np.uint8)
         bare = time.perf_counter() - start
         for name, seconds in zip(('plan', 'read'), restored(kind, folder), strict=True):
-            found[name].append(seconds / bare)
-        found['bare'].append(bare)
-    return found
+            ratios[name].append(seconds / bare)
+        ratios['bare'].append(bare)
+    return ratios
 
 
 def in_fresh_process(*words: str) -> str:
-    """What this module says on stdout to these words. RuntimeError with its output if it fails."""
+    """The last line that this module prints for these arguments. RuntimeError if it fails."""
     done = subprocess.run(
         [sys.executable, '-m', 'tests.benchmarks.restore', *words],
         cwd=ROOT,
@@ -126,16 +126,16 @@ def main() -> None:
     for kind in args.formats:
         with tempfile.TemporaryDirectory() as folder:
             in_fresh_process('make', kind, folder)
-            found = json.loads(in_fresh_process('measure', kind, folder, str(args.rounds)))
-        cells = [f'{found["memory"]:.2f}']
+            measured = json.loads(in_fresh_process('measure', kind, folder, str(args.rounds)))
+        cells = [f'{measured["memory"]:.2f}']
         for name in ('plan', 'read', 'bare'):
-            s = spread(found[name])
+            s = spread(measured[name])
             cells.append(f'{s.median:.2f} [{s.least:.2f}, {s.greatest:.2f}]')
         print(f'| {kind} | {" | ".join(cells)} |', flush=True)
 
 
 def _status(field: str) -> int:
-    """Bytes, by the kernel's account of this process."""
+    """A field of /proc/self/status, in bytes."""
     text = Path('/proc/self/status').read_text()
     return int(text.split(f'{field}:')[1].split()[0]) * 1024
 

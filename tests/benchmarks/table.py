@@ -1,4 +1,4 @@
-"""From measurements to a table: medians, ranges, and ratios that are paired by round."""
+"""Tables of measurements: medians, ranges, and ratios that are paired by round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Rounds = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some values, the least and the greatest."""
+    """The median, the least and the greatest of some values."""
 
     median: float
     least: float
@@ -20,14 +20,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """ValueError if there are none."""
+    """The spread of some values. ValueError if there are no values."""
     return Spread(median(values), min(values), max(values))
 
 
 def ratios(rounds: Rounds) -> dict[str, Spread]:
-    """Other contestant -> the spread of ours over theirs, each of the same round.
+    """Other contestant -> the spread of our value over theirs in the same round.
 
-    Paired, because what slows the machine down for minutes slows down all of a round.
+    The ratios are paired because a slow phase of the machine affects a whole round.
     """
     ours = rounds[OURS]
     return {

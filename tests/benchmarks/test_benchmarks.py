@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark's table. Nothing is timed here, and no peer is needed."""
+"""The arithmetic of the benchmark's table. These tests time nothing and need no peer."""
 
 import pytest
 
@@ -12,9 +12,9 @@ def test_spread_is_median_least_and_greatest():
 
 
 def test_ratios_are_ours_over_theirs_and_paired_by_round():
-    # The machine gets slower, for both alike: unpaired, the ratio would range from 0.2 to 20.
-    found = ratios({OURS: [100.0, 40.0, 10.0], 'peer': [50.0, 10.0, 5.0]})
-    assert found == {'peer': Spread(2.0, 2.0, 4.0)}
+    # The machine becomes slower for both: unpaired ratios would range from 0.2 to 20.
+    result = ratios({OURS: [100.0, 40.0, 10.0], 'peer': [50.0, 10.0, 5.0]})
+    assert result == {'peer': Spread(2.0, 2.0, 4.0)}
 
 
 def test_ratios_need_every_contestant_in_every_round():

@@ -1,4 +1,4 @@
-"""The benchmark of large models: what it times and counts, at tiny size, and how it takes turns."""
+"""The benchmark of large models, at tiny size: what it times and counts, and how it takes turns."""
 
 import itertools
 import json
@@ -17,14 +17,14 @@ from tests.benchmarks.table import OURS
 
 
 def written(spec, folder, **changes):
-    """The spec with its data in a folder."""
+    """Writes the data of a spec, and returns the spec with its folder."""
     spec = replace(spec, folder=str(folder), device='cpu', **changes)
     foundation._write(spec)
     return spec
 
 
 def dense_vit(spec) -> int:
-    """Multiply-adds of a forward pass in the layers of a ViT behind its patches, and of those."""
+    """Multiply-adds of a ViT's forward pass in the layers after the patches, and in the patches."""
     patches, d = (spec.size // spec.patch) ** 2, spec.width
     tokens = patches + 1
     blocks = spec.depth * (12 * tokens * d**2 + 2 * tokens**2 * d)
@@ -34,7 +34,7 @@ def dense_vit(spec) -> int:
 def test_operations_of_a_vit_are_those_of_its_layers(tmp_path):
     spec = written(TINY['vit_b16'], tmp_path)
     layers, patches = dense_vit(spec)
-    # Backward costs twice as much, but nobody wants the gradient of the pixels.
+    # The backward pass costs twice as much, except that the pixels need no gradient.
     expected = 2 * (3 * layers + 2 * patches)
     assert foundation_ours.flops(foundation_ours.job_of(spec)) == pytest.approx(expected, rel=1e-3)
 
@@ -47,8 +47,8 @@ def test_operations_of_a_gpt_are_those_of_palm(tmp_path):
     assert foundation_ours.flops(foundation_ours.job_of(spec)) == pytest.approx(expected, rel=1e-3)
 
 
-# Parameters and GMACs of a forward pass are those of torchvision's table of models, which rounds
-# the latter and calls them GFLOPS.
+# The parameters and the GMACs of a forward pass are from torchvision's table of models, which
+# rounds the GMACs and calls them GFLOPS.
 def test_the_large_vit_is_the_published_one(tmp_path):
     job = foundation_ours.job_of(written(SPECS['vit_b16'], tmp_path, batch_size=1))
     assert count(job.abstract.params) == 86_567_656
@@ -58,8 +58,8 @@ def test_the_large_vit_is_the_published_one(tmp_path):
 def test_the_large_resnet_is_the_published_one(tmp_path):
     job = foundation_ours.job_of(written(SPECS['resnet50'], tmp_path, batch_size=1))
     assert count(job.abstract.params) == 25_557_032
-    # What is published counts what falls on padding, too: at the edges of the 3x3 convolutions,
-    # of which the first in a stage may have a stride of 2, and of the 7x7 one.
+    # The published number includes products with padding, at the edges of the 7x7 convolution and
+    # of the 3x3 convolutions, of which the first in a stage may have a stride of 2.
     stem = 3 * 64
     on_padding = stem * (784**2 - 778**2)
     for width, side, blocks, first in (
@@ -67,7 +67,7 @@ def test_the_large_resnet_is_the_published_one(tmp_path):
     ):  # fmt: skip
         for missing in (first, *[2] * (blocks - 1)):
             on_padding += width**2 * ((3 * side) ** 2 - (3 * side - missing) ** 2)
-    # Nobody wants the gradient of the pixels.
+    # The pixels need no gradient.
     expected = 6 * (4.09e9 - on_padding) - 2 * stem * 778**2
     assert foundation_ours.flops(job) == pytest.approx(expected, rel=0.003)
 
@@ -93,21 +93,21 @@ def test_ours_counts_the_steps_that_it_times(tmp_path, monkeypatch, capsys):
 
         return Compiled(call, step.flops)
 
-    # A clock by which each step takes 2 seconds.
+    # With this clock each step takes 2 seconds.
     monkeypatch.setattr(foundation_ours, 'compile_train_step', counting)
     monkeypatch.setattr(time, 'perf_counter', lambda: 2.0 * len(calls))
     foundation_ours.main(json.dumps(spec.__dict__), 'time')
-    said = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     assert done == list(range(1, spec.warmup + spec.steps + 1))
-    assert said['steps_per_s'] == 0.5
-    # The batches are those on the device, taken in turns.
+    assert report['steps_per_s'] == 0.5
+    # The batches on the device are used in turn.
     assert len({id(batch['tokens']) for _, batch in calls}) == BATCHES
     d = spec.width
     block = 12 * d**2 + 13 * d
-    assert said['params'] == (spec.outputs + spec.size) * d + spec.depth * block + 2 * d
+    assert report['params'] == (spec.outputs + spec.size) * d + spec.depth * block + 2 * d
 
 
-def test_ours_says_when_memory_runs_out(monkeypatch, capsys):
+def test_ours_reports_that_memory_ran_out(monkeypatch, capsys):
     monkeypatch.setattr(foundation_ours, 'time_steps', lambda spec: jax.numpy.zeros(2**50, 'int8'))
     foundation_ours.main(json.dumps(TINY['gpt2'].__dict__), 'time')
     assert json.loads(capsys.readouterr().out) == {'out_of_memory': True}
@@ -121,7 +121,7 @@ def test_texts_are_the_tokens_that_the_peer_reads(tmp_path):
     assert (examples['targets'].ravel() == stream[1:]).all()
 
 
-def test_contestants_take_turns_and_all_begin_anew_with_half_the_batch():
+def test_contestants_take_turns_and_all_restart_with_half_the_batch():
     asked = []
 
     def ask(name, spec):
@@ -132,14 +132,14 @@ def test_contestants_take_turns_and_all_begin_anew_with_half_the_batch():
 
     sizes = []
     spec = replace(TINY['gpt2'], batch_size=5)
-    found = foundation.measure(spec, 2, ask, lambda spec: sizes.append(spec.batch_size))
+    result = foundation.measure(spec, 2, ask, lambda spec: sizes.append(spec.batch_size))
     peer = 'PyTorch, torch.compile'
-    assert sizes == [5, 2] and found['halved'] == [peer]
+    assert sizes == [5, 2] and result['halved'] == [peer]
     assert asked[-5:] == [('flops', 2), (OURS, 2), (peer, 2), (OURS, 2), (peer, 2)]
-    assert found['spec'] == {**spec.__dict__, 'batch_size': 2}
+    assert result['spec'] == {**spec.__dict__, 'batch_size': 2}
 
 
-def test_a_single_example_that_does_not_fit_ends_it():
+def test_a_single_example_that_does_not_fit_is_an_error():
     def ask(name, spec):
         raise OutOfMemory(name)
 
@@ -147,7 +147,7 @@ def test_a_single_example_that_does_not_fit_ends_it():
         foundation.measure(TINY['gpt2'], 1, ask, lambda spec: None)
 
 
-def test_models_of_different_sizes_end_it():
+def test_models_of_different_sizes_are_an_error():
     numbers = itertools.count()
     with pytest.raises(SystemExit, match='not the same model'):
         foundation.measure(
@@ -156,20 +156,26 @@ def test_models_of_different_sizes_end_it():
 
 
 def test_the_table_has_units_per_second_and_their_share_of_the_peak():
-    said = {'steps_per_s': 10.0, 'params': 7, 'device': 'chip', 'peak': 4e6, 'versions': {'a': '1'}}
-    found = {
+    report = {
+        'steps_per_s': 10.0,
+        'params': 7,
+        'device': 'chip',
+        'peak': 4e6,
+        'versions': {'a': '1'},
+    }
+    result = {
         'spec': replace(TINY['gpt2'], batch_size=4, size=32).__dict__,
         'halved': [],
         'flops': 64e3,  # so 2000 for a token
-        'rounds': [{OURS: said, 'peer': {**said, 'steps_per_s': 5.0}}],
+        'rounds': [{OURS: report, 'peer': {**report, 'steps_per_s': 5.0}}],
     }
-    title, _, *lines = foundation.report(found).splitlines()
+    title, _, *lines = foundation.report(result).splitlines()
     assert 'on chip: 7 parameters, batch 4, 32 tokens' in title and 'halved' not in title
     assert lines[2:] == [
         f'| {OURS} | 1,280 [1,280, 1,280] | 64.00 [64.00, 64.00] |  |',
         '| peer | 640 [640, 640] | 32.00 [32.00, 32.00] | 2.00 [2.00, 2.00] |',
     ]
-    halved = foundation.report({**found, 'halved': ['peer']}, peak=8e6)
+    halved = foundation.report({**result, 'halved': ['peer']}, peak=8e6)
     assert 'batch 4 (halved: out of memory in peer)' in halved and '| 32.00 [' in halved
 
 

@@ -1,16 +1,18 @@
 """Checks that the reference packages load what `jaxtrain export` writes, and compute the same.
 
-Two halves, as no environment has both: ours writes a file for every case of make_weights whose map
-goes both ways (Keras's does not), with the float64 logits of our model beside it; the environment
-that make_weights names builds each reference model, loads its file strictly, and compares.
+The script has two halves, because no environment has both sets of packages. In the project's
+environment it writes a file for every case of make_weights that can be exported (Keras's cannot),
+with the float64 logits of our model beside it. In the environment that make_weights names it builds
+each reference model, loads the file strictly, and compares the logits.
 
     python -m tests.golden.check_exports write FOLDER   # in the project's environment
     python -m tests.golden.check_exports read FOLDER    # in the reference environment
 
-Strictly means load_state_dict(strict=True) for torchvision and timm, and no key missing, spare or
-of another shape for transformers, which ties GPT-2's lm_head by itself; but DINOv2's mask token,
-which is of pretraining alone, may be missing. timm reads an npz by the keys that it asks for, so
-there the keys must be those of `npz_shapes` besides. A file has the origin's usual naming.
+Strictly means load_state_dict(strict=True) for torchvision and timm. For transformers, which ties
+GPT-2's lm_head by itself, it means that no key is missing, unexpected or of another shape, except
+that DINOv2's mask token may be missing, which only pretraining needs. timm reads from an npz only
+the keys that it needs, so the keys must also equal those of `npz_shapes`. A file has the origin's
+usual naming.
 """
 
 import argparse
@@ -25,7 +27,7 @@ LIMIT = 1e-12
 
 
 def written() -> dict[str, Case]:
-    """The cases, each once and in the usual naming, with a map that goes both ways."""
+    """The cases that can be exported, each once and in the usual naming."""
     once = {family(name): (name, case) for name, case in CASES.items()}
     return {n: case for n, case in once.values() if case.origin != 'keras' and not case.naming}
 
@@ -35,7 +37,7 @@ def suffix(case: Case) -> str:
 
 
 def write(folder: Path) -> None:
-    """Our half."""
+    """The half in the project's environment."""
     import jax
 
     jax.config.update('jax_enable_x64', True)
@@ -54,7 +56,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> None:
-    """The reference's half. SystemExit if a case is further off than LIMIT."""
+    """The half in the reference environment. SystemExit if a case has an error above LIMIT."""
     import torch
 
     make_weights.declare_operators()
@@ -74,17 +76,17 @@ def read(folder: Path) -> None:
 
 
 def _loaded(case: Case, file: Path):
-    """(the reference model with the weights of a file, how many arrays the file has)."""
+    """The reference model with the weights of a file, and the number of arrays in the file."""
     from safetensors.torch import load_file
 
     model = make_weights.build(case)
     if case.origin == 'augreg':
         with np.load(file) as arrays:
-            found = {key: arrays[key] for key in arrays.files}
-        shapes = {key: array.shape for key, array in found.items()}
+            weights = {key: arrays[key] for key in arrays.files}
+        shapes = {key: array.shape for key, array in weights.items()}
         assert shapes == make_weights.npz_shapes(case), {*shapes} ^ {*make_weights.npz_shapes(case)}
-        make_weights.load_npz(model, case, found)
-        return model, len(found)
+        make_weights.load_npz(model, case, weights)
+        return model, len(weights)
     state = load_file(file)
     if case.origin == 'huggingface':
         model.config.save_pretrained(file.parent)
@@ -100,8 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('half', choices=('write', 'read'))
     parser.add_argument('folder', type=Path)
-    found = parser.parse_args()
-    {'write': write, 'read': read}[found.half](found.folder)
+    args = parser.parse_args()
+    {'write': write, 'read': read}[args.half](args.folder)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,10 @@
-"""Makes curves.json: training losses of three classic programs, by the frameworks they come from.
+"""Makes curves.json: training losses of three classic programs in their own frameworks.
 
     KERAS_BACKEND=jax python tests/golden/make_curves.py [PROGRAM ...]
 
-with torch and keras installed. What the tests need to train the same is not stored but made
-again: weights and batches are integers and uniform numbers of `np.random.RandomState`, which numpy
-keeps as they are. Nothing here imports jaxtrain, and the tests that import this need neither of the
-frameworks.
+This requires torch and keras. The weights and batches are not stored; the tests make them again
+from integers and uniform numbers of `np.random.RandomState`, whose streams NumPy keeps stable. This
+file does not import jaxtrain, and the tests that import it need neither framework.
 """
 
 import json
@@ -26,18 +25,18 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Program:
-    """What is trained on what.
+    """The model, the data and the length of a program.
 
     Attributes:
       shapes: parameter path -> shape; kernels are [in, out] or [height, width, in, out].
       image_shape: (height, width, channels).
-      classes: number of labels.
-      batch_size, steps: examples of a step, and steps.
-      dtype: what is computed with. A step of the two small programs makes 1e-7 in the weights, one
-        rounding, to 1e-2 in the loss within 100 steps (ReLU and Adam's quotient are at fault, in
-        every framework), so that only float64 can show that two programs are the same.
-      batches: how many of the batches differ; after them they come again.
-      gain: factor on the first kernel, by which features and so the first losses are moderate.
+      classes: number of classes.
+      batch_size, steps: examples per step, and number of steps.
+      dtype: dtype of the computation. The two small programs amplify a difference of 1e-7 in the
+        weights, one rounding, to 1e-2 in the loss within 100 steps (because of ReLU and Adam's
+        quotient, in every framework), so only float64 can show that two programs are the same.
+      batches: number of different batches, which are repeated.
+      gain: factor on the first kernel, which keeps the features and the first losses moderate.
     """
 
     shapes: Shapes
@@ -51,7 +50,7 @@ class Program:
 
 
 def _layers(*layers: tuple) -> Shapes:
-    """(path, *shape of the kernel) -> the shapes of the kernel and of the bias."""
+    """The shapes of kernels and biases, from one (path, *shape of the kernel) per layer."""
     shapes = {}
     for path, *kernel in layers:
         shapes[f'{path}/kernel'] = tuple(kernel)
@@ -59,7 +58,7 @@ def _layers(*layers: tuple) -> Shapes:
     return shapes
 
 
-# Convolutions of VGG16's five blocks, and their width.
+# The number of convolutions in VGG16's five blocks, and their width.
 VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
@@ -86,22 +85,22 @@ CNN = _layers(
     ('head/logits', 64, 10),
 )
 
-# Grey levels for which x / 255 and x * (1 / 255), as compilers may have it, round alike in float32:
-# they are the only ones used, so that all start from the same inputs, to the last bit.
+# The grey levels for which x / 255 and x * (1 / 255), which compilers may substitute, are equal in
+# float32. Images have only these, so that all programs have bit-identical inputs.
 _LEVELS = np.arange(256, dtype=np.float32)
 LEVELS = np.flatnonzero(_LEVELS * (np.float32(1) / 255) == _LEVELS / 255).astype(np.uint8)
 
 PROGRAMS = {
     'mnist_mlp': Program(MLP, (28, 28, 1), 10, 64, 100),
     'cifar10_cnn': Program(CNN, (32, 32, 3), 10, 32, 100),
-    # For a quick test: small images (17 rows meet a pool, so that one is left over), few of them.
+    # For a quick test: few small images (a pool gets 17 rows, so that one row is left over).
     'vgg16_34': _vgg(34, 5, gain=1 / 16),
     'vgg16_150': _vgg(150, 20, gain=1 / 256),
 }
 
 
 def weights(program: Program) -> dict[str, np.ndarray]:
-    """Initial weights, float32: uniform, kernels with the variance 2 / fan-in, small biases."""
+    """Initial float32 weights: uniform kernels with the variance 2 / fan-in, and small biases."""
     made = {path: _weight(path, shape) for path, shape in program.shapes.items()}
     first = next(iter(made))
     made[first] = made[first] * np.float32(program.gain)
@@ -117,8 +116,8 @@ def _weight(path: str, shape: tuple[int, ...]) -> np.ndarray:
 def batches(program: Program) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The batches: uint8 [batch, height, width, channels] and int32 labels [batch].
 
-    An image is a coarse pattern of its class under noise, and one label in eight is drawn anew: so
-    the loss falls, and does not fall to 0, where relative errors mean nothing.
+    An image is a coarse pattern of its class with noise, and one label in eight is random. The loss
+    therefore falls, but not to 0, where relative errors would be meaningless.
     """
     height, width, channels = program.image_shape
     rng = np.random.RandomState(0)
@@ -187,7 +186,7 @@ def cifar10_cnn(program: Program, arrays: dict[str, np.ndarray]) -> list[float]:
 
 
 def vgg16(program: Program, arrays: dict[str, np.ndarray]) -> list[float]:
-    """The losses in Keras, with its own VGG16 and its own preprocessing."""
+    """The losses in Keras, with Keras's VGG16 and preprocessing."""
     keras, layers = _keras(program)
     backbone = keras.applications.VGG16(
         include_top=False, weights=None, input_shape=program.image_shape, name='backbone'
@@ -222,7 +221,7 @@ def _keras(program: Program):
 
 
 def _set(model, arrays: dict[str, np.ndarray]) -> None:
-    """Sets the weights of the layers that are called as ours, with '_' for '/'."""
+    """Sets the weights of the layers whose names are our paths, with '_' for the first '/'."""
     for layer in model.layers:
         path = layer.name.replace('_', '/', 1)
         if f'{path}/kernel' in arrays:
@@ -232,7 +231,7 @@ def _set(model, arrays: dict[str, np.ndarray]) -> None:
 def _fit(model, program: Program, prepare) -> list[float]:
     losses = []
     for images, labels in batches(program):
-        model.reset_metrics()  # else it would return the mean over the steps so far
+        model.reset_metrics()  # otherwise it returns the mean over the steps so far
         losses.append(float(model.train_on_batch(prepare(images), labels)))
     return losses
 
@@ -243,7 +242,7 @@ MAKERS = {
 
 
 def main(names: list[str]) -> None:
-    """Makes the curves of these programs, and keeps those of others that are there."""
+    """Makes the curves of these programs, and keeps those of the others."""
     made = json.loads(CURVES.read_text()) if CURVES.exists() else {'losses': {}}
     made['versions'] = {name: version(name) for name in ('torch', 'keras', 'jax', 'numpy')}
     for name in names or PROGRAMS:

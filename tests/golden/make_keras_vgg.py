@@ -1,8 +1,8 @@
-"""Makes keras_vgg.json and keras_vgg.npz: what Keras's VGG computes, and how its files look.
+"""Makes keras_vgg.npz and keras_vgg.json: the outputs of Keras's VGG, and the layout of its files.
 
-Needs keras 3 on JAX (keras==3.15.1, jax==0.10.2) for the first form and tf-keras (tf_keras==2.21.0)
-for the second, which adds the layout of its files to keras_vgg.json. No weights are stored: they
-are made again from each array's name by `weight`, here and in the tests.
+The first command below requires Keras 3 on JAX (keras==3.15.1, jax==0.10.2). The second requires
+tf-keras (tf_keras==2.21.0), and adds the layout of its files to keras_vgg.json. No weights are
+stored: `weight` makes them from each array's name, here and in the tests.
 
     KERAS_BACKEND=jax python tests/golden/make_keras_vgg.py
     python tests/golden/make_keras_vgg.py tf-keras
@@ -20,8 +20,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 DEPTHS = (16, 19)
-# Name -> (depth, height, width, units of fc1, fc2, predictions). () is without a top, and what is
-# kept is the mean and the maximum over positions of each channel.
+# Name -> (depth, height, width, units of fc1, fc2, predictions). () means no top; the mean and the
+# maximum of each channel over the positions are stored then.
 CASES = {
     'vgg16_notop_97x65': (16, 97, 65, ()),
     'vgg19_notop_97x65': (19, 97, 65, ()),
@@ -36,7 +36,7 @@ CASES = {
 
 
 def weight(layer: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32; kernels keep the size of activations, biases are large enough to be seen."""
+    """float32 weights; kernels keep the scale of activations, biases are large enough to matter."""
     normal = np.random.RandomState(zlib.crc32(f'{layer}/{name}'.encode())).standard_normal(shape)
     return (normal * (0.1 if name == 'bias' else np.sqrt(2 / np.prod(shape[:-1])))).astype('f4')
 
@@ -47,7 +47,7 @@ def images(height: int, width: int) -> np.ndarray:
 
 
 def build(keras, depth: int, height: int, width: int, units: tuple[int, ...]):
-    """Keras's model with the weights above, without its softmax."""
+    """Keras's model with these weights and without its softmax."""
     make = {16: keras.applications.VGG16, 19: keras.applications.VGG19}[depth]
     shape = (height, width, 3)
     if units[:2] == (4096, 4096):
@@ -74,19 +74,19 @@ def main() -> None:
 
     jax.config.update('jax_enable_x64', True)
     keras.backend.set_floatx('float64')
-    found = {}
+    outputs = {}
     for case, (depth, height, width, units) in CASES.items():
         out = np.asarray(build(keras, depth, height, width, units)(images(height, width)))
         assert out.dtype == np.float64
-        found[case] = out if units else np.stack([out.mean((1, 2)), out.max((1, 2))])
-        print(case, found[case].shape, float(np.abs(out).max()))
-    np.savez_compressed(HERE / 'keras_vgg.npz', **found)
+        outputs[case] = out if units else np.stack([out.mean((1, 2)), out.max((1, 2))])
+        print(case, outputs[case].shape, float(np.abs(out).max()))
+    np.savez_compressed(HERE / 'keras_vgg.npz', **outputs)
     keras.backend.set_floatx('float32')
     write_manifests(keras, {'keras3': 'x.weights.h5', 'keras3-legacy': 'x.h5'})
 
 
 def write_manifests(keras, files: dict[str, str]) -> None:
-    """Adds to keras_vgg.json what `files` (layout -> file name) hold, with and without a top."""
+    """Adds the content of `files` (layout -> name) to keras_vgg.json, with and without a top."""
     path = HERE / 'keras_vgg.json'
     stored = json.loads(path.read_text()) if path.exists() else {}
     for depth in DEPTHS:
@@ -106,7 +106,7 @@ def write_manifests(keras, files: dict[str, str]) -> None:
 
 def manifest(file: Path) -> dict:
     """Address -> shape (null for a group) and attributes, in HDF5's order; '' is the root."""
-    found = {}
+    items = {}
 
     def note(address: str, item) -> None:
         attributes = {
@@ -115,12 +115,12 @@ def manifest(file: Path) -> dict:
             if key in ('name', 'layer_names', 'weight_names', 'backend', 'keras_version')
         }
         shape = list(item.shape) if isinstance(item, h5py.Dataset) else None
-        found[address] = [shape, attributes]
+        items[address] = [shape, attributes]
 
     with h5py.File(file) as opened:
         note('', opened)
         opened.visititems(note)
-    return found
+    return items
 
 
 if __name__ == '__main__':

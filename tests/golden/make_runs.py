@@ -1,12 +1,11 @@
-"""Makes golden/runs.tar.xz: runs as an earlier revision wrote them, and what became of them.
+"""Makes golden/runs.tar.xz: runs of an earlier revision, and their results.
 
     python tests/golden/make_runs.py tests/golden/runs.tar.xz
 
-was run once, at 515b85b with jax 0.10.2 (in each folder's config.json), and is not to be run with
-later revisions: the point of these runs is that they are old. `full` and `linear` are finished;
+This was run once, at 515b85b with jax 0.10.2 (recorded in each config.json). Do not run it with a
+later revision: the purpose of these runs is that they are old. `full` and `linear` are finished;
 `scratch` and `text` were stopped in the middle, as by SIGTERM. expected.json holds the val and test
-metrics with which that revision then finished them. All paths are relative to the folder that holds
-the runs.
+metrics with which that revision finished them. All paths are relative to the folder of the runs.
 """
 
 import json
@@ -74,7 +73,7 @@ def run(name: str, asked=None) -> int:
 
 
 def after(count: int):
-    """Asks for a stop the count-th time that it is asked."""
+    """A `StopRequest.asked` that asks for a stop after `count` calls."""
     times = iter(range(10_000))
     return lambda self: next(times) >= count
 

@@ -1,12 +1,11 @@
-"""Writes tfds_digests.json: what TFDS with TensorFlow makes of the surrogate archives.
+"""Writes tfds_digests.json: digests of the data that TFDS with TensorFlow makes of the surrogates.
 
     pip install tensorflow tensorflow-datasets==4.9.10 array-record importlib_resources pillow
     python tests/golden/make_tfds_digests.py
 
-TFDS's own builders prepare the archives of tests/support/surrogates.py. They are told the
-checksums of these, and MNIST's are told how many examples there are; all else is as it comes.
-imagenet2012.npz holds the images that ImageNet's archive is made of, and what it makes of those
-that it does not leave alone: 'NAME' and 'NAME:made'.
+TFDS's own builders prepare the archives of tests/support/surrogates.py. Only the checksums, and
+MNIST's numbers of examples, are replaced. imagenet2012.npz holds the images of ImageNet's archive
+('NAME'), and those that the builder converts ('NAME:made').
 """
 
 import io
@@ -27,11 +26,11 @@ import surrogates
 
 
 def prepare(name: str, folder: Path) -> tfds.core.DatasetBuilder:
-    """Prepares one data set from archives that lie where TFDS looks for files put by hand."""
+    """Prepares a data set from archives in TFDS's folder for manual downloads."""
     official = tfds.builder_cls(name)
     surrogates.write(name, folder / 'archives')
     patch = {'url_infos': surrogates.url_infos(official, folder / 'archives'), 'name': name}
-    # In a class of its own: were MNIST itself patched, FashionMNIST would inherit the patch.
+    # The patch is in a subclass: FashionMNIST would inherit a patch of MNIST itself.
     builder = types.new_class(
         'Patched', (official,), {'skip_registration': True}, lambda body: body.update(patch)
     )(data_dir=str(folder))
@@ -45,7 +44,7 @@ def prepare(name: str, folder: Path) -> tfds.core.DatasetBuilder:
 
 
 def describe(builder: tfds.core.DatasetBuilder) -> dict[str, object]:
-    """Returns the digests of all splits, and what the metadata says."""
+    """The digests of all splits, and the metadata."""
     skip = {'image': tfds.decode.SkipDecoding()}
     features = builder.info.features
     return {
@@ -62,9 +61,9 @@ def describe(builder: tfds.core.DatasetBuilder) -> dict[str, object]:
 
 
 def special_images() -> dict[str, bytes]:
-    """Returns the images of `surrogates.SPECIAL`, by name, and 'plain', an ordinary JPEG."""
+    """The images of `surrogates.SPECIAL` by name, and 'plain', an ordinary JPEG."""
     rng = np.random.RandomState(0)
-    ramp = np.linspace(0, 255, 33 * 26 * 4).reshape(33, 26, 4)  # sizes that no block divides
+    ramp = np.linspace(0, 255, 33 * 26 * 4).reshape(33, 26, 4)  # not multiples of a block
     pixels = np.clip(ramp[:, :, rng.permutation(4)] + rng.normal(0, 40, ramp.shape), 0, 255)
     pixels = np.where(np.arange(26)[:, None] < 13, pixels, 255 - pixels[::-1]).astype(np.uint8)
     adobe = _encode(Image.fromarray(pixels, 'CMYK'), 'JPEG')
@@ -73,7 +72,7 @@ def special_images() -> dict[str, bytes]:
     files = (
         adobe,
         adobe[: at - 4] + adobe[at - 2 + length :],  # without the marker
-        adobe[: at + 11] + b'\2' + adobe[at + 12 :],  # whose last byte tells YCCK from CMYK
+        adobe[: at + 11] + b'\2' + adobe[at + 12 :],  # the last byte distinguishes YCCK from CMYK
         _encode(Image.fromarray(pixels, 'RGBA'), 'PNG'),
     )
     plain = _encode(Image.fromarray(pixels, 'RGBA').convert('RGB'), 'JPEG')
@@ -87,7 +86,7 @@ def _encode(image: Image.Image, kind: str) -> bytes:
 
 
 def imagenet(folder: Path) -> dict[str, object]:
-    """Writes imagenet2012.npz, and returns what TFDS makes of the archives with these images."""
+    """Writes imagenet2012.npz, and describes the data that TFDS makes of its images."""
     arrays = {name: np.frombuffer(data, np.uint8) for name, data in special_images().items()}
     np.savez_compressed(surrogates.IMAGENET, **arrays)
     surrogates.write_imagenet(folder / 'archives')

@@ -1,14 +1,14 @@
-"""Makes weights.npz and weights.json: what the reference implementations compute, and their keys.
+"""Makes weights.npz and weights.json: outputs and keys of the reference implementations.
 
-Needs, on Python 3.11: torch==2.13.0 torchvision==0.28.0 timm==1.0.31 transformers==5.23.0
-keras==3.15.1 jax==0.10.2 (a CPU build of torch has not the operators that torchvision wants; they
-are declared below). No weights are stored: they are made again from each array's key by `weight`,
-here and in the tests. Outputs are float64: logits, or embeddings where a case has no outputs.
+This requires, on Python 3.11: torch==2.13.0 torchvision==0.28.0 timm==1.0.31 transformers==5.23.0
+keras==3.15.1 jax==0.10.2 (a CPU build of torch lacks operators that torchvision needs; they are
+declared below). No weights are stored: `weight` makes them from each array's key, here and in the
+tests. Outputs are float64 logits, or embeddings if a case has no outputs.
 
     KERAS_BACKEND=jax python -m tests.golden.make_weights
 
-weights.json has the keys and shapes of every case (alike for even and odd sizes) and of whole
-models, with the numbers in the keys apart: {'h.#.ln_1.weight': [[[48], '0 1 2']]}.
+weights.json has the keys and shapes of every case (the same for even and odd sizes) and of whole
+models. The numbers in the keys are separate: {'h.#.ln_1.weight': [[[48], '0 1 2']]}.
 """
 
 import functools
@@ -45,10 +45,10 @@ class Case(NamedTuple):
 
     Attributes:
       origin: of `jaxtrain.weights.origins.origins.ORIGINS`.
-      fields: of our model.
+      fields: the fields of our model.
       outputs: width of its head; 0 compares embeddings.
-      shape: of one input.
-      naming: what the origin's `rows` is told of another naming than its usual one.
+      shape: the shape of one input.
+      naming: further arguments of the origin's `rows`, for another naming than its usual one.
     """
 
     origin: str
@@ -104,7 +104,7 @@ CASES = {
     'keras_resnet50_even': Case('keras', KERAS_RESNET, 7, (64, 64, 3)),
     'keras_resnet50_odd': Case('keras', KERAS_RESNET, 7, (65, 97, 3)),
 }  # fmt: skip
-# The models as they are, by key and shape alone: name -> (origin, model, outputs).
+# Whole models, of which only keys and shapes are stored: name -> (origin, model, outputs).
 WHOLE = {
     'torchvision_resnet18': ('torchvision', 'resnet18', 1000),
     'torchvision_resnet34': ('torchvision', 'resnet34', 1000),
@@ -132,23 +132,23 @@ WHOLE = {
 
 
 def family(name: str) -> str:
-    """The cases that share keys and weights."""
+    """The common name of cases that share keys and weights."""
     return name.removesuffix('_even').removesuffix('_odd')
 
 
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float64 from a key: wide statistics, and biases large enough to be seen."""
+    """float64 weights for a key: a wide range of statistics, and biases large enough to matter."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     if key.endswith(('running_var', 'moving_variance')):
         return np.exp(random.uniform(np.log(1e-4), np.log(10.0), shape))
     normal = random.standard_normal(shape)
     if len([n for n in shape if n > 1]) > 1:
         conv = len(shape) == 4
-        # Kernels in OIHW and (out, in); others only change in size.
+        # This suits kernels in OIHW and (out, in); other kernels only get another scale.
         return normal / np.sqrt(np.prod(shape[1:] if not conv or shape[-1] < 20 else shape[:-1]))
     if variance := _variance_beside(key):
-        # Else the channels whose variance is near 0 would drown all others, and grow from block
-        # to block until float32 has no digits left for what is compared.
+        # Otherwise the channels with a variance near 0 would dominate, and grow from block to block
+        # until float32 has no digits left for the others.
         return (1 + 0.3 * normal) * np.sqrt(weight(variance, shape))
     if key.endswith(('weight', 'scale', 'gamma')):
         return 0.2 + 0.3 * normal
@@ -156,14 +156,14 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _variance_beside(key: str) -> str:
-    """The key of the variance that a BatchNorm's scale belongs to, '' for another key."""
+    """The key of the variance that belongs to a BatchNorm's scale; '' for any other key."""
     if re.search(r'(bn\d|downsample\.1)\.weight$', key):
         return key.removesuffix('weight') + 'running_var'
     return key.removesuffix('gamma') + 'moving_variance' if key.endswith('_bn/gamma') else ''
 
 
 def inputs(shape: tuple[int, ...]) -> np.ndarray:
-    """Two images, float64 around 0, or two rows of tokens of which the second ends in padding."""
+    """Two standard normal float64 images, or two rows of tokens, the second ending in padding."""
     random = np.random.RandomState(sum(shape))
     if len(shape) > 1:
         return random.standard_normal((2, *shape))
@@ -173,25 +173,26 @@ def inputs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def folded(keys: dict[str, list[int]]) -> dict[str, list]:
-    """Keys and shapes with the numbers apart: key with # -> [[shape, 'numbers numbers ...'], ...];
-    several numbers of a key are joined by a comma.
+    """Keys and shapes with separate numbers: key with # -> [[shape, 'numbers numbers ...'], ...].
+
+    Several numbers of one key are joined by commas.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
     for key, shape in keys.items():
         numbers = ','.join(re.findall(r'\d+', key))
-        alike = found.setdefault(re.sub(r'\d+', '#', key), {})
+        alike = groups.setdefault(re.sub(r'\d+', '#', key), {})
         alike.setdefault(json.dumps(shape), []).append(numbers)
     return {
         key: [[json.loads(shape), ' '.join(numbers)] for shape, numbers in alike.items()]
-        for key, alike in found.items()
+        for key, alike in groups.items()
     }
 
 
-def unfolded(found: dict[str, list]) -> dict[str, list[int]]:
+def unfolded(groups: dict[str, list]) -> dict[str, list[int]]:
     """The inverse of `folded`."""
     return {
         _filled(key, iter(numbers.split(','))): shape
-        for key, alike in found.items()
+        for key, alike in groups.items()
         for shape, every in alike
         for numbers in every.split(' ')
     }
@@ -207,23 +208,23 @@ def main() -> None:
     declare_operators()
     outputs, keys = {}, {}
     for name, case in CASES.items():
-        found = build(case) if case.origin != 'keras' else None
+        model = build(case) if case.origin != 'keras' else None
         with torch.no_grad():
-            outputs[name], keys[family(name)] = WAYS[case.origin](found, case)
+            outputs[name], keys[family(name)] = WAYS[case.origin](model, case)
         assert outputs[name].dtype == np.float64
         print(name, outputs[name].shape, float(np.abs(outputs[name]).max()), flush=True)
     np.savez_compressed(HERE / 'weights.npz', **outputs)
     whole = {name: _keys(name) for name in WHOLE}
     text = {
-        'cases': {name: folded(found) for name, found in keys.items()},
-        'whole': {name: folded(found) for name, found in whole.items()},
+        'cases': {name: folded(model) for name, model in keys.items()},
+        'whole': {name: folded(model) for name, model in whole.items()},
     }
     (HERE / 'weights.json').write_text(json.dumps(text, separators=(',', ':')) + '\n')
 
 
-@functools.cache  # they are gone with the object
+@functools.cache  # the declarations end with the object
 def declare_operators():
-    """What torchvision takes for granted and a CPU build of torch has not; nothing calls it."""
+    """Declares operators that torchvision requires and a CPU build of torch lacks."""
     import torch
 
     library = torch.library.Library('torchvision', 'DEF')
@@ -233,7 +234,7 @@ def declare_operators():
 
 
 def build(case: Case):
-    """The reference model of a case that is one of torch, in float64."""
+    """The float64 reference model of a case, if it is a PyTorch model."""
     make = {
         'torchvision': _torchvision, 'timm': _timm, 'augreg': _timm, 'huggingface': _huggingface
     }[case.origin]  # fmt: skip
@@ -241,23 +242,23 @@ def build(case: Case):
 
 
 def logits(model, case: Case) -> np.ndarray:
-    """What the reference computes of `inputs`."""
+    """The outputs of the reference model for `inputs`."""
     import torch
 
     x = inputs(case.shape)
     if x.ndim == 4:
-        found = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-        return (found if isinstance(found, torch.Tensor) else found.logits).numpy()
+        outputs = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+        return (outputs if isinstance(outputs, torch.Tensor) else outputs.logits).numpy()
     tokens = torch.from_numpy(x)
     if case.fields['name'] == 'gpt':
         return model(input_ids=tokens).logits.numpy()
     mask = (tokens != 0).long()
-    found = model(input_ids=tokens, attention_mask=mask)
+    outputs = model(input_ids=tokens, attention_mask=mask)
     if case.outputs:
-        return found.logits.numpy()
-    # As sentence-transformers do: the mean of the tokens, of length 1.
+        return outputs.logits.numpy()
+    # As in sentence-transformers: the mean over the tokens, normalised to length 1.
     wide = mask[..., None].to(torch.float64)
-    mean = (found.last_hidden_state * wide).sum(1) / wide.sum(1)
+    mean = (outputs.last_hidden_state * wide).sum(1) / wide.sum(1)
     return torch.nn.functional.normalize(mean, dim=1).numpy()
 
 
@@ -300,7 +301,7 @@ def _timm(case: Case):
         act_layer={'erf': 'gelu', 'tanh': 'gelu_tanh'}[fields.get('gelu', 'erf')],
     )  # fmt: skip
     if width := fields.get('representation'):
-        # timm has it no more; torchvision's VisionTransformer has it so.
+        # timm no longer has this layer; torchvision's VisionTransformer has it in this form.
         layers = (nn.Linear(fields['width'], width), nn.Tanh(), nn.Linear(width, count))
         model.head = nn.Sequential(
             OrderedDict(zip(('pre_logits', 'act', 'head'), layers, strict=True))
@@ -342,16 +343,16 @@ def _huggingface(case: Case):
     return transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes))
 
 
-Found = tuple[np.ndarray, dict[str, list[int]]]
+Outputs = tuple[np.ndarray, dict[str, list[int]]]
 
 
-def _of_state(model, case: Case) -> Found:
-    """(logits, keys and shapes) of a model whose state dict is our weights."""
+def _of_state(model, case: Case) -> Outputs:
+    """(logits, keys and shapes) of a model that gets our weights as its state dict."""
     import torch
 
     state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     if case.naming.get('old'):
-        # torchvision renames them as it reads them.
+        # torchvision renames these keys when it reads them.
         state = {k.replace('mlp.0', 'mlp.linear_1'): v for k, v in state.items()}
         state = {k.replace('mlp.3', 'mlp.linear_2'): v for k, v in state.items()}
     state = {k: torch.from_numpy(weight(k, tuple(v.shape))) for k, v in state.items()}
@@ -359,8 +360,8 @@ def _of_state(model, case: Case) -> Found:
     return logits(model, case), {k: list(v.shape) for k, v in state.items()}
 
 
-def _of_disk(model, case: Case) -> Found:
-    """The same of transformers, which has other names in memory than in a file."""
+def _of_disk(model, case: Case) -> Outputs:
+    """The same for transformers, whose names in memory and in a file differ."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -369,8 +370,8 @@ def _of_disk(model, case: Case) -> Found:
         path = os.path.join(folder, 'model.safetensors')
         shapes = {_renamed(k, case): tuple(v.shape) for k, v in load_file(path).items()}
         save_file({k: torch.from_numpy(weight(k, s)) for k, s in shapes.items()}, path)
-        found = logits(from_folder(type(model), folder, case), case)
-    return found, {k: list(s) for k, s in shapes.items()}
+        outputs = logits(from_folder(type(model), folder, case), case)
+    return outputs, {k: list(s) for k, s in shapes.items()}
 
 
 def _renamed(key: str, case: Case) -> str:
@@ -383,8 +384,9 @@ def _renamed(key: str, case: Case) -> str:
 
 
 def from_folder(cls, folder: str, case: Case, without: str = '-'):
-    """A model of transformers as it reads it, with nothing missing (but for keys that end with
-    `without`), spare or of another shape.
+    """A model that transformers reads from a folder.
+
+    No key may be missing (except keys that end with `without`), unexpected or of another shape.
     """
     import torch
 
@@ -397,15 +399,15 @@ def from_folder(cls, folder: str, case: Case, without: str = '-'):
     return model.double().eval()
 
 
-def _of_npz(model, case: Case) -> Found:
-    """The same of an npz as timm reads AugReg's and big_vision's."""
+def _of_npz(model, case: Case) -> Outputs:
+    """The same for an npz file of AugReg or big_vision, as timm reads it."""
     shapes = npz_shapes(case)
     load_npz(model, case, {key: weight(key, shape) for key, shape in shapes.items()})
     return logits(model, case), {key: list(shape) for key, shape in shapes.items()}
 
 
 def load_npz(model, case: Case, arrays: dict[str, np.ndarray]) -> None:
-    """Puts the arrays of such a file into timm's model."""
+    """Loads the arrays of such a file into timm's model."""
     import torch
 
     if 'representation' in case.fields:
@@ -420,8 +422,9 @@ def load_npz(model, case: Case, arrays: dict[str, np.ndarray]) -> None:
 
 
 def npz_shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of AugReg's files, or of big_vision's: those where the class token has no
-    position. They are the keys that timm reads.
+    """The keys and shapes that timm reads from files of AugReg or big_vision.
+
+    The files of big_vision are those in which the class token has no position.
     """
     fields, count = case.fields, case.outputs
     width, heads, mlp = fields['width'], fields['heads'], fields['mlp']
@@ -461,7 +464,7 @@ def npz_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     return {('params/' if big_vision else '') + key: shape for key, shape in keys.items()}
 
 
-def _of_keras(_, case: Case) -> Found:
+def _of_keras(_, case: Case) -> Outputs:
     """(logits, layer/array -> shape) of Keras's ResNet50."""
     import jax
 
@@ -469,7 +472,7 @@ def _of_keras(_, case: Case) -> Found:
     import keras
     from keras.src.backend.common import dtypes
 
-    # Keras would bring float64 down to float32 in BatchNorm and in means.
+    # Otherwise Keras would convert float64 to float32 in BatchNorm and in means.
     dtypes.BIT64_TO_BIT32_DTYPE['float64'] = 'float64'
     keras.backend.set_floatx('float64')
     model = keras.applications.ResNet50(

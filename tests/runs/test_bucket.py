@@ -115,12 +115,12 @@ log = folder.open_metrics(0)
 for step in (10, 30):
     log.append(step, 'val', {'loss': float(step)})
 log.close()
-found = [checkpoint_list.saved_steps(place), str(checkpoint_list.find(place, 'best', ''))]
+summary = [checkpoint_list.saved_steps(place), str(checkpoint_list.find(place, 'best', ''))]
 with checkpoint.open_manager(place, 3) as manager:
     resumed = checkpoint.resume(manager, abstract(make_state()), [30, 10])
     assert_same_bits(resumed.state, make_state(10))
-    found += [resumed.step, [*resumed.damaged], manager.all_steps()]
-print(json.dumps(found))
+    summary += [resumed.step, [*resumed.damaged], manager.all_steps()]
+print(json.dumps(summary))
 """
 
 
@@ -134,8 +134,8 @@ def in_process(gcs: FakeGcs, code: str, *words: str) -> str:
 def test_checkpoints_in_a_bucket():
     """20 is unfinished and 30 damaged: 10 is used, 30 is set aside, and 20 is removed."""
     with FakeGcs() as gcs:
-        found = json.loads(in_process(gcs, SAVED))
-        assert found == [[10, 30], f'{RUN}/checkpoints/10', 10, [30], [10]]
+        result = json.loads(in_process(gcs, SAVED))
+        assert result == [[10, 30], f'{RUN}/checkpoints/10', 10, [30], [10]]
         assert steps(gcs, committed=False) == [10]
         assert gcs.objects['bucket', 'run/damaged/30/host/metadata'] == b'damaged'
         assert names(gcs, 'damaged/30/') >= {'commit_success.txt', 'state/manifest.ocdbt'}
@@ -276,9 +276,9 @@ def test_damaged_and_unfinished_checkpoints(gcs, local, tmp_path):
     only_reads, outcome = call(gcs, ['evaluate', f'--workdir={RUN}', '--checkpoint=last'], TRAIN)
     assert f'{RUN}/checkpoints/56 cannot be read' in complaint(only_reads)
     assert f'{mark(60)}' not in names(gcs)
-    said = finished(outcome).out
-    assert 'the checkpoint of step 56 is damaged' in said and 'resumes after step 49' in said
-    assert 'was put aside in damaged/56' in said
+    output = finished(outcome).out
+    assert 'the checkpoint of step 56 is damaged' in output and 'resumes after step 49' in output
+    assert 'was put aside in damaged/56' in output
     aside = {name: gcs.objects['bucket', f'run/damaged/56/{name}'] for name in
              names(gcs, 'damaged/56/')}  # fmt: skip
     assert aside == before

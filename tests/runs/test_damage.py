@@ -126,9 +126,9 @@ def saved(tmp_path_factory) -> Path:
 def resume(workdir: Path) -> checkpoint.Resumed:
     with checkpoint.open_manager(workdir, 3) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
-        found = checkpoint.resume(manager, abstract(big_state(0)), steps)
-        assert not {*found.damaged} & {*manager.all_steps()}
-    return found
+        resumed = checkpoint.resume(manager, abstract(big_state(0)), steps)
+        assert not {*resumed.damaged} & {*manager.all_steps()}
+    return resumed
 
 
 def each(saved: Path, tmp_path: Path, damage: Callable):
@@ -146,25 +146,25 @@ def test_any_file(name, saved, tmp_path, capfd):
     outcomes = {}
     for file, workdir in each(saved, tmp_path, DAMAGES[name]):
         there = contents(workdir / 'checkpoints' / str(NEWEST))
-        found = resume(workdir)
-        assert_same_bits(found.state, big_state(found.step))
-        assert {key: found.host[key] for key in HOST} == HOST
+        resumed = resume(workdir)
+        assert_same_bits(resumed.state, big_state(resumed.step))
+        assert {key: resumed.host[key] for key in HOST} == HOST
         aside = workdir / 'damaged'
-        if found.step == NEWEST:
-            assert not found.damaged and not aside.exists()
+        if resumed.step == NEWEST:
+            assert not resumed.damaged and not aside.exists()
             # Other readers can read it later, too.
             folder = workdir / 'checkpoints' / str(NEWEST)
             checkpoint_files.read_metadata(folder)
             assert_same_bits(checkpoint_files.read(folder, wanted()), parts_of(big_state(NEWEST)))
         else:
-            assert found.step == SAVED[-2] and [*found.damaged] == [NEWEST]
-            assert found.damaged[NEWEST] and '\n' not in found.damaged[NEWEST]
+            assert resumed.step == SAVED[-2] and [*resumed.damaged] == [NEWEST]
+            assert resumed.damaged[NEWEST] and '\n' not in resumed.damaged[NEWEST]
             assert contents(aside / str(NEWEST)) == there
             # The run reaches that step again.
             with checkpoint.open_manager(workdir, 3) as manager:
                 save(manager, NEWEST, big_state(NEWEST), wait=True)
             assert resume(workdir).step == NEWEST
-        outcomes.setdefault(kind_of(file), set()).add(found.step == NEWEST)
+        outcomes.setdefault(kind_of(file), set()).add(resumed.step == NEWEST)
     for kind in ('host/metadata', 'state/manifest.ocdbt', 'state/d/*'):
         assert outcomes[kind] == {False}, kind
     # Readers print many tracebacks, if any.
@@ -180,10 +180,10 @@ def test_only_our_checksums_notice_a_bit_of_an_array(saved, tmp_path, monkeypatc
     why = '1 arrays are not as they were saved, such as params/backbone/big'
     assert resume(workdir).damaged == {NEWEST: why}
     monkeypatch.setattr(fingerprint, 'damaged', lambda tree, expected: [])
-    found = resume(tmp_path / 'again')
-    assert found.step == NEWEST and not found.damaged
+    resumed = resume(tmp_path / 'again')
+    assert resumed.step == NEWEST and not resumed.damaged
     with pytest.raises(AssertionError, match='big'):
-        assert_same_bits(found.state, big_state(NEWEST))
+        assert_same_bits(resumed.state, big_state(NEWEST))
 
 
 @pytest.mark.slow
@@ -195,9 +195,9 @@ def test_any_byte_of_the_arrays(saved, tmp_path):
             shared = (folder / file).relative_to(saved)
             workdir = copied(saved, tmp_path / 'run', shared)
             flip(workdir / shared, rng.random(), int(rng.integers(8)))
-            found = resume(workdir)
-            assert_same_bits(found.state, big_state(found.step))
-            noticed += found.step != NEWEST
+            resumed = resume(workdir)
+            assert_same_bits(resumed.state, big_state(resumed.step))
+            noticed += resumed.step != NEWEST
             shutil.rmtree(workdir)
     assert noticed > 12
 
@@ -249,9 +249,9 @@ def test_a_checkpoint_without_checksums_still_loads(saved, tmp_path):
     values = json.loads((workdir / host).read_text())
     assert {'fingerprints', 'crc'} <= {*values}
     (workdir / host).write_text(json.dumps(HOST))  # the format before there were checksums
-    found = resume(workdir)
-    assert (found.step, found.damaged, found.host) == (NEWEST, {}, HOST)
-    assert_same_bits(found.state, big_state(NEWEST))
+    resumed = resume(workdir)
+    assert (resumed.step, resumed.damaged, resumed.host) == (NEWEST, {}, HOST)
+    assert_same_bits(resumed.state, big_state(NEWEST))
     values = checkpoint_files.read(workdir / 'checkpoints' / str(NEWEST), wanted())
     assert_same_bits(values['params'], big_state(NEWEST).params)
 
@@ -261,9 +261,9 @@ def test_several_damaged_checkpoints(saved, tmp_path):
     shutil.copytree(saved, workdir)
     for step in SAVED[1:]:
         half(workdir / 'checkpoints' / str(step) / 'state' / 'manifest.ocdbt')
-    found = resume(workdir)
-    assert found.step == SAVED[0] and [*found.damaged] == [30, 20]
-    assert_same_bits(found.state, big_state(SAVED[0]))
+    resumed = resume(workdir)
+    assert resumed.step == SAVED[0] and [*resumed.damaged] == [30, 20]
+    assert_same_bits(resumed.state, big_state(SAVED[0]))
     assert {p.name for p in (workdir / 'damaged').iterdir()} == {'20', '30'}
     assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'10'}
 
@@ -288,9 +288,9 @@ def test_if_all_are_damaged_nothing_is_changed(saved, tmp_path):
     before = contents(workdir)
     with pytest.raises(UserError) as caught:
         resume(workdir)
-    said = str(caught.value)
-    assert f'no checkpoint in {workdir}/checkpoints is sound' in said
-    assert all(f'step {step}: ' in said for step in SAVED)
+    message = str(caught.value)
+    assert f'no checkpoint in {workdir}/checkpoints is sound' in message
+    assert all(f'step {step}: ' in message for step in SAVED)
     assert contents(workdir) == before
 
 
@@ -515,8 +515,8 @@ def test_two_processes_resume_from_the_checkpoint_before(tmp_path):
     *_, before, newest = steps_of(second)
     flip_array(second / 'checkpoints' / str(newest), 'params/backbone/conv_1/kernel')
     processes = launch(second, 2)
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert f'that of step {before} is used' in said[0]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert f'that of step {before} is used' in outputs[0]
     assert [event['step'] for event in events_of(second, 'damaged')] == [newest]
     assert_same(second, first)

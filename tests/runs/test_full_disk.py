@@ -127,36 +127,34 @@ def assert_nothing_is_half_written(workdir: Path, but: set[str] = frozenset()) -
 @pytest.mark.parametrize('attempts', [1, 2, checkpoint.ATTEMPTS - 1])
 def test_a_run_waits_for_room(attempts, disk, size, straight, jaxtrain, monkeypatch):
     """After some attempts to save, a file is removed."""
-    place, said, save = disk(7 * size), [], checkpoint.save
+    place, reports, save = disk(7 * size), [], checkpoint.save
     filler = fill(place, room=int(2.6 * size))
 
-    def told_save(manager, step, state, host, report, *rest) -> None:
-        def tell(why: str) -> None:
+    def save_and_report(manager, step, state, host, report, *rest) -> None:
+        def count(why: str) -> None:
             report(why)
-            said.append(why)
-            if len(said) == 1 + attempts:  # the first is of the save before
+            reports.append(why)
+            if len(reports) == 1 + attempts:  # the first is of the save before
                 filler.unlink()
 
-        save(manager, step, state, host, tell, *rest)
+        save(manager, step, state, host, count, *rest)
 
-    monkeypatch.setattr(checkpoint, 'save', told_save)
+    monkeypatch.setattr(checkpoint, 'save', save_and_report)
     outcome = jaxtrain('train', *WIDE, f'--workdir={place}/run')
     assert outcome.code == 0 and not outcome.err, outcome
     # The save fails in the background, and then at the next step until there is space.
     again = [f'step 40 could not be saved ({FULL})'] * attempts
-    assert said == [f'a checkpoint could not be written ({FULL})', *again]
+    assert reports == [f'a checkpoint could not be written ({FULL})', *again]
     failed = events_of(place / 'run', 'failed')
-    assert [(event['step'], event['why']) for event in failed] == [(40, why) for why in said]
+    assert [(event['step'], event['why']) for event in failed] == [(40, why) for why in reports]
     shown = [line for line in outcome.out.splitlines() if 'trying again' in line]
-    assert shown == [f'{why}; trying again' for why in said]
+    assert shown == [f'{why}; trying again' for why in reports]
     assert_same(place / 'run', straight)
     assert steps_of(place / 'run') == steps_of(straight)
 
 
 @pytest.mark.slow
-def test_a_disk_that_stays_full_ends_the_run(
-    disk, size, straight, jaxtrain, monkeypatch
-):
+def test_a_disk_that_stays_full_ends_the_run(disk, size, straight, jaxtrain, monkeypatch):
     place = disk(7 * size)
     filler, workdir = fill(place, room=int(2.6 * size)), place / 'run'
     line = complaint(jaxtrain('train', *WIDE, f'--workdir={workdir}'))
@@ -197,7 +195,7 @@ def test_the_output_of_a_process_on_a_full_disk(disk, size):
     print(f'{time.monotonic() - began:.0f} s')
     *rest, line = out.splitlines()
     assert child.returncode == 2 and line.startswith('jaxtrain: the checkpoint of step 40 cannot')
-    assert sum('trying again' in said for said in rest) == checkpoint.ATTEMPTS
+    assert sum('trying again' in text for text in rest) == checkpoint.ATTEMPTS
     for word in ('Traceback', 'ERROR', 'WARNING', 'Exception', 'Error'):
         assert word not in out, out
 
@@ -345,19 +343,19 @@ def assert_holds(workdir: Path, *steps: int) -> None:
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {*map(str, steps)}
     with checkpoint.open_manager(workdir, 9) as manager:
         for step in steps:
-            found = checkpoint.resume(manager, abstract(make_state()), [step])
-            assert_same_bits(found.state, make_state(step))
+            resumed = checkpoint.resume(manager, abstract(make_state()), [step])
+            assert_same_bits(resumed.state, make_state(step))
 
 
 @pytest.mark.parametrize('wait', [False, True])
 @pytest.mark.parametrize('times', [1, 2, checkpoint.ATTEMPTS - 1])
 def test_a_save_that_fails_is_retried(times, wait, tmp_path, monkeypatch):
-    said = []
+    reports = []
     with open_with_two(tmp_path) as manager:
         left = refuse(monkeypatch, times)
-        save(manager, 30, said.append, wait)
+        save(manager, 30, reports.append, wait)
         assert checkpoint._settle(manager) is None and not left
-        assert said == ['step 30 could not be saved (Input/output error)'] * times
+        assert reports == ['step 30 could not be saved (Input/output error)'] * times
         assert manager.all_steps() == [10, 30]
     assert_holds(tmp_path, 10, 30)
 
@@ -380,15 +378,15 @@ def test_saves_that_fail_remove_nothing(way, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('times', [1, 2, checkpoint.ATTEMPTS])
 def test_a_save_that_failed_in_the_background_is_reported_at_the_next(times, tmp_path, monkeypatch):
-    said = []
+    reports = []
     with open_with_two(tmp_path) as manager:
         left = refuse_in_background(monkeypatch, times)
-        save(manager, 30, said.append)
-        save(manager, 40, said.append)
+        save(manager, 30, reports.append)
+        save(manager, 40, reports.append)
         # The save has not only begun: the checkpoint is on the disk.
         assert (tmp_path / 'checkpoints' / '40').exists() and not left
         again = ['step 40 could not be saved (Input/output error)'] * (times - 1)
-        assert said == ['a checkpoint could not be written (Input/output error)', *again]
+        assert reports == ['a checkpoint could not be written (Input/output error)', *again]
     assert_holds(tmp_path, 10, 40)
 
 
@@ -497,8 +495,8 @@ def test_killed_in_the_middle_of_a_save(moment, tmp_path):
     assert steps_of(tmp_path) == whole
     with checkpoint.open_manager(tmp_path, 9) as manager:
         for step in whole:
-            found = checkpoint.resume(manager, abstract(make_state()), [step])
-            assert_same_bits(found.state, make_state(step))
+            resumed = checkpoint.resume(manager, abstract(make_state()), [step])
+            assert_same_bits(resumed.state, make_state(step))
     with checkpoint.open_manager(tmp_path, 1, lambda steps: 10) as manager:
         save(manager, 40)
     assert steps_of(tmp_path) == [10, 40]

@@ -51,23 +51,23 @@ def launch(workdir: Path, processes: int) -> list[Process]:
 
 def finish(processes: list[Process]) -> list[int]:
     """The exit codes of the processes, which end within a minute of the first that ends."""
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     codes = [process.returncode for process in processes]
     # Preempted, killed by the signal sent here, or finished in spite of it.
-    assert set(codes) <= {0, 42, -signal.SIGKILL, -signal.SIGTERM}, '\n'.join(said)
+    assert set(codes) <= {0, 42, -signal.SIGKILL, -signal.SIGTERM}, '\n'.join(outputs)
     return codes
 
 
 def phase_of(workdir: Path, starts: int) -> str:
     """The phase that the newest start is in, by what it has written so far."""
     events = storage.read_lines(workdir / 'events.jsonl')
-    own = [event for event in events if event['start'] == starts]
-    if not own:
+    newest = [event for event in events if event['start'] == starts]
+    if not newest:
         return 'start'
-    if own[-1]['step'] == STEPS:
+    if newest[-1]['step'] == STEPS:
         return 'end'
-    phases = [event['phase'] for event in own if event['event'] == 'begin']
-    if own[-1]['event'] == 'begin':
+    phases = [event['phase'] for event in newest if event['event'] == 'begin']
+    if newest[-1]['event'] == 'begin':
         return phases[-1]
     if any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp*')):
         return 'save'  # in the background, while steps continue

@@ -19,14 +19,14 @@ def run(*words: str) -> dict:
 
 
 @pytest.fixture(scope='module', params=['cnn', 'vit'])
-def found(request):
+def results(request):
     """A CNN and a ViT, both with dropout, augmentation, mixup, clipping and weight decay."""
     return request.param, run(request.param, str(STEPS), '')
 
 
 @pytest.mark.slow
-def test_layouts_agree(found):
-    model, layouts = found
+def test_layouts_agree(results):
+    model, layouts = results
     expected = layouts['one device']['metrics']
     assert len(expected) == STEPS
     # The loss falls: the comparison is not of steps that do nothing.
@@ -38,14 +38,14 @@ def test_layouts_agree(found):
 
 
 @pytest.mark.slow
-def test_the_sharding_of_the_state_stays(found):
-    _, layouts = found
+def test_the_sharding_of_the_state_stays(results):
+    _, layouts = results
     assert all(layout['moved'] == [] for layout in layouts.values())
 
 
 @pytest.mark.slow
-def test_sharding_saves_memory(found):
-    model, layouts = found
+def test_sharding_saves_memory(results):
+    model, layouts = results
     whole = layouts['one device']
     for name, share in (('data', 1), ('pmap', 1), ('fsdp', 8), ('data x fsdp', 4)):
         for key in ('params_per_device', 'opt_state_per_device'):
@@ -77,8 +77,8 @@ def test_a_run_resumes_on_another_mesh(tmp_path):
     more = ('--config.keep=9', '--config.eval_every=20', '--config.log_every=1')
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
 
-    def finish(*own: str, workdir, devices: int) -> None:
-        process = start(*words, *more, *own, f'--workdir={workdir}', devices=devices)
+    def finish(*overrides: str, workdir, devices: int) -> None:
+        process = start(*words, *more, *overrides, f'--workdir={workdir}', devices=devices)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
 
@@ -104,15 +104,15 @@ def test_pmap_refuses_several_processes(monkeypatch, jaxtrain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('words', 'said'),
+    ('words', 'parts'),
     [
         (('--config.mesh.fsdp=2',), ('fsdp=2', '1 devices')),
         (('--config.parallel=pmap', '--config.mesh.data=1'), ()),
         (('--config.parallel=vmap',), ("config.parallel='vmap'", 'jit, pmap')),
     ],
 )
-def test_wrong_layouts(words, said, jaxtrain, tmp_path):
+def test_wrong_layouts(words, parts, jaxtrain, tmp_path):
     short = ('--config.steps=1', '--config.eval_every=0', '--config.log_every=1')
     outcome = jaxtrain('train', f'--config={TINY}', *short, *words, f'--workdir={tmp_path}/w')
-    assert outcome.code == (2 if said else 0)
-    assert all(part in outcome.err for part in said), outcome.err
+    assert outcome.code == (2 if parts else 0)
+    assert all(part in outcome.err for part in parts), outcome.err

@@ -59,9 +59,9 @@ print(before, peak(), size['params_total'] * 4 + size['opt_state_bytes'])
 def measure(how: str, path, workdir) -> tuple[float, float]:
     """The bytes of memory that the state and a step take, and the bytes of the state."""
     command = [sys.executable, '-c', PROBE, how, str(path), str(workdir)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
-    assert said.returncode == 0, said.stderr
-    before, after, state = map(float, said.stdout.split())
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert child.returncode == 0, child.stderr
+    before, after, state = map(float, child.stdout.split())
     return (after - before) * 2**20, state
 
 

@@ -57,18 +57,20 @@ def test_embeddings_are_those_of_the_reference(imported, jaxtrain, tmp_path):
     outcome = jaxtrain('predict', f'--workdir={out}', texts)
     assert outcome.code == 0, outcome.err
     lines = (out / 'predictions.jsonl').read_text().splitlines()
-    found = np.array([json.loads(line)['embedding'] for line in lines])
-    assert np.abs(found - GOLDEN['embeddings']).max() <= 1e-5 * np.abs(GOLDEN['embeddings']).max()
-    near, far = (cosine('cat', other, found) for other in ('kitten', 'car'))
+    embeddings = np.array([json.loads(line)['embedding'] for line in lines])
+    assert (
+        np.abs(embeddings - GOLDEN['embeddings']).max() <= 1e-5 * np.abs(GOLDEN['embeddings']).max()
+    )
+    near, far = (cosine('cat', other, embeddings) for other in ('kitten', 'car'))
     assert near == pytest.approx(cosine('cat', 'kitten', GOLDEN['embeddings']), abs=1e-5)
     assert far == pytest.approx(cosine('cat', 'car', GOLDEN['embeddings']), abs=1e-5)
     assert near > far + 0.3
 
 
 def test_the_output_of_the_import(imported, folder):
-    out, said = imported
-    assert said.startswith('minilm_l6 of huggingface, without a head: 22,565,376 parameters')
-    assert 'pooler.dense.bias and 1 more: not used by this embedding' in said
+    out, output = imported
+    assert output.startswith('minilm_l6 of huggingface, without a head: 22,565,376 parameters')
+    assert 'pooler.dense.bias and 1 more: not used by this embedding' in output
     config = json.loads((out / 'config.json').read_text())['config']
     assert (config['model']['pool'], config['model']['norm_eps']) == ('mean', 1e-12)
     assert (out / 'tokenizer.json').read_text() == (folder / 'tokenizer.json').read_text()
@@ -82,12 +84,12 @@ def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
         (weights / name).symlink_to(folder / name)
     import_weights('huggingface', str(weights), 'minilm_l6', str(tmp_path / 'out'))
     write_list(tmp_path / 'texts.jsonl', docstrings()[:100], ('text', 'label', 'split'))
-    said = complaint(jaxtrain('predict', f'--workdir={tmp_path}/out', tmp_path / 'texts.jsonl'))
-    assert 'config.data.tokenizer is empty' in said and 'name a tokenizer.json' in said
+    message = complaint(jaxtrain('predict', f'--workdir={tmp_path}/out', tmp_path / 'texts.jsonl'))
+    assert 'config.data.tokenizer is empty' in message and 'name a tokenizer.json' in message
     config = f'--config={ROOT}/configs/finetune/bert_classify.py'
     words = (config, f'--config.init_from={tmp_path}/out')
-    said = complaint(jaxtrain('inspect', *words, f'--config.data.path={tmp_path}/texts.jsonl'))
-    assert 'config.data.tokenizer is empty, and no weights in config.init_from bring' in said
+    message = complaint(jaxtrain('inspect', *words, f'--config.data.path={tmp_path}/texts.jsonl'))
+    assert 'config.data.tokenizer is empty, and no weights in config.init_from bring' in message
 
 
 @pytest.mark.slow
@@ -101,12 +103,12 @@ def test_fine_tuned_it_beats_the_same_model_from_scratch(imported, tmp_path):
     }  # fmt: skip
     overrides = [f'--config.{key}={value}' for key, value in changes.items()]
     print(run_long('compare', config, f'--workdir={tmp_path}/compared', *overrides))
-    found = json.loads((tmp_path / 'compared' / 'compare.json').read_text())
-    arms = {arm['name']: arm for arm in found['arms']}
+    result = json.loads((tmp_path / 'compared' / 'compare.json').read_text())
+    arms = {arm['name']: arm for arm in result['arms']}
     assert arms['scratch']['init'] == 'random' and arms['finetune']['init'] == 'minilm (best)'
     assert arms['linear']['params_trainable'] == 10 * 384 + 10
     # Both differences are significant: their intervals lie above 0.
     for arm in ('linear', 'finetune'):
-        (pair,) = (p for p in found['pairs'] if (p['first'], p['second']) == (arm, 'scratch'))
+        (pair,) = (p for p in result['pairs'] if (p['first'], p['second']) == (arm, 'scratch'))
         assert pair['difference']['low'] > 0.1, pair
     assert len(PACKAGES) == 10

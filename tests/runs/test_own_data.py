@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def words(folder, workdir, *more: str, source='folder') -> tuple[str, ...]:
-    own = {
+    changes = {
         'data.name': '', 'data.source': source, 'data.path': folder, 'data.image_size': '(16,16)',
         'data.limit': 0, 'task.name': 'binary', 'steps': 60, 'eval_every': 30, 'optim.lr': 0.01,
     }  # fmt: skip
@@ -42,7 +42,7 @@ def words(folder, workdir, *more: str, source='folder') -> tuple[str, ...]:
         'train',
         f'--config={TINY}',
         f'--workdir={workdir}',
-        *(f'--config.{key}={value}' for key, value in own.items()),
+        *(f'--config.{key}={value}' for key, value in changes.items()),
         *more,
     )
 
@@ -65,12 +65,12 @@ def test_two_classes_with_one_output(trained):
 
 
 def test_predictions_have_the_names_of_the_folders(trained, folder, jaxtrain, tmp_path):
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'predictions.jsonl'
     assert jaxtrain('predict', f'--workdir={trained}', folder, f'--output={output}').code == 0
-    said = [json.loads(line) for line in output.read_text().splitlines()]
-    right = [line['class'] == line['file'].split('/')[-2] for line in said]
-    assert len(said) == 240 and np.mean(right) > 0.8
-    assert all(set(line['probabilities']) == {'eight', 'three'} for line in said)
+    predictions = [json.loads(line) for line in output.read_text().splitlines()]
+    right = [line['class'] == line['file'].split('/')[-2] for line in predictions]
+    assert len(predictions) == 240 and np.mean(right) > 0.8
+    assert all(set(line['probabilities']) == {'eight', 'three'} for line in predictions)
 
 
 def test_evaluation_of_a_split_that_hashes_deal_out(trained, jaxtrain):
@@ -114,8 +114,8 @@ def test_images_that_cannot_be_read_are_named_or_left_out(folder, jaxtrain, tmp_
 
 
 def test_binary_task_with_ten_classes(jaxtrain, tmp_path):
-    own = ('train', f'--config={TINY}', f'--workdir={tmp_path}', '--config.task.name=binary')
-    assert "config.task.name='binary'" in complaint(jaxtrain(*own))
+    arguments = ('train', f'--config={TINY}', f'--workdir={tmp_path}', '--config.task.name=binary')
+    assert "config.task.name='binary'" in complaint(jaxtrain(*arguments))
 
 
 @pytest.mark.parametrize('kind', ['npz', 'manifest'])

@@ -74,9 +74,9 @@ def errors(name: str, *overrides: str, steps: int | None = None) -> np.ndarray:
     ],
 )
 def test_losses_are_those_of_the_original(name, steps):
-    found = errors(name, steps=steps)
-    assert len(found) == steps
-    assert found.max() < 1e-4, f'step {found.argmax()}'
+    differences = errors(name, steps=steps)
+    assert len(differences) == steps
+    assert differences.max() < 1e-4, f'step {differences.argmax()}'
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,8 @@ def test_vgg16_trains_its_head_then_its_top(runs):
 
 def test_predictions_have_the_names_of_the_folders(runs):
     text = (runs / 'pets_top' / 'predictions.jsonl').read_text()
-    said = {line['file']: line['class'] for line in map(json.loads, text.splitlines())}
-    assert said == {
+    predictions = {line['file']: line['class'] for line in map(json.loads, text.splitlines())}
+    assert predictions == {
         **{f'pets/test/{name}/{n}.jpg': name for name in ('cat', 'dog') for n in range(2)},
         'cat.jpg': 'cat',
     }

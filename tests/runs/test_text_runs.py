@@ -78,7 +78,7 @@ ROWS = [
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """A folder with labelled texts, a tokenizer, a corpus, two configs, and a finished run of each."""
+    """A folder with texts, a tokenizer, a corpus, two configs, and a finished run of each."""
     from jaxtrain.cli import main
 
     root = tmp_path_factory.mktemp('texts')
@@ -101,9 +101,9 @@ def lines(file) -> list[dict]:
 
 
 def test_classes_of_texts_are_learned(root):
-    found = result(root / 'first')
-    assert found['metrics']['test']['accuracy'] == 1.0  # the animal is in the text
-    assert found['classes'] == ['cat', 'dog'] and found['params_total'] > 1000
+    summary = result(root / 'first')
+    assert summary['metrics']['test']['accuracy'] == 1.0  # the animal is in the text
+    assert summary['classes'] == ['cat', 'dog'] and summary['params_total'] > 1000
 
 
 def test_a_run_keeps_its_tokenizer(root):
@@ -122,17 +122,17 @@ def test_evaluation_and_prediction_use_the_tokenizer_in_the_run(root, jaxtrain, 
     assert 'accuracy=1' in jaxtrain('evaluate', f'--workdir={work}').out
     outcome = jaxtrain('predict', f'--workdir={work}', shown, '--top=1')
     assert outcome.code == 0 and f'{len(ROWS)} texts' in outcome.out, outcome.err
-    found = lines(work / 'predictions.jsonl')
-    assert [line['line'] for line in found] == list(range(1, len(ROWS) + 1))
-    right = [line['class'] == label for line, (_, label) in zip(found, ROWS, strict=True)]
+    predictions = lines(work / 'predictions.jsonl')
+    assert [line['line'] for line in predictions] == list(range(1, len(ROWS) + 1))
+    right = [line['class'] == label for line, (_, label) in zip(predictions, ROWS, strict=True)]
     assert np.mean(right) > 0.95
-    assert set(found[0]['probabilities']) == {found[0]['class']}
+    assert set(predictions[0]['probabilities']) == {predictions[0]['class']}
 
 
 def test_texts_in_files_and_folders_are_predicted(root, jaxtrain, tmp_path):
     for name, text in (('a', 'the cat sleeps'), ('b', 'a dog sleeps')):
         (tmp_path / f'{name}.txt').write_text(text)
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'predictions.jsonl'
     words = ('predict', f'--workdir={root}/first', f'--output={output}')
     assert jaxtrain(*words, tmp_path, tmp_path / 'b.txt').code == 0
     assert [(line['file'], line['class']) for line in lines(output)] == [
@@ -156,8 +156,8 @@ def test_fine_tuning_uses_the_model_and_tokenizer_of_the_weights(root, jaxtrain,
 def test_another_tokenizer_than_that_of_the_weights_is_an_error(root, jaxtrain, tmp_path):
     other = word_tokenizer(tmp_path / 'other.json', words=('cat', 'dog'))
     words = ('train', f'--config={root}/classify.py:finetune', f'--workdir={tmp_path}/w')
-    said = complaint(jaxtrain(*words, f'--config.data.tokenizer={other}'))
-    assert f"config.data.tokenizer='{other}' is not that of {root}/first" in said
+    message = complaint(jaxtrain(*words, f'--config.data.tokenizer={other}'))
+    assert f"config.data.tokenizer='{other}' is not that of {root}/first" in message
     same = shutil.copy(root / 'words' / 'tokenizer.json', tmp_path / 'same.json')
     inspected = ('inspect', words[1], f'--config.data.tokenizer={same}')
     assert jaxtrain(*inspected).code == 0
@@ -176,8 +176,8 @@ def test_a_run_resumes_with_its_own_tokenizer_and_no_other(root, jaxtrain, tmp_p
     assert result(tmp_path / 'run')['metrics'] == before['metrics']
     (tmp_path / 'run' / 'result.json').unlink()
     other = word_tokenizer(tmp_path / 'other.json', words=('cat', 'dog'))
-    said = complaint(jaxtrain(*words, f'--config.data.tokenizer={other}'))
-    assert f"config.data.tokenizer='{other}' is not that of" in said
+    message = complaint(jaxtrain(*words, f'--config.data.tokenizer={other}'))
+    assert f"config.data.tokenizer='{other}' is not that of" in message
 
 
 def test_truncated_texts_are_reported(root, jaxtrain, tmp_path):
@@ -188,21 +188,21 @@ def test_truncated_texts_are_reported(root, jaxtrain, tmp_path):
 
 
 def test_a_language_model_is_trained(root):
-    found = result(root / 'language')
+    summary = result(root / 'language')
     # Each next token is certain, except for the first tokens of a window.
-    assert found['metrics']['test']['loss'] < 0.6 < np.log(257)
-    assert found['classes'] == []
+    assert summary['metrics']['test']['loss'] < 0.6 < np.log(257)
+    assert summary['classes'] == []
     assert {line['split'] for line in lines(root / 'language' / 'metrics.jsonl')} == {
         'train', 'val', 'test',
     }  # fmt: skip
-    assert 'weight' not in found['metrics']['test']
+    assert 'weight' not in summary['metrics']['test']
 
 
 def test_evaluation_counts_tokens(root, jaxtrain):
-    said = jaxtrain('evaluate', f'--workdir={root}/language', '--split=test').out
+    output = jaxtrain('evaluate', f'--workdir={root}/language', '--split=test').out
     values = dict(np.load(root / 'language' / 'test.npz'))
     loss = float((values['loss'] * values['weight']).sum() / values['weight'].sum())
-    assert f'loss={loss:.4g}' in said
+    assert f'loss={loss:.4g}' in output
     assert len(set(values['weight'].tolist())) == 2  # the last window is not full
 
 
@@ -212,22 +212,22 @@ def test_prompts_are_continued(root, jaxtrain, tmp_path):
     words = ('predict', f'--workdir={root}/language', prompts, '--temperature=0')
     outcome = jaxtrain(*words, '--new_tokens=10')
     assert outcome.code == 0, outcome.err
-    found = lines(root / 'language' / 'predictions.jsonl')
-    assert [line['prompt'] for line in found] == ['the cat ', 'a dog barks\nthe c']
-    assert found[0]['text'] == 'purrs and ' and found[1]['text'] == 'at purrs a'
-    assert [line['tokens'] for line in found] == [10, 10]
+    predictions = lines(root / 'language' / 'predictions.jsonl')
+    assert [line['prompt'] for line in predictions] == ['the cat ', 'a dog barks\nthe c']
+    assert predictions[0]['text'] == 'purrs and ' and predictions[1]['text'] == 'at purrs a'
+    assert [line['tokens'] for line in predictions] == [10, 10]
     assert '2 prompts' in outcome.out and 'purrs and' in outcome.out
 
 
 def test_the_same_seed_gives_the_same_samples(root, jaxtrain, tmp_path):
     prompt = tmp_path / 'p.txt'
     prompt.write_text('the ')
-    said = []
+    samples = []
     for seed in (1, 1, 2):
         words = ('predict', f'--workdir={root}/language', prompt, f'--seed={seed}')
         assert jaxtrain(*words, '--temperature=3', '--new_tokens=12').code == 0
-        said.append(lines(root / 'language' / 'predictions.jsonl')[0]['text'])
-    assert said[0] == said[1] != said[2]
+        samples.append(lines(root / 'language' / 'predictions.jsonl')[0]['text'])
+    assert samples[0] == samples[1] != samples[2]
 
 
 def test_every_batch_of_prompts_has_its_own_random_numbers(root, jaxtrain, tmp_path):
@@ -247,19 +247,19 @@ def test_prompts_that_do_not_fit(root, jaxtrain, tmp_path):
     prompt = tmp_path / 'p.txt'
     prompt.write_text('the cat purrs and the')
     words = ('predict', f'--workdir={root}/language')
-    said = complaint(jaxtrain(*words, prompt, '--new_tokens=12'))
-    assert f'{prompt} has 21 tokens, which with --new_tokens=12 are more than the 32' in said
-    said = complaint(jaxtrain(*words, prompt, '--new_tokens=4', '--top_p=0'))
-    assert 'top_p=0' in said
+    message = complaint(jaxtrain(*words, prompt, '--new_tokens=12'))
+    assert f'{prompt} has 21 tokens, which with --new_tokens=12 are more than the 32' in message
+    message = complaint(jaxtrain(*words, prompt, '--new_tokens=4', '--top_p=0'))
+    assert 'top_p=0' in message
     assert 'cannot be read' in complaint(jaxtrain(*words, tmp_path / 'none.txt'))
-    said = complaint(jaxtrain(*words, prompt, '--new_tokens=0'))
-    assert 'new tokens' in said or '--new_tokens' in said
+    message = complaint(jaxtrain(*words, prompt, '--new_tokens=0'))
+    assert 'new tokens' in message or '--new_tokens' in message
 
 
 def test_an_empty_text(root, jaxtrain, tmp_path):
     (tmp_path / 'a.txt').write_text(' \n')
-    said = complaint(jaxtrain('predict', f'--workdir={root}/first', tmp_path / 'a.txt'))
-    assert f'{tmp_path}/a.txt is empty' in said
+    message = complaint(jaxtrain('predict', f'--workdir={root}/first', tmp_path / 'a.txt'))
+    assert f'{tmp_path}/a.txt is empty' in message
 
 
 @pytest.mark.parametrize(
@@ -287,15 +287,15 @@ def test_a_model_of_images_for_texts(root, jaxtrain, tmp_path):
     text = CLASSIFY.format(root=root)
     kept = [line for line in text.splitlines() if 'c.model.' not in line or 'name' in line]
     (tmp_path / 'c.py').write_text('\n'.join(kept).replace("'bert'", "'cnn'"))
-    said = complaint(jaxtrain('inspect', f'--config={tmp_path}/c.py'))
-    assert 'cnn reads images, but the data is text' in said
+    message = complaint(jaxtrain('inspect', f'--config={tmp_path}/c.py'))
+    assert 'cnn reads images, but the data is text' in message
 
 
 def test_inspect_prints_the_tokens(root, jaxtrain):
-    said = jaxtrain('inspect', f'--config={root}/learn.py').out
-    assert 'tokens 32 of 257' in said
-    said = jaxtrain('inspect', f'--config={root}/classify.py').out
-    assert 'of 2 classes, tokens 8 of 14' in said
+    output = jaxtrain('inspect', f'--config={root}/learn.py').out
+    assert 'tokens 32 of 257' in output
+    output = jaxtrain('inspect', f'--config={root}/classify.py').out
+    assert 'of 2 classes, tokens 8 of 14' in output
 
 
 def test_the_stored_byte_tokenizer_equals_the_built_in_one(root):

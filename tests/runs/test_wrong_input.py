@@ -252,8 +252,8 @@ def test_start_from_a_checkpoint(overrides, details, parts, jaxtrain, pretrained
 def test_checkpoint_of_another_model_is_compared_leaf_by_leaf(jaxtrain, pretrained):
     words = ['--config.model.widths=(8,12)', f'--config.init_from={pretrained}']
     outcome = jaxtrain('inspect', f'--config={TINY}:linear', *words)
-    said = [line.split() for line in outcome.err.splitlines()[:-1]]
-    assert {path: action for action, path, *_ in said} == {
+    rows = [line.split() for line in outcome.err.splitlines()[:-1]]
+    assert {path: action for action, path, *_ in rows} == {
         'backbone/conv_0/kernel': 'load',
         'backbone/conv_1/kernel': 'DIFFERS',
         **{f'backbone/norm_0/{name}': 'load' for name in ('bias', 'mean', 'scale', 'var')},
@@ -261,7 +261,7 @@ def test_checkpoint_of_another_model_is_compared_leaf_by_leaf(jaxtrain, pretrain
         'head/logits/bias': 'init',
         'head/logits/kernel': 'init',
     }
-    assert ['3x3x8x16', 'float32', '->', '3x3x8x12', 'float32'] in [line[2:] for line in said]
+    assert ['3x3x8x16', 'float32', '->', '3x3x8x12', 'float32'] in [line[2:] for line in rows]
 
 
 def test_batch_not_divisible_by_the_devices(tmp_path):
