@@ -203,7 +203,7 @@ def table(speed: Rounds, unit: str, flops: float, peak: float) -> str:
     return '\n'.join(lines)
 
 
-def say(steps_per_s: float, loss: float, packages: tuple[str, ...], **more: Any) -> None:
+def print_report(steps_per_s: float, loss: float, packages: tuple[str, ...], **more: Any) -> None:
     """Prints the report of a contestant. ValueError for a loss that is not finite."""
     if not math.isfinite(loss):
         raise ValueError(f'the loss is {loss}')
@@ -211,7 +211,7 @@ def say(steps_per_s: float, loss: float, packages: tuple[str, ...], **more: Any)
     print(json.dumps({'steps_per_s': steps_per_s, 'versions': versions, **more}), flush=True)
 
 
-def say_out_of_memory() -> None:
+def print_out_of_memory() -> None:
     print(json.dumps({'out_of_memory': True}), flush=True)
 
 

@@ -22,7 +22,7 @@ from jaxtrain.data.pipeline import Slice, train_batches
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.parallel.compile import compile_train_step, use_compilation_cache
 from jaxtrain.parallel.mesh import put_batch
-from tests.benchmarks.foundation import BATCHES, Spec, say, say_out_of_memory
+from tests.benchmarks.foundation import BATCHES, Spec, print_out_of_memory, print_report
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
@@ -128,7 +128,7 @@ def time_steps(spec: Spec) -> None:
     loss = steps(spec.steps)
     seconds = time.perf_counter() - start
     chip = chip_of(device)
-    say(
+    print_report(
         spec.steps / seconds,
         float(loss),
         ('jax', 'flax'),
@@ -148,7 +148,7 @@ def main(spec: str, what: str) -> None:
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        say_out_of_memory()
+        print_out_of_memory()
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.benchmarks.foundation import BATCHES, Spec, say, say_out_of_memory
+from tests.benchmarks.foundation import BATCHES, Spec, print_out_of_memory, print_report
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -169,7 +169,7 @@ def time_steps(spec: Spec) -> None:
     start = time.perf_counter()
     loss = steps(spec.steps)
     seconds = time.perf_counter() - start
-    say(
+    print_report(
         spec.steps / seconds,
         loss,
         PACKAGES[spec.program],
@@ -185,7 +185,7 @@ def main(spec: str) -> None:
         # cuBLAS and cuDNN have other messages than PyTorch.
         if not any(word in str(error) for word in ('out of memory', 'ALLOC_FAILED')):
             raise
-        say_out_of_memory()
+        print_out_of_memory()
 
 
 if __name__ == '__main__':
