@@ -48,7 +48,7 @@ def note(name, globals=None, *rest, **options):
     return whole(name, globals, *rest, **options)
 
 builtins.__import__ = note
-for name in ('jaxtrain.cli', 'jaxtrain.inspection.status'):
+for name in ('jaxtrain.cli', 'jaxtrain.inspection.status', 'jaxtrain.inspection.status_text'):
     importlib.import_module(name)
 light = [library for library in (*HEAVY, 'jax', 'flax') if library in sys.modules]
 importlib.import_module('jaxtrain.loop.train')

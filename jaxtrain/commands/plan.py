@@ -30,17 +30,17 @@ def run(given: Arguments) -> None:
     values = given.flags
     cfg = load(values.config, given.overrides)
     start_jax()
-    from jaxtrain.inspection import plan, suggest
+    from jaxtrain.inspection import plan, plan_text, suggest, suggest_text
     from jaxtrain.runs.run import write_json_file
 
     slices = (cfg, values.topology, values.slices, values.price)
     found = plan.plan(*slices, say=_progress)
-    content = plan.to_json(found)
-    print(plan.to_text(found))
+    content = plan_text.to_json(found)
+    print(plan_text.to_text(found))
     if values.suggest:
         tried = suggest.suggest(*slices, say=_progress)
-        content['suggest'] = suggest.to_json(tried)
-        print(f'\n{suggest.to_text(tried)}')
+        content['suggest'] = suggest_text.to_json(tried)
+        print(f'\n{suggest_text.to_text(tried)}')
     write_json_file(values.output, content)
 
 

@@ -21,7 +21,10 @@ WORDS = ''
 
 def run(given: Arguments) -> None:
     # Without JAX, so that it answers at once, and beside a run that holds the devices.
-    from jaxtrain.inspection import status
+    from jaxtrain.inspection import status, status_text
 
     found = status.status(given.flags.workdir)
-    print(json.dumps(status.to_json(found)) if given.flags.json else status.to_text(found))
+    if given.flags.json:
+        print(json.dumps(status_text.to_json(found)))
+    else:
+        print(status_text.to_text(found))

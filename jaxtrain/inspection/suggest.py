@@ -23,10 +23,9 @@ from jaxtrain.inspection.plan import (
     of_job,
     open_or_absent,
     prepare,
-    quantity,
 )
+from jaxtrain.inspection.plan_text import quantity
 from jaxtrain.loop.job import make_job
-from jaxtrain.terminal import number, table
 
 COMPILES = 12
 # How far beyond the memory a guess has to be for the compiler not to be asked.
@@ -117,12 +116,12 @@ def suggest(
             f'--suggest compares estimated times, and of {devices[0].device_kind} no figures are '
             'known; name a TPU slice with --topology, such as v5e:4x4'
         )
-    trials = {_words({}): first}
+    trials = {words({}): first}
 
     def attempt(changes: dict[str, Any]) -> Trial:
-        say(f'plans {_words(changes)}')
+        say(f'plans {words(changes)}')
         found = _attempt(cfg, changes, devices, chip, where, price, say)
-        trials[_words(changes)] = found
+        trials[words(changes)] = found
         return found
 
     for changes in _worth_trying(cfg, len(devices) // slices, trials):
@@ -188,11 +187,11 @@ def _worth_trying(
         own |= {'accumulate': accumulate} if accumulate != cfg.accumulate else {}
         for mesh in list(meshes):
             changes = {**mesh, **own}
-            if _words(changes) not in trials:
+            if words(changes) not in trials:
                 if _too_large(mesh, saving, accumulate, trials):
                     continue
                 yield changes
-            if _words(changes) in trials and trials[_words(changes)].fits:
+            if words(changes) in trials and trials[words(changes)].fits:
                 meshes.remove(mesh)
 
 
@@ -276,7 +275,7 @@ def _too_large(
 
 
 def _remat(trials: Mapping[str, Trial]) -> str:
-    plan = trials[_words({})].plan
+    plan = trials[words({})].plan
     assert plan is not None  # of the config as it is: `suggest` has planned it before all others
     return plan.remat
 
@@ -298,50 +297,5 @@ def _held(groups: Mapping[str, Mapping[str, int]]) -> int:
     return sum(row['per_device'] for row in groups.values())
 
 
-def to_text(found: Suggestion) -> str:
-    """The table of what was tried, the best at the end, as flags."""
-    columns = ('tried', 'fits', 'peak bytes', 'seconds a step', 'examples per second', 'MFU')
-    rows = [(_words(t.changes), *_cells(t)) for t in found.trials]
-    best, other = found.best, found.other
-    if best is None:
-        said = ['none fits with this batch' if other else 'none of them fits: take more devices']
-    else:
-        said = [f'fastest with this batch: {best.flags or "the config as it is"}']
-    if other:
-        times = f'{number(other.speed / best.speed)} times as many' if best else 'so many'
-        said.append(f'{times} examples per second, with another batch: {other.flags}')
-        said.append('(another batch is another experiment: learning rate and warm-up are for you)')
-    return '\n'.join([table(columns, rows), *said])
-
-
-def to_json(found: Suggestion) -> dict[str, Any]:
-    """For plan.json: {'tried': [...], 'flags': ..., 'batch_flags': ...}; of flags, '' stands for
-    the config as it is, and None for none that fits, or none with another batch that is faster.
-    """
-    tried = [
-        {
-            'changes': t.changes,
-            'reason': t.reason,
-            'fits': t.plan.fits if t.plan else None,
-            'peak_bytes': t.plan.compiled.peak_bytes if t.plan else None,
-            'seconds': t.plan.seconds.get('step') if t.plan else None,
-            'examples_per_second': t.speed or None,
-        }
-        for t in found.trials
-    ]
-    flags = {'flags': found.best, 'batch_flags': found.other}
-    return {'tried': tried} | {name: t.flags if t else None for name, t in flags.items()}
-
-
-def _cells(trial: Trial) -> tuple[str, ...]:
-    if trial.plan is None:
-        return ('cannot be run', '-', '-', '-', '-')
-    peak = quantity(trial.plan.compiled.peak_bytes)
-    if not trial.plan.fits:
-        return ('no', peak, '-', '-', '-')
-    step, mfu = trial.plan.seconds['step'], trial.plan.outlook['mfu']
-    return ('yes', peak, number(step), quantity(trial.speed), f'{100 * mfu:.1f}%')
-
-
-def _words(changes: dict[str, Any]) -> str:
+def words(changes: dict[str, Any]) -> str:
     return ' '.join(f'{key}={value}' for key, value in changes.items()) or 'as it is'

@@ -19,8 +19,9 @@ from jaxtrain.costs.aot import Measured, measure, needed
 from jaxtrain.costs.chips import CHIPS
 from jaxtrain.costs.flops import Flops
 from jaxtrain.errors import UserError
-from jaxtrain.inspection import suggest
-from jaxtrain.inspection.plan import Plan, group_sizes, plan, quantity, to_json, to_text
+from jaxtrain.inspection import suggest, suggest_text
+from jaxtrain.inspection.plan import Plan, group_sizes, plan
+from jaxtrain.inspection.plan_text import quantity, to_json, to_text
 from jaxtrain.loop.job import make_job
 from jaxtrain.parallel.compile import trace_step
 from tests.configs.tiny import get_config
@@ -359,15 +360,15 @@ def test_suggest_takes_the_fastest_that_fits(pretend):
     fitting = [t for t in found.trials if t.fits and 'batch_size' not in t.changes]
     assert found.best.plan.seconds['step'] == min(t.plan.seconds['step'] for t in fitting)
     assert found.best.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
-    assert suggest.to_text(found).endswith(f'\nfastest with this batch: {found.best.flags}')
-    assert suggest.to_json(found)['flags'] == found.best.flags
+    assert suggest_text.to_text(found).endswith(f'\nfastest with this batch: {found.best.flags}')
+    assert suggest_text.to_json(found)['flags'] == found.best.flags
 
 
 def test_suggest_goes_on_after_what_crashes_the_compiler(pretend):
     found, compiled, _ = pretend(state=1.6, activations=1.1, crashes=[(4, 'none', 2)])
     assert (4, 'none', 2) in compiled and found.best.flags and found.best.plan.accumulate != 2
     assert {'crashed'} == {trial.reason for trial in found.trials if trial.reason[:5] == 'crash'}
-    assert 'cannot be run' in suggest.to_text(found)
+    assert 'cannot be run' in suggest_text.to_text(found)
 
 
 def test_suggest_leaves_out_what_cannot_fit(pretend):
@@ -382,8 +383,11 @@ def test_suggest_says_so_if_the_config_is_the_best(pretend):
     assert compiled == [(1, 'none', 1), (4, 'none', 1), (16, 'none', 1)]
     assert others == [(2, 10, 1, 'none', 1)]  # Takes twice as long.
     assert found.best.flags == '' and found.other is None
-    assert suggest.to_text(found).endswith('fastest with this batch: the config as it is')
-    assert suggest.to_json(found)['flags'] == '' and suggest.to_json(found)['batch_flags'] is None
+    assert suggest_text.to_text(found).endswith('fastest with this batch: the config as it is')
+    assert (
+        suggest_text.to_json(found)['flags'] == ''
+        and suggest_text.to_json(found)['batch_flags'] is None
+    )
 
 
 def test_suggest_tries_larger_batches_as_long_as_they_are_faster(pretend):
@@ -393,9 +397,9 @@ def test_suggest_tries_larger_batches_as_long_as_they_are_faster(pretend):
     assert found.other.flags == '--config.batch_size=64 --config.steps=10'
     assert found.other.speed == pytest.approx(found.best.speed * 4 / 3)
     assert '1.333 times as many examples per second, with another batch: --config.b' in (
-        suggest.to_text(found)
+        suggest_text.to_text(found)
     )
-    assert suggest.to_json(found)['batch_flags'] == found.other.flags
+    assert suggest_text.to_json(found)['batch_flags'] == found.other.flags
 
 
 def test_suggest_leaves_epochs_as_they_are(pretend):
@@ -415,14 +419,14 @@ def test_suggest_finds_a_batch_that_fits_where_the_own_one_does_not(pretend):
     assert found.best is None and found.other.fits
     # With full remat an eighth would take 1.2 times the memory, and the state some more.
     assert [(own[0], *own[3:]) for own in others] == [(1 / 16, 'full', 1)]
-    assert 'none fits with this batch\n' in suggest.to_text(found)
-    assert suggest.to_json(found)['flags'] is None
+    assert 'none fits with this batch\n' in suggest_text.to_text(found)
+    assert suggest_text.to_json(found)['flags'] is None
 
 
 def test_suggest_knows_that_no_batch_helps_a_state_that_does_not_fit(pretend):
     found, compiled, others = pretend(state=20.0, activations=0.1)
     assert (compiled, others) == ([(1, 'none', 1)], [])
-    assert 'none of them fits: take more devices' in suggest.to_text(found)
+    assert 'none of them fits: take more devices' in suggest_text.to_text(found)
 
 
 def test_suggest_says_so_if_nothing_fits_and_does_not_try_for_ever(pretend, monkeypatch):
@@ -432,4 +436,4 @@ def test_suggest_says_so_if_nothing_fits_and_does_not_try_for_ever(pretend, monk
     assert len(compiled) == len(set(compiled)) == suggest.COMPILES
     assert [own[0] for own in others] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
     assert {own[0] for own in compiled} == {1, 4, 16}
-    assert 'none of them fits' in suggest.to_text(found)
+    assert 'none of them fits' in suggest_text.to_text(found)

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from jaxtrain.inspection import status as states
-from jaxtrain.inspection.status import spell, summarize, to_text
+from jaxtrain.inspection.status import summarize
+from jaxtrain.inspection.status_text import spell, to_text
 from tests.conftest import TINY, start
 
 T0 = 1_000_000.0
