@@ -1,4 +1,4 @@
-"""Configs. What a config file imports is here."""
+"""Configs; config files import `base` and `known_variant` from here."""
 
 from jaxtrain.config.closed import Config, known_variant
 from jaxtrain.config.keys import base

@@ -1,9 +1,9 @@
-"""What an earlier config means with the keys of today, so that old runs go on and can be used.
+"""Translation of earlier configs to the current keys, so that old runs can be resumed and used.
 
-A run's config.json stays as it was written. `run.read_config` and the check of a run that resumes
-see it as `current` translates it, and nothing else reads it. To rename a key or a value, to add a
-key, or to change a default, edit keys.py, and add to CHANGES what the entry's attribute asks for.
-No entry is ever removed, and no earlier name of a key is used again.
+A run's config.json stays as it was written. Its only readers, `run.read_config` and the check of a
+run that resumes, use the translation by `current`. To rename a key or a value, to add a key, or to
+change a default, edit keys.py, and add an entry to CHANGES as its attributes describe. Entries are
+never removed, and an earlier name of a key is never used again.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from jaxtrain.config.keys import base
 
 @dataclass(frozen=True)
 class Changes:
-    """What has changed since the first runs.
+    """The changes to keys and values since the first runs.
 
     Attributes:
-      names: earlier name of a key -> name today.
-      values: key by its name today -> {earlier value: value today}. Config files may still set the
-        earlier values, too, so they must have no other meaning today.
-      before: key -> what runs did before it existed. Needed only where that is not its default;
-        needed as well when the default of a key that runs lack changes.
-      fields: the same for fields of models: model's name -> {field: value}.
+      names: earlier name of a key -> current name.
+      values: current name of a key -> {earlier value: current value}. Config files may still set
+        the earlier values, so these must have no other meaning now.
+      before: key -> the value that describes runs from before the key existed. An entry is needed
+        only if that is not the default, or if the default of a key that such runs lack changes.
+      fields: the same for fields of models: name of the model -> {field: value}.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class Changes:
 
 CHANGES = Changes(
     values={
-        # These left a key open before None did. image_size=() and crop=0.0 did as well, but are
-        # values that can be meant.
+        # These values left a key open before None did. image_size=() and crop=0.0 did so too, but
+        # they are also valid values.
         'data.interpolation': {'': None},
         'data.scale': {0.0: None},
         'data.mean': {(): None},
@@ -47,15 +47,15 @@ CHANGES = Changes(
 
 
 def current(written: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
-    """The config of an earlier run, as it would be written today.
+    """Translates the config of an earlier run to the current keys and values.
 
     Args:
       written: the entry `config` of a config.json.
       changes: CHANGES.
 
     Returns:
-      A nested dict with every key of `base()`; a field of the model that the run did not have is
-      there only if `changes` has it.
+      A nested dict with every key of `base()`. A model field that is not in `written` is included
+      only if `changes` has it.
     """
     named = unflatten({changes.names.get(key, key): value for key, value in flatten(written)})
     flat = dict(flatten(with_current_values(named, changes)))
@@ -67,7 +67,7 @@ def current(written: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
 def with_current_values(
     tree: Mapping[str, Any], changes: Changes, section: str = ''
 ) -> dict[str, Any]:
-    """A config with the earlier values of its keys replaced by those of today."""
+    """Replaces earlier values in a config by current ones."""
 
     def value_of(name: str, value: Any) -> Any:
         if isinstance(value, Mapping):

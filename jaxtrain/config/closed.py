@@ -1,7 +1,7 @@
-"""The closed config that the program reads, and what config files are written with.
+"""The closed config that the program reads.
 
-A config file starts from `base()`, which knows every key and its default (keys.py), and changes
-what differs:
+A config file starts from `base()`, which defines every key and its default (keys.py), and changes
+some of them:
 
     from jaxtrain.config import base
 
@@ -11,9 +11,9 @@ what differs:
         ...
         return c
 
-Nothing is silently ignored. A key that does not exist is an error when it is set (with the nearest
-one that does); a value of another type is an error; and a key that was changed but that this run
-never reads is an error before the first step (`Config.require_read`).
+Nothing is ignored silently. Setting a key that does not exist is an error, which suggests the
+nearest key; a value of another type is an error; and a key that was changed but that the run never
+reads is an error before the first step (`Config.require_read`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ from jaxtrain.errors import UserError, nearest
 
 
 def known_variant(variant: str, variants: tuple[str, ...]) -> None:
-    """UserError, with the nearest, unless a config file knows the variant that was asked for."""
+    """Raises a UserError that suggests the nearest variant, unless a config file has this one."""
     if variant not in variants:
         raise UserError(
             f'--config: there is no variant {variant!r}{nearest(variant, variants)}; '
@@ -35,8 +35,8 @@ def known_variant(variant: str, variants: tuple[str, ...]) -> None:
 class Config:
     """A read-only config that remembers which keys were read.
 
-    Sections and keys are attributes; there is no `get` with a default, because every key has its
-    default in `base()` and nowhere else.
+    Sections and keys are attributes. There is no `get` with a default, because `base()` is the only
+    place for defaults.
     """
 
     def __init__(self, tree: Mapping[str, Any], _path: str = '', _read: set[str] | None = None):
@@ -53,19 +53,19 @@ class Config:
         return value
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """The keys and values of an open section."""
+        """Iterates over the keys and values of an open section."""
         return ((name, getattr(self, name)) for name in self._tree)
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> 'Config':
-        """The config of a run, as `run.read_config` returns it, whose lists were tuples."""
+        """Makes a config from the result of `run.read_config`, with tuples for JSON's lists."""
         return cls(tuples(tree))
 
     def to_dict(self) -> dict[str, Any]:
         return _deep(self._tree)
 
     def replace(self, **changes: Any) -> 'Config':
-        """A copy, with nothing read yet; `__` stands for the dot: `replace(data__limit=5)`."""
+        """Returns a copy of which nothing is read yet; `__` is a dot: `replace(data__limit=5)`."""
         flat = dict(flatten(self._tree))
         for name, value in changes.items():
             key = name.replace('__', '.')
@@ -75,7 +75,10 @@ class Config:
         return Config(unflatten(flat))
 
     def updated(self, **changes: Any) -> 'Config':
-        """A copy with other values of keys and in sections, which shares what was read."""
+        """Returns a copy with other values, which shares the record of keys that were read.
+
+        A section is updated by a mapping of its keys: `updated(data={'limit': 5}, seed=3)`.
+        """
         tree = {
             name: {**self._tree[name], **value} if isinstance(value, Mapping) else value
             for name, value in changes.items()
@@ -83,7 +86,11 @@ class Config:
         return Config({**self._tree, **tree}, self._path, self._read)
 
     def choose(self, name: str, allowed) -> Any:
-        """The value of a key that must be one of `allowed`; UserError with the nearest if not."""
+        """Returns the value of a key that must be one of `allowed`.
+
+        Raises:
+          UserError: any other value; the message suggests the nearest one.
+        """
         value = getattr(self, name)
         if value not in allowed:
             raise UserError(
@@ -93,7 +100,11 @@ class Config:
         return value
 
     def require_read(self, but: tuple[str, ...] = ()) -> None:
-        """UserError if a key was changed from its default and nothing has read it."""
+        """Raises a UserError if a key was changed from its default but never read.
+
+        Args:
+          but: prefixes of keys that need not be read.
+        """
         defaults = dict(flatten(base().to_dict()))
         for path, value in flatten(self._tree):
             changed = path not in defaults or defaults[path] != value
@@ -114,7 +125,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, An
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`; sections of `base()` that have no keys stay as empty ones."""
+    """Inverts `flatten`; open sections without keys become empty dicts."""
     tree: dict[str, Any] = {}
     for section in OPEN_SECTIONS:
         _descend(tree, section.split('.'))
@@ -125,12 +136,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_open(path: str) -> bool:
-    """Whether a key belongs to a section whose keys are checked where they are used."""
+    """Whether a key is in an open section, whose keys are checked where they are used."""
     return path.rsplit('.', 1)[0] in OPEN_SECTIONS
 
 
 def tuples(value: Any) -> Any:
-    """A value with tuples for the lists that JSON made of them."""
+    """Replaces the lists in a value by tuples, which JSON does not have."""
     if isinstance(value, Mapping):
         return {k: tuples(v) for k, v in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""How long something lasts, as a text: '500 steps', '2.5 epochs', '10000 examples' or '5%'."""
+"""Durations as text: '500 steps', '2.5 epochs', '10000 examples' or '5%' of the run."""
 
 import math
 import re
@@ -9,12 +9,12 @@ from jaxtrain.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """What durations are measured by.
+    """The sizes of a run that convert durations to steps.
 
     Attributes:
       steps: length of the run.
-      batch_size: examples in a step.
-      examples: in the training data.
+      batch_size: examples per step.
+      examples: size of the training data.
     """
 
     steps: int
@@ -22,7 +22,7 @@ class Run:
     examples: int
 
     def steps_in(self, count: float, unit: str) -> float:
-        """So many 'steps', 'epochs', 'examples' or '%' of the run, in steps."""
+        """Converts a number of 'steps', 'epochs', 'examples' or '%' of the run to steps."""
         per_unit = {
             'steps': 1.0,
             'epochs': self.examples / self.batch_size,
@@ -33,22 +33,22 @@ class Run:
 
 
 def steps_of(text: str, where: str, run: Run) -> int:
-    """A duration in steps, rounded up.
+    """Converts a duration to steps, rounded up.
 
     Args:
-      text: a number and a unit: step(s), epoch(s), example(s), or % of the run; without, steps.
+      text: a number and a unit: step(s), epoch(s), example(s) or % of the run; steps by default.
       where: the config key, for messages.
-      run: what it is measured by.
+      run: the sizes of the run.
 
     Raises:
       UserError: not a duration.
     """
-    found = re.fullmatch(r'\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(%|(?:step|epoch|example)s?|)\s*', text)
-    if not found:
+    match = re.fullmatch(r'\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(%|(?:step|epoch|example)s?|)\s*', text)
+    if not match:
         raise UserError(
             f"{where}={text!r} is not a duration; write it like '500 steps', '2.5 epochs', "
             "'10000 examples' or '5%'"
         )
-    unit = found[2] if found[2] == '%' else f'{found[2].rstrip("s") or "step"}s'
-    # Not up to the next step for what is a whole number but for rounding.
-    return math.ceil(round(run.steps_in(float(found[1]), unit), 6))
+    unit = match[2] if match[2] == '%' else f'{match[2].rstrip("s") or "step"}s'
+    # Round first, so that 3.0000001 stays 3.
+    return math.ceil(round(run.steps_in(float(match[1]), unit), 6))

@@ -1,7 +1,6 @@
-"""Loads a config file, applies the overrides of the command line, and checks every key.
+"""Loading of config files: runs the file, applies overrides, and checks every key.
 
-Whatever goes wrong is one line: with its number for a line of the file, with its flag for the
-command line.
+Every error is one line, which names the line of the file or the flag on the command line.
 """
 
 import re
@@ -25,8 +24,8 @@ def load(spec: str, overrides: list[str]) -> Config:
     """Loads `FILE.py` or `FILE.py:variant` and applies `--config.key=value` overrides.
 
     Args:
-      spec: path of the config file, and after a colon the argument of its `get_config`.
-      overrides: command line words, each `--config.path=value`.
+      spec: path of the config file, optionally with a colon and the argument of its `get_config`.
+      overrides: command-line arguments, each `--config.path=value`.
 
     Raises:
       UserError: no such file or variant, an error inside the file, an unknown key, a wrong type.
@@ -42,7 +41,7 @@ def load(spec: str, overrides: list[str]) -> Config:
 
 
 def _read(path: str, variant: list[str]) -> ConfigDict:
-    """What the file's get_config returns. UserError, with the line, for an error inside it."""
+    """Returns the result of the file's get_config; an error in it is a UserError with its line."""
     try:
         config = runpy.run_path(path)['get_config'](*variant)
     except UserError:
@@ -55,16 +54,16 @@ def _read(path: str, variant: list[str]) -> ConfigDict:
 
 
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-    """The config with the command line's values, each parsed by the type of its key."""
-    words = {_key(word): word for word in overrides}  # of the words for a key the last one counts
+    """Applies overrides, whose values are parsed according to the type of their key."""
+    words = {_key(word): word for word in overrides}  # the last override of a key counts
     for name in PREPROCESSING:
-        # What parses the values knows no None.
+        # config_flags cannot parse None.
         if words.get(f'data.{name}', '').endswith('=None'):
             config.data[name] = None
             del words[f'data.{name}']
     values, argv = flags.FlagValues(), ['jaxtrain', *words.values()]
     try:
-        # New attributes are those of the open sections; all others have been checked.
+        # New attributes are those of open sections: `_check_overrides` has rejected all others.
         config_flags.DEFINE_config_dict(
             'config',
             config,
@@ -94,7 +93,10 @@ def _key(word: str) -> str:
 
 
 def _check_keys(tree: Mapping[str, Any]) -> None:
-    """A file may build its own ConfigDict; its keys must be those of `base()` all the same."""
+    """Raises a UserError unless the keys are those of `base()`.
+
+    A config file may build a ConfigDict without `base()`.
+    """
     defaults = dict(flatten(base().to_dict()))
     given = dict(flatten(tree))
     for path, value in given.items():
@@ -113,7 +115,7 @@ def _check_keys(tree: Mapping[str, Any]) -> None:
 
 
 def _line(path: str, error: Exception) -> int | str | None:
-    """The line of the config file that an error comes from."""
+    """The line of the config file that raised an error."""
     name = str(Path(path).resolve())
     frames = traceback.extract_tb(error.__traceback__)
     inside = [f.lineno for f in frames if str(Path(f.filename).resolve()) == name]
@@ -123,7 +125,7 @@ def _line(path: str, error: Exception) -> int | str | None:
 def _explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, KeyError) and error.args == ('get_config',):
-        return 'there is no function get_config in it'
+        return 'it does not define the function get_config'
     if 'does not exist and cannot be added' in text:
         key = text.split('"')[1]
         names = [path.rsplit('.', 1)[-1] for path, _ in flatten(base().to_dict())]
@@ -132,12 +134,12 @@ def _explain(error: Exception) -> str:
 
 
 def _wanted_type(message: str) -> str:
-    """What the key of a `--config.key=value` that was refused would take."""
+    """The type that the key of a rejected `--config.key=value` requires, for its message."""
     defaults = dict(flatten(base().to_dict()))
-    found = re.search(r'--config\.([\w.]+)=', message)
-    if not found or found[1] not in defaults:
+    match = re.search(r'--config\.([\w.]+)=', message)
+    if not match or match[1] not in defaults:
         return ''
-    key, default, left_open = found[1], defaults[found[1]], ''
+    key, default, left_open = match[1], defaults[match[1]], ''
     if default is None:
         default, left_open = PREPROCESSING[key.removeprefix('data.')], ', or None'
     return f'; config.{key} is of type {type(default).__name__}, like {default!r}{left_open}'

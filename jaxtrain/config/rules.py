@@ -1,9 +1,9 @@
-"""Path rules: one `(regex, value)` list, and one way to apply it, for every per-parameter setting.
+"""Path rules: a `(regex, value)` list, and one way to apply it, for every per-parameter setting.
 
-A rule matches a path when its regex matches the *whole* path. The first rule that matches wins.
-Every path must be matched, and every rule must win somewhere; only a final `.*` may be left with
-nothing to do, since it says "everything else". Freezing, learning-rate factors, weight decay,
-schedules, clipping and restoring all go through `assign`.
+A rule matches a path if its regex matches the *whole* path; the first rule that matches applies.
+Every path must be matched, and every rule must apply to a path; only a final `.*`, which means
+"everything else", may apply to none. Freezing, learning-rate factors, weight decay, schedules,
+clipping, sharding and restoring all use `assign`.
 """
 
 import re
@@ -26,7 +26,7 @@ def parse(value: Any, where: str, kind: type | tuple[type, ...]) -> Rules:
       kind: the type that every rule's value must have.
 
     Raises:
-      UserError: not a rule list, a value of another type, or a regex that does not compile.
+      UserError: a malformed rule list, a value of another type, or an invalid regex.
     """
     if len(value) == 1 and isinstance(value[0], kind):
         value = ((EVERYTHING, value[0]),)
@@ -52,15 +52,15 @@ def parse(value: Any, where: str, kind: type | tuple[type, ...]) -> Rules:
 
 
 def assign(rules: Rules, paths: Iterable[str], where: str) -> dict[str, Any]:
-    """Path -> value of the first rule that matches it.
+    """Maps each path to the value of the first rule that matches it.
 
     Args:
-      rules: as `parse` returns them.
-      paths: every path that must be covered.
+      rules: the result of `parse`.
+      paths: all paths, each of which must be matched.
       where: the config key, for messages.
 
     Raises:
-      UserError: a path that no rule matches, or a rule that wins nowhere.
+      UserError: a path that no rule matches, or a rule that applies to no path.
     """
     paths = list(paths)
     values: dict[str, Any] = {}
@@ -84,14 +84,14 @@ def assign(rules: Rules, paths: Iterable[str], where: str) -> dict[str, Any]:
 
 
 def winner(rules: Rules, path: str) -> int | None:
-    """Index of the first rule that matches a path, or None."""
+    """Returns the index of the first rule that matches a path, or None."""
     return next((i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, path)), None)
 
 
 def _idle(pattern: str, paths: list[str], where: str) -> str:
     if any(re.fullmatch(pattern, path) for path in paths):
         return (
-            f'{where}: rule {pattern!r} never wins, since earlier rules match all its paths; '
+            f'{where}: rule {pattern!r} never applies, since earlier rules match all its paths; '
             'move it up'
         )
     for wider in (f'{pattern}/.*', f'{pattern}.*', f'.*{pattern}.*'):

@@ -1,19 +1,19 @@
 """The version of a run's random streams, which config.json records beside the config.
 
-Which numbers a run draws is part of what it is: one that resumes must draw on as it began. So
-whoever changes a stream below raises VERSION, keeps the code of the earlier version for runs that
-recorded it, and hands the recorded version from here to where the stream is made.
+The random numbers are part of a run's results, so a run that resumes must continue its streams. To
+change a stream below, increase VERSION, keep the code of the earlier version for runs that recorded
+it, and pass the recorded version from here to the code that makes the stream.
 
-Version 1, of `seed` alone, so that resuming needs the step and nothing else:
+The streams of version 1 depend on `seed` alone, so that resuming needs only the step:
 
-| stream                                   | made by                                              |
-|------------------------------------------|------------------------------------------------------|
-| order of the training examples, by epoch | `data.pipeline.train_indices`, NumPy's PCG64         |
-| random crops, by position in that order  | `data.pipeline.example_numbers` (Philox), `data.crop`|
-| initial parameters, by their paths       | `state.init_variables`, jax.random                   |
-| augmentation, by step and place in list  | `step.learner.Learner`, `data.augment`               |
-| mixup and CutMix, by step                | `step.learner.Learner`, `data.mixing`                |
-| dropout, by step and part of the batch   | `step.learner.Learner`                               |
+| stream                                      | code                                             |
+|---------------------------------------------|--------------------------------------------------|
+| order of the training examples, by epoch    | `data.pipeline.train_indices` (PCG64)            |
+| random crops, by position in that order     | `data.pipeline.example_numbers` (Philox)         |
+| initial parameters, by path                 | `step.state.init_variables` (jax.random)         |
+| augmentation, by step and index in the list | `step.learner.Learner`, `data.on_device.augment` |
+| mixup and CutMix, by step                   | `step.learner.Learner`, `data.on_device.mixing`  |
+| dropout, by step and part of the batch      | `step.learner.Learner`, `step.gradients`         |
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from typing import Any
 from jaxtrain.errors import UserError
 
 VERSION = 1
-# Of runs that recorded none.
+# The version of runs that recorded none.
 FIRST = 1
 
 
 def check(recorded: Mapping[str, Any], workdir: object) -> None:
-    """UserError if a run draws its random numbers in a way that is not known here.
+    """Raises a UserError if a run uses a version of the random streams that is not supported here.
 
     Args:
       recorded: the content of its config.json.
@@ -36,7 +36,7 @@ def check(recorded: Mapping[str, Any], workdir: object) -> None:
     version = recorded.get('streams', FIRST)
     if version not in range(FIRST, VERSION + 1):
         raise UserError(
-            f'--workdir={workdir} draws its random numbers by version {version!r} of the streams, '
-            f'and this jaxtrain knows none later than {VERSION}; resume it with the jaxtrain that '
-            'began it, or a later one, or give another folder'
+            f'--workdir={workdir} uses version {version!r} of the random streams, and this version '
+            f'of jaxtrain supports versions up to {VERSION}; resume the run with the jaxtrain that '
+            'started it, or a later one, or give another folder'
         )

@@ -1,1 +1,1 @@
-"""A run put to use: evaluate, predict, generate, export."""
+"""Use of a trained model: evaluate, predict, generate, export."""

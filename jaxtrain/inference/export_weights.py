@@ -1,6 +1,6 @@
-"""The command export: the weights of a run as safetensors, under the names of another framework.
+"""Export: writes the weights of a run as safetensors, under the names of another framework.
 
-AugReg's names are those of npz files, which timm and big_vision read; they can be written too.
+Weights under the names of AugReg can also be written as npz, which timm and big_vision read.
 """
 
 import dataclasses
@@ -25,21 +25,20 @@ from jaxtrain.weights.stored import of_checkpoint
 
 
 def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
-    """Writes a checkpoint of a run (its moving average, where it kept one) for another framework.
+    """Writes a checkpoint of a run (its moving average, if it has one) for another framework.
 
     Args:
       workdir: the run directory.
       name: 'best', 'last' or a step.
-      origin: whose names and layout; one whose map goes both ways.
-      output: the .safetensors file to write, or for AugReg an .npz.
+      origin: the framework whose names and layout are used; its name map must be invertible.
+      output: the .safetensors file to write, or .npz for AugReg.
 
     Returns:
-      What was written, in a line; it tells too what that framework's usual models compute in
-      another way.
+      A line that reports what was written, and the fields that differ from that framework's models.
 
     Raises:
-      UserError: not a run, a file of another kind, an origin that has no such model, or parameters
-        that it has no names for; nothing is written then.
+      UserError: not a run, an unsupported file type, an origin without such a model, or parameters
+        for which it has no names. Nothing is written then.
     """
     target = Path(output)
     if not target.parent.is_dir():
@@ -50,7 +49,7 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
     if target.suffix not in allowed:
         raise UserError(
             f'--output={target}: weights named as in {origin} are written as '
-            f'{" or ".join(allowed)}; give a file that ends so'
+            f'{" or ".join(allowed)}; give a file with that suffix'
         )
     stored = of_checkpoint(checkpoint_list.find(workdir, name, '--checkpoint'), bundle)
     head = stored.leaves.get('head/logits/kernel')
@@ -58,7 +57,7 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
     parts = {part.path for row in rows for part in row.parts}
     if spare := sorted({*stored.leaves} ^ parts):
         raise UserError(
-            f'{workdir}: {origin} has no place for {len(spare)} parameters of this model, first '
+            f'{workdir}: {origin} has no names for {len(spare)} parameters of this model, first '
             f'{spare[0]}; choose another --origin'
         )
     leaves = stored.read(on_mesh(dict(stored.leaves), make_mesh()))
@@ -72,7 +71,7 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
 
 
 def encoded(rows: tuple[Row, ...], values: Mapping[str, np.ndarray], suffix: str) -> bytes:
-    """A file of our arrays by path, under the names of a map: '.safetensors' or '.npz'."""
+    """Encodes arrays by path as a '.safetensors' or '.npz' file with the names in `rows`."""
     arrays: dict[str, Any] = {
         row.theirs: np.ascontiguousarray(to_theirs(row, values)) for row in rows
     }
@@ -84,7 +83,7 @@ def encoded(rows: tuple[Row, ...], values: Mapping[str, np.ndarray], suffix: str
 
 
 def _module(origin: str, model: str) -> ModuleType:
-    """The map of an origin that knows models of this kind."""
+    """The module of an origin that has a name map for this model."""
     if origin not in EXPORTS:
         raise UserError(
             f'--origin={origin!r} is not known{nearest(origin, EXPORTS)}; '
@@ -97,13 +96,15 @@ def _module(origin: str, model: str) -> ModuleType:
 
 
 def _otherwise(module: ModuleType, fields: Mapping[str, Any]) -> str:
-    """What no key tells a reader: fields that all models of the origin have in another way."""
+    """Reports fields that no array shows and that differ from all models of the origin."""
     kind = fields['name']
     known = [each for each in module.MODELS.values() if each['name'] == kind]
     defaults = {f.name: f.default for f in dataclasses.fields(MODELS[kind])}
-    found = [
+    differing = [
         f'{name}={fields[name]!r}'
         for name in dict.fromkeys((*fixed_fields(kind), 'pool'))
         if name in fields and fields[name] not in [m.get(name, defaults[name]) for m in known]
     ]
-    return f'; it computes with {", ".join(found)}, which must be set there too' if found else ''
+    if not differing:
+        return ''
+    return f'; it computes with {", ".join(differing)}, which must be set there too'

@@ -1,9 +1,9 @@
-"""Text generation: tokens that a causal model (models/gpt.py) adds to prompts, one after the other.
+"""Text generation: a causal model (models/gpt.py) continues prompts, one token at a time.
 
-Prompts of different lengths share a batch and are filled up on the *right*, with any token. Each
-row goes on at its own position: a token's place is what it would be in a batch of its own, no key
-behind a token is seen by it, and the keys of the filling are overwritten one by one. So there is no
-padding token, and no mask of one.
+Prompts of different lengths share a batch and are padded on the *right*, with any token. Each row
+continues at its own position: a token has the position that it would have in a batch of its own, it
+attends to no later key, and the keys of the padding are overwritten one by one. So there is no
+padding token, and no mask for it.
 """
 
 import functools
@@ -28,29 +28,29 @@ def generate(
     top_p: float = 1.0,
     stop: int = -1,
 ) -> jax.Array:
-    """The tokens that follow prompts, with keys and values kept from step to step.
+    """Continues prompts, with a cache of keys and values.
 
-    One program is compiled for the shapes and for each choice of the numbers; the prompts as a
-    whole take one step, every new token one more, until all rows have stopped.
+    One program is compiled for each combination of shapes and sampling settings. One step processes
+    the whole prompts, and one more step each new token, until all rows have stopped.
 
     Args:
-      model: with the methods `features` and `logits` of `models.gpt.GPT`.
+      model: has the methods `features` and `logits` of `models.gpt.GPT`.
       variables: {'params': ...}.
-      prompts: int32 [batch, length], those that are shorter filled up on the right.
-      lengths: int32 [batch], how many tokens of each row are the prompt; at least 1.
-      new_tokens: how many to add.
-      key: for the choice of tokens; it does not matter where temperature is 0.
-      temperature: logits are divided by it; 0 always takes the most probable token.
-      top_k: choose among so many of the most probable tokens; 0 chooses among all.
-      top_p: choose among the most probable tokens that together have this probability.
-      stop: a token after which a row goes no further; -1 has none.
+      prompts: int32 [batch, length], padded on the right.
+      lengths: int32 [batch], number of tokens of each prompt; at least 1.
+      new_tokens: number of tokens to add.
+      key: seeds the sampling; unused if temperature is 0.
+      temperature: divides the logits; 0 always takes the most probable token.
+      top_k: sample from this many most probable tokens; 0 samples from all.
+      top_p: sample from the most probable tokens that together have this probability.
+      stop: the token that ends a row; -1 for none.
 
     Returns:
-      int32 [batch, new_tokens]: what follows each prompt, the stop token included and repeated to
-      the end of the row.
+      int32 [batch, new_tokens]: the continuation of each prompt, including the stop token, which is
+      repeated to the end of the row.
 
     Raises:
-      UserError: more tokens than the model's context, a length that is not of its prompt, or a
+      UserError: more tokens than the model's context, a length that does not fit its prompt, or a
         number out of range.
     """
     batch, length = prompts.shape
@@ -98,7 +98,7 @@ def _generate(model, variables, prompts, lengths, new_tokens, key, temperature, 
 def choose(
     key: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float
 ) -> jax.Array:
-    """One token per row, int32 [batch], from logits [batch, outputs]; see `generate`."""
+    """Samples one token per row, int32 [batch], from logits [batch, outputs]; see `generate`."""
     if not temperature:
         return logits.argmax(-1).astype(jnp.int32)
     logits = restrict(logits / temperature, top_k, top_p)
@@ -106,9 +106,9 @@ def choose(
 
 
 def restrict(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """The logits [..., outputs] with -inf for tokens that may not be chosen: first all but the
-    `top_k` largest, then all but the fewest that together have the probability `top_p` of what is
-    left (Holtzman et al. 2019, arXiv:1904.09751). Tokens as probable as the last one stay too.
+    """Sets the logits [..., outputs] of tokens that must not be sampled to -inf: first all but the
+    `top_k` largest, then all but the fewest that together have the share `top_p` of the remaining
+    probability (Holtzman et al. 2019, arXiv:1904.09751). Ties with the last token are kept.
     """
     if 0 < top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, top_k)[0][..., -1:]

@@ -1,7 +1,7 @@
-"""The command predict: what a run makes of images or texts, or how it goes on with prompts.
+"""Prediction: applies a trained model to images or texts, or continues prompts.
 
-Every line of predictions.jsonl has `file`, as it was named or found under a folder that was; a text
-that is one of several in a file has its `line` too.
+Every line of predictions.jsonl has `file`, the path as it was given or found in a given folder; a
+text from a list also has its `line`.
 """
 
 import json
@@ -38,7 +38,7 @@ from jaxtrain.weights.stored import of_checkpoint
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a language model goes on; see `generate.generate`."""
+    """Settings of a language model's continuation; see `generate.generate`."""
 
     new_tokens: int = 64
     temperature: float = 1.0
@@ -49,7 +49,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class _Text:
-    """A text and where it stands: {'file': ...}, and {'line': ...} in a list."""
+    """A text and its place: {'file': ...}, with 'line' too if it is from a list."""
 
     place: dict[str, Any]
     content: str
@@ -63,21 +63,21 @@ def predict(
     workdir: str, paths: list[str], name: str, output: str, on_bad_image: str, top: int,
     sampling: Sampling = Sampling(),
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes what a checkpoint of a run says, one JSON object a line.
+    """Writes the predictions of a checkpoint, one JSON object per line.
 
-    What a line has besides the place is declared by the task: of classes `class`, `probability` and
-    `probabilities`, the `top` highest by class. Of texts by a sentence encoder without a head it
-    has `embedding`, of length 1; by a language model `text`, what follows the prompt.
+    The task declares the keys of a line besides the place. A classifier has `class`, `probability`
+    and `probabilities` (the `top` highest, by class); a sentence encoder without a head has
+    `embedding`, a vector of norm 1; a language model has `text`, the continuation of the prompt.
 
     Args:
       workdir: the run directory.
-      paths: images or texts, and folders that are searched for them. A text is a file, or a line of
-        a list (.csv or .jsonl with a column `text`).
+      paths: images or texts, or folders to search for them. A text is a file, or a line of a list
+        (.csv or .jsonl with a column `text`).
       name: 'best', 'last' or a step.
       output: the file to write; '' for predictions.jsonl in the run directory.
-      on_bad_image: 'error', or 'skip' to leave out what cannot be read.
-      top: classes to list for each.
-      sampling: of a language model.
+      on_bad_image: 'error', or 'skip' to leave out images that cannot be read.
+      top: number of classes to list per example.
+      sampling: settings of a language model's continuation.
 
     Returns:
       {'step', 'output', 'unit', 'predictions': [...], 'skipped': [...]}, and in 'columns' the keys
@@ -119,7 +119,7 @@ def predict(
 def _of_images(
     record: Record, folder: Path, files: list[str], skips: bool, top: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """(a line for each image, the files that are left out)."""
+    """Returns (a line for each image, the files that are left out)."""
     require_head(record)
     data = record.cfg.data
     height, width, channels = shape = record.inputs.shape
@@ -133,17 +133,17 @@ def _of_images(
             if not skips:
                 raise
             bad.add(index)
-            return np.zeros(shape, np.uint8)  # what is said of it is left out below
+            return np.zeros(shape, np.uint8)  # its prediction is left out below
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        found = [read(i) for i in indices.tolist()]
-        return {'image': np.stack(found), 'label': np.zeros(len(found), np.int32)}
+        images = [read(i) for i in indices.tolist()]
+        return {'image': np.stack(images), 'label': np.zeros(len(images), np.int32)}
 
     source = Source(fetch, len(files), classified_image(*shape), 'image', record.classes)
-    found = _predicted(record, folder, source, top)
+    predictions = _predicted(record, folder, source, top)
     lines = [
         {'file': file, **line}
-        for i, (file, line) in enumerate(zip(files, found, strict=True))
+        for i, (file, line) in enumerate(zip(files, predictions, strict=True))
         if i not in bad
     ]
     skipped = [files[i] for i in sorted(bad)]
@@ -155,7 +155,7 @@ def _of_images(
 def _of_texts(
     record: Record, folder: Path, texts: list[_Text], top: int, sampling: Sampling
 ) -> tuple[str, list[dict[str, Any]]]:
-    """(what they are called, a line for each)."""
+    """Returns (the unit for messages, a line for each text)."""
     if task_of(record.cfg).prediction is None:
         return 'prompts', _continued(record, folder, texts, sampling)
     for text in texts:
@@ -166,24 +166,24 @@ def _of_texts(
     source = text_source(contents, [0] * len(texts), record.classes or ('',), tokenizer, length)
     if not record.has_head:
         rows = _embeddings(record, folder, source)
-        found = [{'embedding': row.tolist()} for row in rows]
+        predictions = [{'embedding': row.tolist()} for row in rows]
     else:
-        found = _predicted(record, folder, source, top)
-    return 'texts', [{**t.place, **line} for t, line in zip(texts, found, strict=True)]
+        predictions = _predicted(record, folder, source, top)
+    return 'texts', [{**t.place, **line} for t, line in zip(texts, predictions, strict=True)]
 
 
 def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[dict[str, Any]]:
-    """What the task's prediction has to say of each example."""
-    found = load(record.cfg, folder, source)
-    arrays = apply(record.cfg, found.state, found.learner.predict_step(), source)
-    prediction = found.learner.task.prediction
-    assert prediction is not None  # such a task continues prompts instead
+    """The prediction for each example, as the task declares it."""
+    trained = load(record.cfg, folder, source)
+    arrays = apply(record.cfg, trained.state, trained.learner.predict_step(), source)
+    prediction = trained.learner.task.prediction
+    assert prediction is not None  # tasks without one continue prompts instead
     rows = ({name: array[i] for name, array in arrays.items()} for i in range(len(source)))
     return [prediction.line(row, source.classes, top) for row in rows]
 
 
 def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
-    """float32 [texts, width], of length 1, by a model that has no head."""
+    """Embeddings of norm 1 by a model without a head, float32 [texts, width]."""
     model, shapes = make_network(record.cfg.model, 1, source.model_input)
     if not hasattr(model, 'embed'):
         require_head(record)
@@ -204,8 +204,8 @@ def _continued(
     tokenizer = open_tokenizer(record.cfg.data.tokenizer)
     features = continued_tokens(*record.inputs.shape)
     source = Source(_nothing, len(texts), features, 'tokens', tokenizer=tokenizer)
-    found = load(record.cfg, folder, source)
-    model, variables = found.learner.model, {'params': found.state.params}
+    trained = load(record.cfg, folder, source)
+    model, variables = trained.learner.model, {'params': trained.state.params}
     prompts = tokenizer.pieces([text.content for text in texts])
     for text, prompt in zip(texts, prompts, strict=True):
         if not prompt and tokenizer.end < 0:
@@ -213,14 +213,14 @@ def _continued(
         if len(prompt) + sampling.new_tokens > model.context:
             raise UserError(
                 f'{text} has {len(prompt)} tokens, which with --new_tokens={sampling.new_tokens} '
-                f'are more than the {model.context} that the model sees; shorten either'
+                f'are more than the {model.context} of its context; shorten either'
             )
     prompts = [prompt or [tokenizer.end] for prompt in prompts]
     longest = max(map(len, prompts))
     size = min(record.cfg.eval_batch_size or record.cfg.batch_size, len(prompts))
     lines = []
     for start in range(0, len(prompts), size):
-        # The last batch is filled up by repeating, so that one program serves all.
+        # The last batch is padded by repetition, so that all batches use one program.
         rows = [prompts[min(i, len(prompts) - 1)] for i in range(start, start + size)]
         tokens = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
         lengths = np.array(list(map(len, rows)), np.int32)
@@ -231,8 +231,8 @@ def _continued(
         )  # fmt: skip
         for text, row in zip(texts[start : start + size], np.asarray(out).tolist(), strict=False):
             kept = row[: row.index(tokenizer.end)] if tokenizer.end in row else row
-            said = {'text': tokenizer.decode(kept), 'tokens': len(kept)}
-            lines.append({**text.place, 'prompt': text.content, **said})
+            added = {'text': tokenizer.decode(kept), 'tokens': len(kept)}
+            lines.append({**text.place, 'prompt': text.content, **added})
     return lines
 
 
@@ -241,23 +241,23 @@ def _nothing(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str
 
 
 def _find_texts(record: Record, paths: Sequence[str]) -> list[_Text]:
-    """The texts in files, lists, and folders of files.
+    """Reads the texts in files, lists, and folders of files.
 
     Raises:
       UserError: a path that does not exist, or a folder or list without texts.
     """
-    found = []
+    texts: list[_Text] = []
     for path in paths:
         path = os.path.expanduser(path)
         if os.path.isdir(path):
             names = text_files(path, record.cfg.data.pattern)
-            found += [_file(os.path.join(path, name)) for name in names]
+            texts += [_file(os.path.join(path, name)) for name in names]
         elif os.path.splitext(path)[1].lower() in SUFFIXES:
             rows = read_list(path, 'text', labelled=False, key='PATH')
-            found += [_Text({'file': path, 'line': row.line}, row.content) for row in rows]
+            texts += [_Text({'file': path, 'line': row.line}, row.content) for row in rows]
         else:
-            found.append(_file(path))
-    return found
+            texts.append(_file(path))
+    return texts
 
 
 def _file(path: str) -> _Text:

@@ -1,4 +1,4 @@
-"""A finished or unfinished run put to use: its checkpoint on the devices, and `evaluate`."""
+"""A trained model: the checkpoint of a run, on the devices, and its evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ from jaxtrain.weights.stored import of_checkpoint
 
 @dataclass(frozen=True)
 class Record:
-    """What a run directory says of its run.
+    """What a run directory records about its run.
 
     Attributes:
-      workdir: the folder.
-      cfg: the run's config; its tokenizer is the copy in the folder.
-      classes: class names by output, () without a head or without labels.
-      inputs: what the model is given of an example.
-      has_head: whether the run's model has one.
+      workdir: the run directory.
+      cfg: the run's config; its tokenizer is the copy in the run directory.
+      classes: class names by output, () without a head or without class labels.
+      inputs: the feature that the model reads.
+      has_head: whether the model has a head.
     """
 
     workdir: str
@@ -51,8 +51,8 @@ class Trained:
     """A checkpoint of a run, on the devices.
 
     Attributes:
-      learner: what the run's step was made of.
-      state: params (the moving average, where the run kept one) and model_state; the rest is None.
+      learner: the run's learner.
+      state: params (the moving average, if the run has one) and model_state; the rest is empty.
     """
 
     learner: Learner
@@ -60,15 +60,15 @@ class Trained:
 
 
 def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run, opening nothing but that split.
+    """Evaluates a checkpoint of a run; opens no split but the one that is evaluated.
 
     Args:
       workdir: the run directory.
-      split: 'train', 'val' or 'test' for the run's own splits, or any other of its data set.
+      split: 'train', 'val' or 'test' for the splits of the run, or any other of its data set.
       name: 'best', 'last' or a step.
 
     Returns:
-      {'split', 'step', 'examples', 'metrics': {name: mean}}.
+      {'split', 'step', 'examples', 'metrics': {name: value}}.
 
     Raises:
       UserError: not a run, no such checkpoint, or no such split.
@@ -79,44 +79,45 @@ def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
     limit = cfg.data.limit if split == 'train' else 0
     split = named.get(split) or split
     source = open_source(cfg.data, split, '--split', limit, record.classes)
-    found = load(cfg, folder, source)
-    values = apply(cfg, found.state, found.learner.eval_step(), source)
+    trained = load(cfg, folder, source)
+    values = apply(cfg, trained.state, trained.learner.eval_step(), source)
     return {
         'split': split,
         'step': int(folder.name),
         'examples': len(source),
-        'metrics': found.learner.task.summarize(values),
+        'metrics': trained.learner.task.summarize(values),
     }
 
 
 def read_record(workdir: str) -> Record:
-    """What config.json and the files beside it say. UserError if the folder is not a run."""
-    found = run.read_config(workdir)
-    cfg, data = Config.from_json(found['config']), found.get('data', {'classes': (), 'shape': ()})
-    if own := bundle.beside(storage.path(workdir)):
-        cfg = cfg.replace(data__tokenizer=own)
+    """Reads config.json and the files beside it. UserError if the folder is not a run."""
+    content = run.read_config(workdir)
+    cfg = Config.from_json(content['config'])
+    data = content.get('data', {'classes': (), 'shape': ()})
+    if tokenizer := bundle.beside(storage.path(workdir)):
+        cfg = cfg.replace(data__tokenizer=tokenizer)
     has_head = bool(data['classes']) or not task_of(cfg).has_classes
     inputs = input_feature(cfg.data, tuple(data['shape']))
     return Record(workdir, cfg, tuple(data['classes']), inputs, has_head)
 
 
 def require_head(record: Record) -> Record:
-    """The record; UserError if the run holds weights without a head."""
+    """Returns the record, or raises a UserError if the model has no head."""
     if not record.has_head:
         raise UserError(
-            f'{record.workdir!r} has no classes: it holds weights without a top; train a head on '
-            'them first, with config.init_from'
+            f'{record.workdir!r} has no classes: its weights have no head; train a head on them '
+            'first, with config.init_from'
         )
     return record
 
 
 def load(cfg: Config, folder: Path, source: Source) -> Trained:
-    """The checkpoint in a folder, for examples as those of the source."""
+    """Loads the checkpoint in a folder, for examples with the features of the source."""
     learner = make_learner(cfg, source)
     variables: tuple[Any, Any] = on_mesh(learner.variables, make_mesh())
     plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
     params, model_state = from_paths(restore.read(plan, *variables), *variables)
-    # The plan has put the moving average in its place already, where the run kept one.
+    # If the run has a moving average, the restore plan has already loaded it as params.
     state = TrainState(
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}
     )
@@ -124,16 +125,16 @@ def load(cfg: Config, folder: Path, source: Source) -> Trained:
 
 
 def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, np.ndarray]:
-    """What a step `(state, batch) -> values per example` gives for all of a source."""
+    """Applies a step `(state, batch) -> values per example` to all examples of a source."""
     mesh = make_mesh()
     batch_size = cfg.eval_batch_size or cfg.batch_size
     check_batch_size('eval_batch_size', batch_size, mesh.size)
-    # No larger than a few examples need, of which each device takes as many.
+    # At most as large as the source requires, and divisible by the number of devices.
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     batch = abstract_batch(source.features, batch_size, mesh)
     compiled = compile_step(step, jax.tree.map(_abstract, state), batch, mesh)
     values = per_example(compiled, state, source, batch_size, mesh)
-    assert values is not None  # nothing asks it to stop
+    assert values is not None  # it was given no function that stops it
     return values
 
 

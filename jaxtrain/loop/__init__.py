@@ -1,1 +1,1 @@
-"""The training loop: what a config stands for, and the outline of a run."""
+"""The training loop: a checked config as a job, and the outline of a run."""

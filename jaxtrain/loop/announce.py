@@ -1,4 +1,4 @@
-"""What a run says of itself before its first compile and at its end."""
+"""What a run prints before its first compile and at its end."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ def describe(job: Job, session: Session) -> None:
             f'{" ..." if len(skipped) > 3 else ""}'
         )
     if cut := job.train.cut:
-        terminal.say(f'cut {cut:,} texts that are longer than {job.train.shape[0]} tokens')
+        terminal.say(f'truncated {cut:,} texts that are longer than {job.train.shape[0]} tokens')
     if job.start.plan:
         terminal.say(job.start.plan.summary())
     if session.clock.step:
@@ -40,9 +40,9 @@ def describe(job: Job, session: Session) -> None:
 
 
 def say_result(result: dict[str, Any], terminal: Terminal) -> None:
-    """Prints the metrics, and the seconds by phase."""
+    """Prints the metrics and the seconds by phase."""
     for split, values in result['metrics'].items():
-        said = ', '.join(f'{name} {number(value)}' for name, value in values.items())
-        terminal.say(f'{split} at step {result["best_step"]}: {said}')
+        metrics = ', '.join(f'{name} {number(value)}' for name, value in values.items())
+        terminal.say(f'{split} at step {result["best_step"]}: {metrics}')
     seconds = {k: round(v, 1) for k, v in result['seconds'].items()}
     terminal.say(f'seconds: {json.dumps(seconds)[1:-1].replace(chr(34), "")}')

@@ -1,4 +1,4 @@
-"""What happens after which step, and on which data: the loop's part of the config."""
+"""The cadence: what is due after which step, and on which data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,16 +18,17 @@ from jaxtrain.tasks.tasks import best_metric
 
 @dataclass(frozen=True)
 class Cadence:
-    """All of it is a function of the step, so a run that resumes does the same as one that did not.
+    """The loop's settings. What is due depends on the step alone, so that a run that resumes does
+    the same as one that was not interrupted.
 
     Attributes:
       steps: length of the run.
-      unit: examples in what log_every, eval_every and save_every count: a step or an epoch.
+      unit: examples in the unit of log_every, eval_every and save_every: a step or an epoch.
       log_every, eval_every, save_every: in units; 0 means only at the end.
-      steps_per_call: how many steps one call of the compiled program takes, where it can.
+      steps_per_call: steps in one call of the compiled program, unless something is due earlier.
       profile: first and last step to trace.
-      best_metric: of val, which decides what checkpoint is the best.
-      budgets: seconds by phase, without those that may take for ever.
+      best_metric: the val metric that decides which checkpoint is the best.
+      budgets: seconds by phase, without phases that have no limit.
       val, test: sources to evaluate on, or None.
     """
 
@@ -63,13 +64,13 @@ class Cadence:
         return step == self.steps or self._due(step, self.save_every)
 
     def calls(self, first: int) -> np.ndarray:
-        """Where the calls of the compiled program begin, and where the last one ends.
+        """The steps after which the calls of the compiled program begin, and the last one ends.
 
-        A call takes `steps_per_call` steps, or a single one where something is due before so many
-        are done: two programs at most.
+        A call takes `steps_per_call` steps, or a single one if something is due before that many
+        are done. So at most two programs are compiled.
 
         Args:
-          first: steps done.
+          first: number of finished steps.
 
         Returns:
           int64 [calls + 1]: call `i` takes the steps from element `i` to element `i + 1`.
@@ -95,8 +96,15 @@ class Cadence:
 
 
 def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_source) -> Cadence:
-    """Reads and checks the loop's keys; `opens` opens the data to evaluate on. UserError for a key
-    out of range or a split that is wrong.
+    """Reads and checks the config keys of the loop.
+
+    Args:
+      cfg: the config.
+      job: the job, for the length of the run and the batch shards.
+      opens: opens the data to evaluate on.
+
+    Raises:
+      UserError: a key that is out of range, or a split that cannot be opened.
     """
     least = {
         'log_every': 1, 'eval_every': 0, 'save_every': 0, 'eval_batch_size': 0, 'keep': 1,
@@ -140,10 +148,10 @@ def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_sour
 
 
 def _budgets(cfg: Config) -> dict[str, float]:
-    """Seconds by phase of the clock. UserError for one below 0."""
-    found = {name: getattr(cfg.budgets, name) for name in ('restore', 'compile', 'eval', 'save')}
-    for name, seconds in (('step', cfg.budgets.step), *found.items()):
+    """The limit of each phase of the clock, in seconds, without those of 0 (no limit)."""
+    budgets = {name: getattr(cfg.budgets, name) for name in ('restore', 'compile', 'eval', 'save')}
+    for name, seconds in (('step', cfg.budgets.step), *budgets.items()):
         if seconds < 0:
-            raise UserError(f'config.budgets.{name}={seconds} must be at least 0 (for ever)')
-    found |= {'train': cfg.budgets.step, 'data_wait': cfg.budgets.step}
-    return {name: seconds for name, seconds in found.items() if seconds}
+            raise UserError(f'config.budgets.{name}={seconds} must be at least 0 (no limit)')
+    budgets |= {'train': cfg.budgets.step, 'data_wait': cfg.budgets.step}
+    return {name: seconds for name, seconds in budgets.items() if seconds}

@@ -1,6 +1,6 @@
-"""A job: all that a config stands for, built and checked before any array is allocated.
+"""A job: a checked config, built before any array is allocated.
 
-`train`, `evaluate`, `inspect` and `compare` all start here, so they agree on what a config means.
+`train`, `inspect`, `plan` and `compare` all start from a job, so they agree on what a config means.
 """
 
 import math
@@ -40,7 +40,7 @@ class Start:
 
     Attributes:
       plan: the restore plan; None for random parameters, and for a run that resumes.
-      resumes: whether the run goes on from a checkpoint of its own.
+      resumes: whether the run continues from a checkpoint of its own.
     """
 
     plan: restore.Plan | None
@@ -52,15 +52,15 @@ class Job:
     """The parts of a run.
 
     Attributes:
-      cfg: the config with nothing left open.
-      config: the same as a plain dict, model defaults filled in.
+      cfg: the config with no key left open.
+      config: the same as a plain dict, with the defaults of the model.
       regime: 'scratch', 'full' or 'finetune'.
       train: the training examples.
       steps: length of the run.
-      learner, optimizer: what the step is made of.
-      layout: how it lies on the devices.
-      start: what it starts from.
-      abstract: the TrainState's shapes, dtypes and shardings.
+      learner, optimizer: the parts of the train step.
+      layout: mesh and shardings.
+      start: what the run starts from.
+      abstract: shapes, dtypes and shardings of the TrainState.
     """
 
     cfg: Config
@@ -79,19 +79,19 @@ class Job:
         return self.learner.train_step(_update(self.cfg, self.optimizer), self.layout.replicas)
 
     def eval_step(self):
-        # It is compiled by jit whatever the train step is compiled by.
+        # jit compiles it even if pmap compiles the train step.
         return self.learner.eval_step(make_replicas(self.layout.mesh, 'jit'))
 
     def program(self, steps: int = 1) -> tuple:
-        """Arguments of `trace_step` and `compile_train_step`, for so many steps in a call."""
+        """Arguments of `trace_step` and `compile_train_step`, for `steps` steps per call."""
         step = self.train_step() if steps == 1 else several_steps(self.train_step())
         mesh, features = self.layout.mesh, self.train.features
         batch = meshes.abstract_batch(features, self.cfg.batch_size, mesh, steps)
         return step, self.abstract, batch, mesh, self.layout.parallel
 
     def model_flops(self) -> float:
-        """Floating point operations of a train step over all devices, as MFU is defined: of
-        products of matrices and convolutions, without what is computed anew to save memory.
+        """Floating point operations of a train step over all devices, as MFU defines them: those of
+        matrix products and convolutions, without what is recomputed to save memory.
         """
         if hasattr(self.learner.model, 'remat'):
             model = self.learner.model.clone(remat='none')
@@ -99,7 +99,7 @@ class Job:
         return flops.of_jaxpr(trace_step(*self.program()).jaxpr).matmul
 
     def data(self) -> dict[str, Any]:
-        """What the training data is, for config.json; a run resumes with no other."""
+        """Describes the training data, for config.json; a run cannot resume with other data."""
         return {
             'classes': list(self.train.classes),
             'shape': list(self.train.shape),
@@ -123,7 +123,7 @@ class Job:
         return table(self.abstract.params, settings)
 
     def sizes(self) -> dict[str, int]:
-        """Counts and bytes for result.json."""
+        """Parameter counts and bytes, for result.json."""
         trainable, _ = self.learner.part.split(self.abstract.params)
         return {
             'params_total': partition.count(self.abstract.params),
@@ -143,18 +143,18 @@ def make_job(
 
     Args:
       cfg: the config.
-      resumes: the run has a checkpoint of its own, so what it started from is not looked at again
-        (it may be gone).
-      workdir: of a run that resumes: its config.json tells what the config left open.
-      devices: to compile for; () for those at hand.
-      opens: what opens the training data.
+      resumes: whether the run has a checkpoint of its own. Then the weights that it started from
+        are not opened again (they may have been deleted).
+      workdir: the directory of a run that resumes, whose config.json resolves keys left open.
+      devices: devices to compile for; () for those of this machine.
+      opens: opens the training data.
 
     Raises:
-      UserError: anything wrong with the config, the data or the checkpoint to start from.
+      UserError: anything wrong with the config, the data or the weights to start from.
     """
     stored = _open_weights(cfg, resumes)
-    theirs = stored.bundle if stored else None
-    cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, theirs)
+    settings = stored.bundle if stored else None
+    cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, settings)
     axes, parallel = cfg.mesh, cfg.choose('parallel', PARALLEL)
     mesh = meshes.make_mesh((axes.data, axes.fsdp, axes.tensor), devices)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
@@ -190,10 +190,10 @@ def make_job(
 
 
 def first_state(job: Job, seed: int) -> TrainState:
-    """The state before the first step, on the mesh: loaded where the plan says so, else fresh.
+    """The state before the first step, on the mesh: loaded by the restore plan, or initialised.
 
-    What the plan loads is never initialised: the program below returns the other leaves alone, so
-    the compiler leaves the rest out.
+    Leaves that the plan loads are never initialised: the program below returns only the others, so
+    that the compiler removes the rest.
     """
     plan, abstract = job.start.plan, job.abstract
     inputs = abstract_inputs(job.train.model_input)
@@ -214,7 +214,7 @@ def first_state(job: Job, seed: int) -> TrainState:
     variables = partition.from_paths(leaves, abstract.params, abstract.model_state)
     update, part = _update(job.cfg, job.optimizer), job.learner.part
 
-    # What there is already stays out of the program, which would copy it.
+    # Parameters and model state are no outputs of the program, which would copy them.
     def others(variables: tuple[Any, Any], seed: jax.Array) -> TrainState:
         return init_state(variables, seed, update, part).replace(params={}, model_state={})
 
@@ -226,11 +226,13 @@ def first_state(job: Job, seed: int) -> TrainState:
 
 
 def _open_weights(cfg: Config, resumes: bool) -> Stored | None:
-    """The weights in `config.init_from`, not read yet; None without them, or if the run resumes."""
+    """Opens the weights in `config.init_from` without reading them; None if the run resumes or
+    starts from random parameters.
+    """
     if not cfg.init_from:
         return None
     restoring, name = cfg.restore, cfg.init_checkpoint
-    # A run that resumes does not use these keys, but may give them.
+    # A run that resumes does not use these keys, but may set them, so they count as read.
     _, origin, model = restoring.rules, restoring.origin, restoring.model
     return None if resumes else open_stored(cfg.init_from, name, origin, model)
 
@@ -240,8 +242,8 @@ def _update(cfg: Config, optimizer: Optimizer) -> Update:
 
 
 def _check_accumulate(cfg: Config, shares: int, has_norms: bool) -> None:
-    """UserError unless the parts of a batch can be shared by the devices, and padded if they are
-    not even.
+    """Raises a UserError unless devices can share the parts of a batch evenly, and the last part
+    may be padded if it is smaller.
     """
     parts, batch = cfg.accumulate, cfg.batch_size
     if not 1 <= parts <= batch:

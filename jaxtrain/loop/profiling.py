@@ -1,7 +1,7 @@
-"""A trace of some steps: what host and devices did when, for Perfetto or XProf.
+"""Profiling: a trace of some steps on host and devices, for Perfetto or XProf.
 
-It lies in RUN/profile/plugins/profile/TIME: `perfetto_trace.json.gz` opens in Perfetto's viewer
-(ui.perfetto.dev), `*.xplane.pb` in XProf.
+The trace is in RUN/profile/plugins/profile/TIME: `perfetto_trace.json.gz` opens in Perfetto's
+viewer (ui.perfetto.dev), `*.xplane.pb` in XProf.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +14,7 @@ from jaxtrain.errors import UserError
 
 
 def check_profile(value: tuple, steps: int) -> tuple[int, int] | None:
-    """`config.profile` as (first, last) step; None for none.
+    """Returns `config.profile` as (first, last) step, or None if it is empty.
 
     Raises:
       UserError: not two steps of the run, in order.
@@ -25,16 +25,16 @@ def check_profile(value: tuple, steps: int) -> tuple[int, int] | None:
     if not whole or not 1 <= value[0] <= value[1] <= steps:
         raise UserError(
             f'config.profile={value!r} must be (first, last) of the steps 1 to {steps}, as in '
-            f'({min(10, steps)}, {min(20, steps)}), or () for none'
+            f'({min(10, steps)}, {min(20, steps)}), or () to trace nothing'
         )
     return value[0], value[1]
 
 
 class Trace(AbstractContextManager):
-    """Traces the calls in which the steps lie; a context, so that what is traced is always written.
+    """Traces the calls that take these steps; a context, so that the trace is always written.
 
     Args:
-      folder: where to write; the run's `profile`.
+      folder: folder to write to, `profile` in the run directory.
       steps: first and last step to trace, or None.
     """
 
@@ -47,18 +47,18 @@ class Trace(AbstractContextManager):
         self._stop()
 
     def before(self, step: int, last: int) -> None:
-        """To be called when `step` is done, before the steps up to `last` are handed over."""
+        """Must be called when `step` is done, before the steps up to `last` are dispatched."""
         if not self._steps or last < self._steps[0]:
             return
         if not self._running:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._running = True
-        # So XProf tells the steps apart.
+        # XProf groups events by this step number.
         self._call = jax.profiler.StepTraceAnnotation('train', step_num=step)
         self._call.__enter__()
 
     def after(self, step: int, outputs: Any) -> None:
-        """To be called when they are handed over, with what they will have returned."""
+        """Must be called when these steps are dispatched, with their outputs."""
         if not self._running or self._steps is None:
             return
         self._call.__exit__(None, None, None)

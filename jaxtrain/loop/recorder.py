@@ -1,5 +1,5 @@
-"""What metrics become on their way: averages over windows of steps, lines of metrics.jsonl, rows on
-the terminal, and the history that says which checkpoint is the best so far.
+"""The recorder of metrics: it averages them over windows of steps, writes them to metrics.jsonl and
+the terminal, and keeps the history that decides which checkpoint is the best so far.
 """
 
 import functools
@@ -19,9 +19,9 @@ from jaxtrain.loop.session import Session
 from jaxtrain.runs import metric
 from jaxtrain.terminal import number
 
-# Calls that may be under way: enough to hide the host's work, few enough to stop at once.
+# Calls in flight: enough to hide the work of the host, few enough to stop soon.
 IN_FLIGHT = 4
-# Numbers that say how fast a run was, and so differ when it is run again; all others are the same.
+# Metrics of speed, which differ when a run is repeated; all others are the same.
 TIMES = (
     'steps_per_s',
     'examples_per_s',
@@ -35,13 +35,13 @@ TIMES = (
 
 @dataclass(frozen=True)
 class Work:
-    """What a step is worth.
+    """The amount of work in a step.
 
     Attributes:
       unit: what is counted, 'examples' or 'tokens'.
-      count: of them in a step.
+      count: number of units in a step.
       flops: floating point operations of a step, over all devices.
-      peak: of all devices together, per second in bfloat16; 0 where it is not known.
+      peak: peak rate of all devices together, in bfloat16 FLOP/s; 0 if it is unknown.
     """
 
     unit: str
@@ -51,12 +51,12 @@ class Work:
 
 
 class Recorder:
-    """Takes metrics as they come.
+    """Records the metrics of a run.
 
     Args:
       rates: the learning rate of each step, [steps].
-      cadence: when a line is due, whether anything is validated, and which metric decides.
-      metrics: the names of the task's metrics, in the order in which rows show them.
+      cadence: when a line is due, whether the run evaluates on val, and which metric decides.
+      metrics: the names of the task's metrics, in the order of the printed columns.
 
     Attributes:
       val: the val metrics by step, of the whole run so far.
@@ -67,20 +67,20 @@ class Recorder:
         self.val: dict[int, Mapping[str, float]] = {}
 
     def best(self, steps: Iterable[int]) -> int | None:
-        """The step among these with the best val metric so far; None without metrics."""
+        """The step among these with the best val metric; None if none of them has metrics."""
         return metric.best_of(self.val, self._cadence.best_metric, steps)
 
     def ranked(self, steps: Iterable[int]) -> list[int]:
-        """Those among these steps that have val metrics, the best first."""
+        """The steps among these that have val metrics, best first."""
         return metric.ranked(self.val, self._cadence.best_metric, steps)
 
     def open(self, session: Session, work: Work, window: Mapping[str, float]) -> None:
-        """Opens the log of a start that goes on after the step of the clock.
+        """Opens the log of a start that continues after the step of the clock.
 
         Args:
-          session: where lines and rows go, and the clock that says what time was spent on.
-          work: what a step is worth.
-          window: what `window` returned when that step was saved.
+          session: the run directory and terminal to write to, and the clock of seconds by phase.
+          work: the amount of work in a step.
+          window: the value of `window` when that step was saved.
         """
         self._session, self._work = session, work
         make_room = functools.partial(checkpoint.make_room, session.manager)
@@ -90,11 +90,11 @@ class Recorder:
 
     @property
     def window(self) -> dict[str, float]:
-        """Sums over the steps since the last line about training; JSON-able."""
+        """Sums over the steps since the last training line; JSON-serialisable."""
         return self._averages.window
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a call that ended with `step`, see `Averages.push`."""
+        """Adds the metrics of a call that ended with `step`, see `Averages.push`."""
         self._averages.push(step, metrics)
 
     def drain(self) -> None:
@@ -102,7 +102,7 @@ class Recorder:
         self._averages.drain()
 
     def validated(self, step: int, values: dict[str, float]) -> None:
-        """Takes the val metrics of a step. UserError if the loss is not finite."""
+        """Records the val metrics of a step. UserError if the loss is not finite."""
         require_finite(f'the val loss is {values["loss"]} at step {step}', values['loss'])
         self.val[step] = values
         self._lines.append(step, 'val', values)
@@ -112,7 +112,7 @@ class Recorder:
         self._lines.append(step, 'test', values)
 
     def sync(self) -> None:
-        """Has all lines on the disk."""
+        """Flushes all lines to disk."""
         self._lines.sync()
 
     def close(self) -> None:
@@ -148,18 +148,17 @@ class Recorder:
 
 
 class Averages:
-    """Metrics of steps on their way from the devices, averaged over windows, without ever holding
-    up a step.
+    """Averages metrics over windows of steps without blocking the devices.
 
-    The metrics of a call stay on the devices until a few later calls are on their way; only then
-    does the host look at them. So the host never waits for the step that it just started, a loss
-    that is not finite is noticed within a few calls (and before anything is evaluated or saved),
-    and a window of steps is averaged exactly.
+    The host reads the metrics of a call only when a few later calls have been dispatched. So it
+    never waits for the step that it has just dispatched, a loss that is not finite is noticed
+    within a few calls (and before anything is evaluated or saved), and a window of steps is
+    averaged exactly.
 
     Args:
-      logs: tells whether a window ends with a step.
+      logs: returns whether a window ends with a step.
       emit: called with (step, means) at the end of each window.
-      window: what `window` returned when the run was saved, to go on within a window.
+      window: the value of `window` when the run was saved, to continue within a window.
     """
 
     def __init__(
@@ -175,14 +174,14 @@ class Averages:
 
     @property
     def window(self) -> dict[str, float]:
-        """Sums over the window that is not complete yet; JSON-able."""
+        """Sums over the window that is not complete yet; JSON-serialisable."""
         return dict(self._sums)
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a call that ended with `step`, still being computed.
+        """Adds the metrics of a call that ended with `step`, which may still be running.
 
         Args:
-          step: steps done after the call.
+          step: number of finished steps after the call.
           metrics: float32 scalars, or arrays [steps of the call].
         """
         for value in metrics.values():
@@ -204,7 +203,7 @@ class Averages:
             self._take(step, dict(zip(columns, row, strict=True)))
 
     def _take(self, step: int, values: dict[str, float]) -> None:
-        # The loss is of the parameters before the step: the other numbers tell what became of them.
+        # The loss belongs to the parameters before the step; the other metrics show the update.
         for name in ('loss', *values):
             require_finite(f'the {name} is {values[name]} at step {step}', values[name])
         for name, value in values.items():
@@ -218,7 +217,7 @@ class Averages:
 
 
 def require_finite(what: str, value: float) -> None:
-    """UserError if a number that training depends on is not finite any more."""
+    """Raises a UserError if a number that training depends on is not finite."""
     if not math.isfinite(value):
         raise UserError(
             f'{what}; the run stops and keeps its last checkpoint, from before that. Lower '
@@ -229,13 +228,13 @@ def require_finite(what: str, value: float) -> None:
 def speed(
     before: Mapping[str, float], now: Mapping[str, float], steps: int, work: Work
 ) -> dict[str, float]:
-    """How fast steps were, by the seconds of each phase before and after them.
+    """Speed of training, from the seconds by phase before and after some steps.
 
     Returns:
-      `steps_per_s` and `examples_per_s` or `tokens_per_s`, of training alone; `mfu`, the share of
-      the devices' peak that its arithmetic took (Chowdhery et al. 2022, arXiv:2204.02311, appendix
-      B), where the peak is known; `data_wait`, the share of that time in which the devices waited
-      for data; and the shares of `eval` and `save` in all of the time.
+      `steps_per_s` and `examples_per_s` or `tokens_per_s`, during training alone; `mfu`, the share
+      of the devices' peak that the model's operations reach (Chowdhery et al. 2022,
+      arXiv:2204.02311, appendix B), if the peak is known; `data_wait`, the share of training time
+      spent waiting for data; and `eval_share` and `save_share`, their shares of the total time.
     """
     spent = {phase: now[phase] - before[phase] for phase in now}
     training = max(spent['train'] + spent['data_wait'], 1e-9)

@@ -1,4 +1,4 @@
-"""What a run carries with it while it goes."""
+"""A session: what one start of a run carries while it trains."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Session:
 
     Attributes:
       folder: the run directory.
-      clock: the seconds by phase, and `clock.step`, how many optimizer steps are done.
+      clock: the seconds by phase, and `clock.step`, the number of finished optimizer steps.
       timeline: the events of the run.
-      terminal: where it says what happens.
+      terminal: prints progress.
       pod: the processes that train together.
-      manager: of its checkpoints.
+      manager: the manager of its checkpoints.
     """
 
     folder: RunDir
@@ -39,17 +39,17 @@ class Session:
     manager: Manager
 
     def watchdog(self, budgets: Mapping[str, float]) -> Watchdog:
-        """A watchdog with these seconds by phase; a context."""
+        """A watchdog with these limits by phase, in seconds; a context."""
         peers, workdir = self.pod.peers, self.folder.path
         return Watchdog(budgets, self.clock.position, peers, workdir, self.timeline)
 
     def say_failed(self, why: str) -> None:
-        """A checkpoint of the clock's step could not be written, and is tried again."""
+        """Reports that saving the clock's step has failed, and is tried again."""
         self.timeline.add('failed', step=self.clock.step, why=why)
         self.terminal.say(f'{why}; trying again')
 
     def say_damaged(self, resumed: checkpoint.Resumed) -> None:
-        """Some checkpoints were put aside on the way to one that is sound."""
+        """Reports the damaged checkpoints that were put aside before one could be resumed."""
         for step, why in resumed.damaged.items():
             self.timeline.add('damaged', step=step, why=why)
             self.terminal.say(

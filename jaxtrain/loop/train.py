@@ -1,7 +1,7 @@
-"""The training loop. `_run` and `_train` are the outline; what they call stands below them.
+"""The training loop. `_run` and `_train` are the outline; the functions below fill it in.
 
-`clock.step` counts finished optimizer steps. Whatever a step does depends on the state and on its
-number alone, so a run that is killed and started again ends in the same place, bit for bit.
+`clock.step` counts finished optimizer steps. A step depends only on the state and on its number, so
+a run that is killed and started again ends with the same result, bit for bit.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ from jaxtrain.terminal import Terminal
 
 @dataclass(frozen=True)
 class Programs:
-    """What is compiled for a run.
+    """The compiled programs of a run.
 
     Attributes:
-      calls: where the calls of the train step begin, and where the last one ends.
-      train: train step by how many steps a call takes.
+      calls: the steps between calls of the train step, see `Cadence.calls`.
+      train: the train step by the number of steps in a call.
       evaluate: the evaluation step.
     """
 
@@ -60,7 +60,7 @@ class Programs:
 
 @dataclass(frozen=True)
 class Loop:
-    """All that the outline works with, but for the state."""
+    """What the outline works with, except for the state."""
 
     job: Job
     cadence: Cadence
@@ -70,12 +70,12 @@ class Loop:
 
 
 def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dict[str, Any]:
-    """Trains what the config says, or goes on where an earlier start of it stopped.
+    """Trains what the config describes, or resumes where an earlier start stopped.
 
     Args:
       cfg: the config.
-      workdir: the run directory; a finished run in it is returned as it is.
-      terminal: where to say what happens.
+      workdir: the run directory; the result of a finished run is returned unchanged.
+      terminal: prints progress.
       pod: the processes that train together.
 
     Returns:
@@ -96,7 +96,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
         if finished := folder.result():
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
-        # Not before the folder proved to be this run's own.
+        # Only after the check that the folder belongs to this run.
         devices, git = job.layout.mesh.size, run.provenance()['git']
         timeline.begin(clock, job.steps, jax.process_count(), devices, git)
         if job.start.resumes:
@@ -108,21 +108,21 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
             session = Session(folder, clock, timeline, terminal, pod, manager)
             result = _run(job, cadence, session, recorder)
         except Exception as error:
-            pod.peers.judge(error)  # before the timeline says why it ends
+            pod.peers.judge(error)  # before the timeline records why the start ended
             raise
     say_result(result, terminal)
     return result
 
 
 def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tuple[Job, Cadence]:
-    """All that can be checked before anything is allocated, written or compiled.
+    """Makes all checks that are possible before anything is allocated, written or compiled.
 
     Args:
       cfg: the config.
-      resumes, workdir: as of `make_job`.
+      resumes, workdir: as in `make_job`.
 
     Raises:
-      UserError: wrong input of any kind, keys included that nothing reads.
+      UserError: wrong input of any kind, including keys that nothing reads.
     """
     job = make_job(cfg, resumes, workdir)
     cadence = make_cadence(job.cfg, job)
@@ -131,14 +131,14 @@ def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tup
 
 
 def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> dict[str, Any]:
-    """A start of a run, from its first state or its last checkpoint to result.json."""
+    """Runs one start, from the first state or the last checkpoint to result.json."""
     folder, clock = session.folder, session.clock
     trace = Trace(folder.path / 'profile', cadence.profile if folder.writes else None)
     with session.manager, session.watchdog(cadence.budgets), session.terminal:
         with clock.phase('restore'):
             state, host = _start(job, cadence, session, recorder)
         clock.add(host['seconds'])
-        folder.claim(job.config, job.data())  # not before the weights proved to be sound
+        folder.claim(job.config, job.data())  # only after the weights could be read
         session.timeline.open()
         describe(job, session)
         with clock.phase('compile'):
@@ -147,7 +147,7 @@ def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> di
         loop = Loop(job, cadence, session, recorder, programs)
         with trace, clock.phase('train'):
             state = _train(loop, state, trace)
-            _save(loop, state, wait=True)  # anew, if the disk has refused the last one
+            _save(loop, state, wait=True)  # once more, if the last save failed
             checkpoint.prune(session.manager, cadence.keep, recorder.best)
             best_step, state = _choose(loop, state)
             metrics = {'val': dict(recorder.val[best_step])} if best_step in recorder.val else {}
@@ -161,20 +161,21 @@ def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> di
 
 
 def _train(loop: Loop, state: TrainState, trace: Trace) -> TrainState:
-    """Takes the steps that are left; returns the state after the last one.
+    """Takes the remaining steps and returns the state after the last one.
 
-    Each call of a program takes one step or several, and ends where something is due.
+    Each call of a program takes one or more steps, and never passes one after which something but
+    the log is due.
     """
     cadence, session, recorder = loop.cadence, loop.session, loop.recorder
     clock, stop = session.clock, session.pod.stop
     if stop.asked():
         _leave(loop, state)
     if clock.step and cadence.validates(clock.step) and clock.step not in recorder.val:
-        _validate(loop, state)  # cut off by what ended the start before this one
+        _validate(loop, state)  # interrupted by the end of the previous start
     for count, batch in _batches(loop):
         step = clock.step + count
         trace.before(clock.step, step)
-        # The call is given the state's buffers; the state that went in is gone.
+        # The call donates the buffers of the state, so the previous state is invalid afterwards.
         state, metrics = loop.programs.train[count].call(state, batch)
         clock.step = step
         trace.after(step, metrics)
@@ -182,29 +183,29 @@ def _train(loop: Loop, state: TrainState, trace: Trace) -> TrainState:
         session.terminal.advance(step, loop.job.steps)
         stopping = stop.asked()  # the same answer on all processes
         if cadence.stops(step) or stopping:
-            # No state is saved or evaluated before all losses up to it proved to be finite, and all
-            # their lines are handed over.
+            # A state is saved or evaluated only when all losses up to it are known to be finite,
+            # and their lines are written.
             recorder.drain()
             _save(loop, state)
             if stopping:
                 _leave(loop, state)
-            # An evaluation comes after the save: one that is cut off is rerun once on resume.
+            # Save before evaluating: an interrupted evaluation is rerun once on resume.
             if cadence.validates(step):
                 _validate(loop, state)
     return state
 
 
 def _save(loop: Loop, state: TrainState, wait: bool = False) -> None:
-    """Begins a checkpoint of the clock's step; `wait` until it is on the disk."""
+    """Starts to save a checkpoint of the clock's step; with `wait`, returns when it is on disk."""
     session, recorder = loop.session, loop.recorder
-    recorder.sync()  # lines up to a step are on the disk before a checkpoint of it
+    recorder.sync()  # the lines up to a step are on disk before its checkpoint
     with session.clock.phase('save'):
         host = {'seconds': session.clock.read(), 'window': recorder.window}
         checkpoint.save(session.manager, session.clock.step, state, host, session.say_failed, wait)
 
 
 def _leave(loop: Loop, state: TrainState) -> NoReturn:
-    """Ends a start that is to stop, with its state saved."""
+    """Saves the state and ends a start that was asked to stop."""
     step, folder = loop.session.clock.step, loop.session.folder
     if not step:
         raise Preempted('stopped before the first step')
@@ -213,8 +214,8 @@ def _leave(loop: Loop, state: TrainState) -> NoReturn:
 
 
 def _read(loop: Loop, state: TrainState, source: Source | None) -> dict[str, np.ndarray] | None:
-    """The metrics of each example of a source; None if the run is to stop."""
-    assert source is not None  # only splits that there are get read
+    """The metrics of each example of a source; None if the run was asked to stop."""
+    assert source is not None  # callers check that the split exists
     stopped, mesh = loop.session.pod.stop.asked, loop.job.layout.mesh
     batch_size = loop.cadence.eval_batch_size
     with loop.session.clock.phase('eval'):
@@ -234,7 +235,7 @@ def _test(loop: Loop, state: TrainState, best_step: int) -> dict[str, float]:
     folder = loop.session.folder
     values = _read(loop, state, loop.cadence.test)
     if values is None:
-        raise Preempted(f'stopped while test was read; the state is saved in {folder.path}')
+        raise Preempted(f'stopped during the test; the state is saved in {folder.path}')
     folder.write_npz('test.npz', values)
     means = loop.job.learner.task.summarize(values)
     loop.recorder.tested(best_step, means)
@@ -242,14 +243,14 @@ def _test(loop: Loop, state: TrainState, best_step: int) -> dict[str, float]:
 
 
 def _choose(loop: Loop, state: TrainState) -> tuple[int, TrainState]:
-    """The best step and its state: the last one where nothing was evaluated."""
+    """The best step and its state, or the last one if nothing was evaluated."""
     session = loop.session
     ranked = loop.recorder.ranked(session.manager.all_steps())
     if not ranked or ranked[0] == loop.cadence.steps:
         return loop.cadence.steps, state
     with session.clock.phase('restore'):
         resumed = checkpoint.resume(session.manager, loop.job.abstract, ranked)
-    assert resumed is not None  # there is a step to read
+    assert resumed is not None  # `ranked` is not empty
     session.say_damaged(resumed)
     return resumed.step, resumed.state
 
@@ -274,9 +275,9 @@ def _result(loop: Loop, best_step: int, metrics: Mapping[str, Any]) -> dict[str,
 def _start(
     job: Job, cadence: Cadence, session: Session, recorder: Recorder
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Resumes, else restores, else initialises: the state, and what was saved beside it.
+    """Resumes, or restores, or initialises: returns the state, and what was saved beside it.
 
-    The clock takes its step, and the recorder the history up to there.
+    Sets the step of the clock and the history of the recorder.
     """
     logged = run.read_metrics(session.folder.path)
     steps = sorted(session.manager.all_steps(), reverse=True)
@@ -294,7 +295,7 @@ def _start(
 
 
 def _compile(job: Job, cadence: Cadence, step: int) -> Programs:
-    """The programs of a run that goes on after a step."""
+    """Compiles the programs of a run that continues after a step."""
     calls = cadence.calls(step)
     # A run killed after its last step has no calls left.
     counts = np.unique(np.diff(calls)).tolist() or [1]
@@ -318,7 +319,7 @@ def _work(job: Job, cadence: Cadence, programs: Programs) -> Work:
 
 
 def _batches(loop: Loop) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """For each call (how many steps, their batches on the devices)."""
+    """Yields (number of steps, their batches on the devices) for each call."""
     job, cadence, calls = loop.job, loop.cadence, loop.programs.calls
     part = Slice(jax.process_index(), jax.process_count())
     batches = train_batches(

@@ -1,4 +1,4 @@
-"""An earlier config, read with the keys of today."""
+"""Earlier configs, translated to the current keys."""
 
 import json
 from dataclasses import replace
@@ -22,37 +22,38 @@ def flat(written: dict, **entries) -> dict:
     return dict(flatten(current(written, Changes(**entries))))
 
 
-def test_a_config_of_today_stays_as_it_is():
+def test_a_current_config_is_unchanged():
     written = json.loads(json.dumps({**base().to_dict(), 'model': CNN}))
     assert current(written, CHANGES) == written
 
 
-def test_a_key_that_a_run_lacks_has_its_default():
-    found = flat({'seed': 3, 'optim': {'lr': 0.5}})
-    assert found == {**KEYS, 'seed': 3, 'optim.lr': 0.5}
+def test_a_missing_key_has_its_default():
+    result = flat({'seed': 3, 'optim': {'lr': 0.5}})
+    assert result == {**KEYS, 'seed': 3, 'optim.lr': 0.5}
 
 
-def test_or_what_runs_did_before_it_existed():
+def test_a_missing_key_has_the_value_from_before_it_existed():
     before = {'frozen_norm': 'adapt', 'seed': 9}
-    found = flat({'seed': 3}, before=before)
-    assert (found['frozen_norm'], found['seed'], found['keep']) == ('adapt', 3, KEYS['keep'])
+    result = flat({'seed': 3}, before=before)
+    assert (result['frozen_norm'], result['seed'], result['keep']) == ('adapt', 3, KEYS['keep'])
 
 
 def test_a_renamed_key_keeps_its_value():
-    found = flat({'rate': 0.5, 'model': CNN}, names={'rate': 'optim.lr', 'model.widths': 'model.w'})
-    assert (found['optim.lr'], found['model.w']) == (0.5, [8, 16])
-    assert not {'rate', 'model.widths'} & set(found)
+    names = {'rate': 'optim.lr', 'model.widths': 'model.w'}
+    result = flat({'rate': 0.5, 'model': CNN}, names=names)
+    assert (result['optim.lr'], result['model.w']) == (0.5, [8, 16])
+    assert not {'rate', 'model.widths'} & set(result)
 
 
-def test_a_renamed_value_is_looked_up_by_the_new_name_of_its_key():
+def test_a_renamed_value_is_found_by_the_new_name_of_its_key():
     names = {'kind': 'task.name'}
     values = {'task.name': {'categorical': 'classify'}, 'groups': {(('.*', 'a'),): (('.*', 'b'),)}}
-    found = flat({'kind': 'categorical', 'groups': [['.*', 'a']]}, names=names, values=values)
-    assert (found['task.name'], found['groups']) == ('classify', (('.*', 'b'),))
+    result = flat({'kind': 'categorical', 'groups': [['.*', 'a']]}, names=names, values=values)
+    assert (result['task.name'], result['groups']) == ('classify', (('.*', 'b'),))
     assert flat({'kind': 'lm'}, names=names, values=values)['task.name'] == 'lm'
 
 
-def test_an_earlier_default_of_a_field_of_a_model():
+def test_a_missing_model_field_has_its_earlier_default():
     entries = {'fields': {'cnn': {'norm': 'none'}}, 'values': {'model.name': {'convnet': 'cnn'}}}
     assert flat({'model': CNN}, **entries)['model.norm'] == 'none'
     assert flat({'model': {'name': 'convnet'}}, **entries)['model.norm'] == 'none'
@@ -60,7 +61,7 @@ def test_an_earlier_default_of_a_field_of_a_model():
     assert 'model.norm' not in flat({'model': {'name': 'mlp'}}, **entries)
 
 
-def test_the_table_fits_the_keys_of_today():
+def test_the_table_names_current_keys():
     fields = {key for key in CHANGES.names.values() if key.startswith(('model.', 'optim.args.'))}
     assert set(CHANGES.names.values()) - fields <= set(KEYS)
     assert not set(CHANGES.names) & set(KEYS), 'an earlier name must not be used again'
@@ -69,7 +70,7 @@ def test_the_table_fits_the_keys_of_today():
 
 @pytest.fixture
 def old(pretrained, tmp_path, monkeypatch):
-    """A finished run in whose config.json several keys and values have other names."""
+    """A finished run whose config.json has earlier names of several keys and values."""
     entries = Changes(
         names={
             'choose_by': 'best_metric',
@@ -96,14 +97,14 @@ def old(pretrained, tmp_path, monkeypatch):
     return work
 
 
-def test_every_reader_of_a_run_sees_the_names_of_today(old, pretrained, jaxtrain):
+def test_every_reader_of_a_run_uses_the_current_names(old, pretrained, jaxtrain):
     assert best_step(old) == best_step(pretrained)
     assert replace(of_run(old), where='') == replace(of_run(pretrained), where='')
     accuracy = TASKS['classify'].metric('accuracy')
     assert _arm('full', [old], accuracy) == _arm('full', [pretrained], accuracy)
     for words in (('evaluate', '--split=val'), ('status',)):
-        ours, theirs = (jaxtrain(*words, f'--workdir={run}') for run in (old, pretrained))
-        assert (ours.code, ours.out) == (0, theirs.out.replace(str(pretrained), str(old)))
+        earlier, current = (jaxtrain(*words, f'--workdir={run}') for run in (old, pretrained))
+        assert (earlier.code, earlier.out) == (0, current.out.replace(str(pretrained), str(old)))
     again = jaxtrain('train', f'--config={TINY}:full', f'--workdir={old}')
     assert again.code == 0 and 'is finished' in again.out
     begun = jaxtrain('inspect', f'--config={TINY}:finetune', f'--config.init_from={old}')

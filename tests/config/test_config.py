@@ -1,4 +1,4 @@
-"""The config: closed, typed, documented; and every error says where and what to write instead."""
+"""The config: closed, typed and documented; every error gives its place and the fix."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ def write(tmp_path):
     return write
 
 
-# Reading a file and overrides
+# Loading of files and overrides
 
 
 def test_base_is_closed():
@@ -50,42 +50,42 @@ def test_base_is_closed():
         c.batch_size = 'many'
 
 
-def test_variant_and_overrides_reach_the_config():
+def test_variants_and_overrides():
     cfg = load(TINY + ':linear', ['--config.optim.lr=0.25', '--config.batch_size=8'])
     assert cfg.regime == 'finetune'
     assert cfg.groups == (('backbone/.*', 'frozen'), ('head/.*', 'head'))
     assert (cfg.optim.lr, cfg.batch_size, cfg.data.limit) == (0.25, 8, 5)
 
 
-def test_bare_value_override_of_a_rule_list():
+def test_a_bare_value_overrides_a_rule_list():
     assert load(TINY, ['--config.optim.clip_norm=(1.0,)']).optim.clip_norm == (1.0,)
     assert load(TINY, ['--config.optim.clip_norm=1.0']).optim.clip_norm == (1.0,)
 
 
-def test_missing_file():
+def test_a_missing_file():
     assert "there is no file 'none.py'" in fault(load, 'none.py:a', [])
 
 
-def test_unknown_variant_names_the_nearest():
+def test_an_unknown_variant_suggests_the_nearest():
     message = fault(load, TINY + ':scrach', [])
     assert "no variant 'scrach'" in message and "'scratch'" in message
     assert 'full, scratch, linear, finetune' in message
 
 
-def test_unknown_key_in_a_file_names_line_and_nearest(write):
+def test_an_unknown_key_in_a_file_reports_the_line_and_the_nearest_key(write):
     path = write('c.batchsize = 8')
     message = fault(load, path, [])
     assert message.startswith(f'{path}:4: ')
     assert "'batchsize'" in message and "'batch_size'" in message
 
 
-def test_unknown_key_in_a_section_names_line_and_nearest(write):
+def test_an_unknown_key_in_a_section_reports_the_line_and_the_nearest_key(write):
     message = fault(load, write('c.optim.wieght_decay = 1.0'), [])
     assert ':4: ' in message
     assert "'wieght_decay'" in message and "'weight_decay'" in message
 
 
-def test_wrong_type_in_a_file_names_the_line(write):
+def test_a_wrong_type_in_a_file_reports_the_line(write):
     path = write("c.batch_size = 'many'")
     message = fault(load, path, [])
     assert message.startswith(f'{path}:4: TypeError')
@@ -103,46 +103,46 @@ def test_wrong_type_in_a_file_names_the_line(write):
         ("import json; json.loads('x')", 'JSONDecodeError: Expecting'),
     ],
 )
-def test_error_inside_a_file_names_the_line(write, line, words):
+def test_an_error_inside_a_file_reports_the_line(write, line, words):
     path = write(line)
     message = fault(load, path, [])
     assert message.startswith(f'{path}:4: ')
     assert words in message
 
 
-def test_forgotten_return(tmp_path):
+def test_a_missing_return(tmp_path):
     path = tmp_path / 'c.py'
     path.write_text(HEAD)
     assert 'get_config' in fault(load, str(path), [])
 
 
-def test_file_without_base_is_held_to_its_keys(write):
-    own = 'from ml_collections import ConfigDict\n\ndef get_config():\n    c = ConfigDict()\n'
-    assert 'start from jaxtrain.config.base()' in fault(load, write('c.seed = 1', own), [])
-    message = fault(load, write('c.sead = 1', own), [])
+def test_the_keys_of_a_file_without_base_are_checked(write):
+    head = 'from ml_collections import ConfigDict\n\ndef get_config():\n    c = ConfigDict()\n'
+    assert 'start from jaxtrain.config.base()' in fault(load, write('c.seed = 1', head), [])
+    message = fault(load, write('c.sead = 1', head), [])
     assert 'config.sead ' in message and "'seed'" in message
 
 
 @pytest.mark.parametrize(
-    ('word', 'said'),
+    ('word', 'parts'),
     [
         ('--config.optim.lrr=1', ['--config.optim.lrr', "'optim.lr"]),
         ('--config.batchsize=8', ['--config.batchsize', "'batch_size'"]),
         ('--config.seed', ['--config.seed has no value', '--config.seed=VALUE']),
     ],
 )
-def test_faulty_override(word, said):
+def test_malformed_overrides(word, parts):
     message = fault(load, TINY, [word])
-    assert all(part in message for part in said), message
+    assert all(part in message for part in parts), message
 
 
-def test_wrong_type_in_an_override_names_key_and_type():
+def test_a_wrong_type_in_an_override_reports_the_key_and_its_type():
     message = fault(load, TINY, ['--config.batch_size=many'])
     assert 'many' in message
     assert 'config.batch_size is of type int, like 128' in message
 
 
-def test_open_sections_take_new_keys_by_override():
+def test_overrides_add_keys_to_open_sections():
     words = ['--config.model.norm=none', '--config.model.dropout=0.5', '--config.optim.args.b2=0.9']
     cfg = load(TINY, words)
     assert (cfg.model.norm, cfg.model.dropout, cfg.optim.args.b2) == ('none', 0.5, 0.9)
@@ -151,18 +151,18 @@ def test_open_sections_take_new_keys_by_override():
     }  # fmt: skip
 
 
-def test_open_sections_take_new_keys_in_a_file(write):
+def test_files_add_keys_to_open_sections(write):
     assert load(write("c.model.padding = 'VALID'"), []).model.padding == 'VALID'
 
 
-# What is left open
+# Keys that are left open
 
 
 def test_preprocessing_is_left_open_until_it_is_set(write):
     assert load(write('pass'), []).data.crop is None
     assert load(write('c.data.crop = 0.0'), []).data.crop == 0.0
     assert load(write('c.data.image_size = ()'), []).data.image_size == ()
-    assert load(write('c.data.crop = 1'), []).data.crop == 1.0  # as of any float
+    assert load(write('c.data.crop = 1'), []).data.crop == 1.0  # as for any float
 
 
 @pytest.mark.parametrize(
@@ -182,29 +182,30 @@ def test_preprocessing_is_left_open_until_it_is_set(write):
 @pytest.mark.parametrize(
     'line', ['pass', "c.data.crop, c.data.image_size, c.data.interpolation = 0.5, (4, 4), 'auto'"]
 )
-def test_the_command_line_sets_and_leaves_open(write, line, word, value):
+def test_overrides_set_preprocessing_or_leave_it_open(write, line, word, value):
     name = word.split('=')[0]
     assert getattr(load(write(line), [f'--config.data.{word}']).data, name) == value
 
 
-def test_of_two_words_for_a_key_the_last_counts():
+def test_the_last_override_of_a_key_counts():
     words = ['--config.data.crop=None', '--config.data.crop=0.5']
     assert load(TINY, words).data.crop == 0.5
     assert load(TINY, words[::-1]).data.crop is None
 
 
 def test_only_preprocessing_can_be_left_open(write):
-    said = fault(load, write('c.optim.lr = None'), [])
-    assert 'config.optim.lr=None' in said and 'image_size' in said and '0.001' in said
+    message = fault(load, write('c.optim.lr = None'), [])
+    assert 'config.optim.lr=None' in message and 'image_size' in message and '0.001' in message
     assert 'could not convert' in fault(load, TINY, ['--config.optim.lr=None'])
 
 
-def test_wrong_type_for_a_key_that_is_left_open(write):
+def test_a_wrong_type_for_a_key_that_is_left_open(write):
     path = write("c.data.crop = 'half'")
-    said = fault(load, path, [])
-    assert said.startswith(f'{path}:4: TypeError') and "'crop'" in said and 'float' in said
-    said = fault(load, TINY, ['--config.data.crop=half'])
-    assert 'config.data.crop is of type float, like 0.0, or None' in said
+    message = fault(load, path, [])
+    assert message.startswith(f'{path}:4: TypeError')
+    assert "'crop'" in message and 'float' in message
+    message = fault(load, TINY, ['--config.data.crop=half'])
+    assert 'config.data.crop is of type float, like 0.0, or None' in message
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_wrong_type_for_a_key_that_is_left_open(write):
         "c.data.channel_order = ''",
     ],
 )
-def test_what_used_to_leave_a_key_open_still_does(write, line):
+def test_earlier_values_still_leave_a_key_open(write, line):
     assert load(write(line), []).to_dict() == base().to_dict()
 
 
@@ -232,7 +233,7 @@ def test_a_key_that_does_not_exist_cannot_be_read():
     assert not hasattr(cfg.optim, 'get')
 
 
-def test_changed_key_that_nothing_reads_is_an_error():
+def test_a_changed_key_that_nothing_reads_is_an_error():
     cfg = load(TINY, ['--config.data.threads=3'])
     for path, _ in flatten(cfg.to_dict()):
         if path != 'data.threads':
@@ -245,7 +246,7 @@ def test_changed_key_that_nothing_reads_is_an_error():
     cfg.require_read()
 
 
-def test_unread_key_of_an_open_section_is_an_error():
+def test_an_unread_key_of_an_open_section_is_an_error():
     cfg = Config(base().to_dict() | {'model': {'name': 'cnn', 'colour': 'red'}})
     assert "config.model.colour='red'" in fault(cfg.require_read)
     dict(cfg.model.items())
@@ -314,25 +315,25 @@ def test_resumable_keys_exist():
     assert set(keys.RESUMABLE) <= set(dict(flatten(base().to_dict())))
 
 
-# The sources
+# The source code
 
 
 def test_every_key_is_documented_by_a_comment_above_it():
     lines = Path(keys.__file__).read_text().splitlines()
     key = r"    (c\.[\w.]+ = (?!ConfigDict)|'\w+': )"
-    found = [i for i, line in enumerate(lines) if re.match(key, line)]
-    assert len(found) == len(dict(flatten(base().to_dict())))
-    for number in found:
+    numbers = [i for i, line in enumerate(lines) if re.match(key, line)]
+    assert len(numbers) == len(dict(flatten(base().to_dict())))
+    for number in numbers:
         key, above = lines[number].split()[0], number - 1
         # Neighbouring keys share a comment, and a section shares it with its first key.
         section = f'    {key.rpartition(".")[0]} = ConfigDict()'
-        while above in found or lines[above] == section:
+        while above in numbers or lines[above] == section:
             above -= 1
         assert lines[above].startswith('    # '), f'no comment above {key}'
 
 
 def test_no_default_for_a_config_key_outside_config():
-    """`cfg.get(key, default)`, `getattr(cfg, key, default)` hide a misplaced key."""
+    """`cfg.get(key, default)` and `getattr(cfg, key, default)` would hide a misspelt key."""
     calls = []
     for path in sorted(PACKAGE.rglob('*.py')):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -344,5 +345,5 @@ def test_no_default_for_a_config_key_outside_config():
             if isinstance(called, ast.Name) and called.id == 'getattr' and len(args) == 3:
                 calls.append((path.name, args[0]))
     named = [call for call in calls if re.search(r'\b(c|cfg|config)\b', call[1])]
-    assert calls, 'the search itself must find the calls on plain dicts'
+    assert calls, 'the search must find the calls on plain dicts'
     assert named == []

@@ -1,4 +1,4 @@
-"""Durations as texts."""
+"""Durations as text."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_steps(text, steps):
     assert steps_of(text, 'config.x', RUN) == steps
 
 
-def test_a_percentage_is_not_rounded_up_for_its_rounding():
+def test_rounding_errors_do_not_add_a_step():
     """0.07 * 100 is 7.000000000000001."""
     assert steps_of('7%', 'config.x', Run(100, 1, 1)) == 7
 
@@ -37,6 +37,6 @@ def test_a_percentage_is_not_rounded_up_for_its_rounding():
 @pytest.mark.parametrize(
     'text', ['', 'steps', '-5 steps', '-5', '5 minutes', '5 % steps', '5%s', '1e steps']
 )
-def test_what_is_no_duration(text):
+def test_malformed_durations(text):
     with pytest.raises(UserError, match="config.x=.* is not a duration; write it like '500 steps'"):
         steps_of(text, 'config.x', RUN)

@@ -1,4 +1,4 @@
-"""Path rules: which rule wins, and what is said when a rule list does not fit the paths."""
+"""Path rules: which rule applies, and the errors of rule lists that do not fit the paths."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_first_match_wins():
     assert [winner(rules, path) for path in PATHS] == [0, 1, 1, 2, 2]
 
 
-def test_order_of_rules_decides_not_their_length():
+def test_the_order_of_rules_decides_and_not_their_length():
     rules = (('.*/kernel', 1), ('backbone/.*', 2), ('.*', 3))
     assert list(assign(rules, PATHS, 'here').values()) == [1, 1, 2, 3, 1]
 
@@ -44,7 +44,7 @@ def test_uncovered_path_is_named_with_the_fix():
     assert "end the list with ('.*', VALUE)" in message
 
 
-def test_long_lists_of_uncovered_paths_are_cut():
+def test_long_lists_of_uncovered_paths_are_truncated():
     message = fault(assign, (('head/logits/bias', 1),), PATHS, 'here')
     assert 'backbone/norm_0/scale and 1 more;' in message
 
@@ -52,14 +52,14 @@ def test_long_lists_of_uncovered_paths_are_cut():
 @pytest.mark.parametrize(
     ('pattern', 'hint'),
     [
-        ('backbone/conv_0/kernal', "'backbone/conv_0/kernel'"),  # a typing error in the last name
+        ('backbone/conv_0/kernal', "'backbone/conv_0/kernel'"),  # a typo in the last name
         ('bakbone/.*', "'backbone/.*'"),  # and in the first
         ('backbone', "'backbone/.*'"),  # a module instead of its leaves
         ('backbone/conv', "'backbone/conv.*'"),
         ('logits', "'.*logits.*'"),
     ],
 )
-def test_rule_that_matches_nothing_hints_at_one_that_does(pattern, hint):
+def test_a_rule_that_matches_nothing_suggests_one_that_does(pattern, hint):
     message = fault(assign, ((pattern, 1), ('.*', 2)), PATHS, 'here')
     assert f'here: rule {pattern!r} matches nothing' in message
     assert f'did you mean {hint}?' in message
@@ -68,24 +68,24 @@ def test_rule_that_matches_nothing_hints_at_one_that_does(pattern, hint):
     assert any(winner(((hinted, 1),), path) == 0 for path in PATHS)
 
 
-def test_no_hint_where_nothing_is_near():
+def test_no_hint_if_no_path_is_similar():
     assert 'did you mean' not in fault(assign, (('xyz', 1), ('.*', 2)), PATHS, 'here')
 
 
-def test_shadowed_rule_is_told_to_move_up():
+def test_a_shadowed_rule_must_move_up():
     message = fault(assign, (('head/.*', 1), ('head/logits/bias', 2), ('.*', 3)), PATHS, 'here')
-    assert "rule 'head/logits/bias' never wins" in message
+    assert "rule 'head/logits/bias' never applies" in message
     assert 'move it up' in message
 
 
-def test_final_catch_all_may_have_nothing_to_do():
+def test_a_final_catch_all_may_match_nothing():
     rules = (('backbone/.*', 1), ('head/.*', 2), ('.*', 3))
     assert set(assign(rules, PATHS, 'here').values()) == {1, 2}
 
 
-def test_catch_all_that_is_not_last_is_not_exempt():
+def test_a_catch_all_that_is_not_last_is_not_exempt():
     rules = (('backbone/.*', 1), ('head/.*', 2), ('.*', 3), ('.*', 4))
-    assert "rule '.*' never wins" in fault(assign, rules, PATHS, 'here')
+    assert "rule '.*' never applies" in fault(assign, rules, PATHS, 'here')
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_catch_all_that_is_not_last_is_not_exempt():
         ((('a', 'x'), ('b', 'y')), str, (('a', 'x'), ('b', 'y'))),
     ],
 )
-def test_ways_to_write_a_rule_list(value, kind, rules):
+def test_forms_of_a_rule_list(value, kind, rules):
     assert parse(value, 'here', kind) == rules
 
 
@@ -119,7 +119,7 @@ def test_ways_to_write_a_rule_list(value, kind, rules):
         (('head/.*', 'x'), NUMBER, ["rule 'head/.*' is 'x', not a number"]),
     ],
 )
-def test_what_is_not_a_rule_list(value, kind, words):
+def test_malformed_rule_lists(value, kind, words):
     message = fault(parse, value, 'here', kind)
     assert all(word in message for word in words), message
     assert '\n' not in message

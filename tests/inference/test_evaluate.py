@@ -1,4 +1,4 @@
-"""`jaxtrain evaluate`: the numbers of the run again, exactly, and nothing else opened."""
+"""`jaxtrain evaluate`: exactly the numbers of the run, without opening other splits."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from jaxtrain.tasks.task import means
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import TINY
 
-# Orbax, read without a template.
+# Orbax warns if it restores without a template.
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
@@ -27,7 +27,7 @@ def result(workdir: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def plain(pretrained) -> dict[str, np.ndarray]:
-    """Loss and accuracy of each val example: the whole split in one call, the rest in NumPy."""
+    """Loss and accuracy of each val example: logits of the whole split in one call, then NumPy."""
     cfg = resolve(load(f'{TINY}:full', []), None)
     source = open_source(cfg.data, 'val', 'data.val')
     batch = source.fetch(np.arange(len(source)))
@@ -43,10 +43,10 @@ def plain(pretrained) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize('split, examples', [('val', 300), ('test', 600)])
-def test_the_numbers_of_the_run_exactly(split, examples, pretrained, jaxtrain):
-    found = evaluate_run(str(pretrained), split, 'best')
+def test_exactly_the_numbers_of_the_run(split, examples, pretrained, jaxtrain):
+    evaluated = evaluate_run(str(pretrained), split, 'best')
     ran = result(pretrained)
-    assert found == {
+    assert evaluated == {
         'split': split,
         'step': ran['best_step'],
         'examples': examples,
@@ -54,15 +54,15 @@ def test_the_numbers_of_the_run_exactly(split, examples, pretrained, jaxtrain):
     }
     outcome = jaxtrain('evaluate', f'--workdir={pretrained}', f'--split={split}')
     assert outcome.code == 0 and not outcome.err
-    said = dict(word.split('=') for word in outcome.out.split()[1:])
+    printed = dict(word.split('=') for word in outcome.out.split()[1:])
     assert outcome.out.split()[0] == split
-    assert int(said['step']) == ran['best_step'] and int(said['examples']) == examples
+    assert int(printed['step']) == ran['best_step'] and int(printed['examples']) == examples
     for name, value in ran['metrics'][split].items():
-        assert float(said[name]) == pytest.approx(value, rel=1e-3)
+        assert float(printed[name]) == pytest.approx(value, rel=1e-3)
 
 
 @pytest.mark.parametrize('split', ['val', 'test', 'test[:50]'])
-def test_only_the_split_that_was_asked_for_is_opened(split, pretrained, monkeypatch):
+def test_only_the_requested_split_is_opened(split, pretrained, monkeypatch):
     opened, whole = [], tfds._open
 
     def note(wanted, settings):
@@ -70,8 +70,8 @@ def test_only_the_split_that_was_asked_for_is_opened(split, pretrained, monkeypa
         return whole(wanted, settings)
 
     monkeypatch.setattr(tfds, '_open', note)
-    found = evaluate_run(str(pretrained), split, 'last')
-    assert opened == [split] and found['split'] == split
+    evaluated = evaluate_run(str(pretrained), split, 'last')
+    assert opened == [split] and evaluated['split'] == split
 
 
 def test_any_part_of_any_split(pretrained):
@@ -86,7 +86,7 @@ def test_any_part_of_any_split(pretrained):
 
 
 def test_best_last_and_a_step(pretrained, tmp_path):
-    """Of a run whose best checkpoint is not its last one."""
+    """A run whose best checkpoint is not its last one."""
     workdir = tmp_path / 'run'
     shutil.copytree(pretrained, workdir)
     assert [p.name for p in (workdir / 'checkpoints').iterdir()] == ['60']
@@ -94,41 +94,41 @@ def test_best_last_and_a_step(pretrained, tmp_path):
     with (workdir / 'metrics.jsonl').open('a') as file:
         worse = {'step': 60, 'split': 'val', 'accuracy': 0.0, 'loss': 9.0}
         file.write(json.dumps(worse) + '\n')
-    found = {
+    evaluated = {
         name: evaluate_run(str(workdir), 'val', name)['step']
         for name in ('best', 'last', '30', '60')
     }
-    assert found == {'best': 30, 'last': 60, '30': 30, '60': 60}
+    assert evaluated == {'best': 30, 'last': 60, '30': 30, '60': 60}
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 300, 512])
-def test_every_example_counts_once_whatever_the_batch(batch_size, plain, pretrained, tmp_path):
-    """7 does not divide the 300 examples, and 512 is more than there are."""
+def test_every_example_counts_once_for_any_batch_size(batch_size, plain, pretrained, tmp_path):
+    """7 does not divide the 300 examples, and 512 is more than all of them."""
     workdir = tmp_path / 'run'
     shutil.copytree(pretrained, workdir)
     written = json.loads((workdir / 'config.json').read_text())
     written['config']['eval_batch_size'] = batch_size
     (workdir / 'config.json').write_text(json.dumps(written))
-    found = evaluate_run(str(workdir), 'val', 'best')
-    assert found['examples'] == 300
-    assert found['metrics']['loss'] == pytest.approx(plain['loss'].mean(), abs=1e-6)
-    assert found['metrics']['accuracy'] == pytest.approx(plain['accuracy'].mean(), abs=1e-9)
+    evaluated = evaluate_run(str(workdir), 'val', 'best')
+    assert evaluated['examples'] == 300
+    assert evaluated['metrics']['loss'] == pytest.approx(plain['loss'].mean(), abs=1e-6)
+    assert evaluated['metrics']['accuracy'] == pytest.approx(plain['accuracy'].mean(), abs=1e-9)
 
 
-def test_no_example_stands_in_for_another(plain, pretrained):
-    """The first ten examples by themselves: in the data's order, and without the padding."""
-    found = evaluate_run(str(pretrained), 'val[:10]', 'best')['metrics']
-    assert found['loss'] == pytest.approx(plain['loss'][:10].mean(), abs=1e-6)
+def test_the_first_examples_in_order(plain, pretrained):
+    """The first ten examples alone: in the order of the data, and without padding."""
+    evaluated = evaluate_run(str(pretrained), 'val[:10]', 'best')['metrics']
+    assert evaluated['loss'] == pytest.approx(plain['loss'][:10].mean(), abs=1e-6)
     assert plain['loss'][:10].mean() != pytest.approx(plain['loss'].mean(), abs=1e-3)
 
 
-def test_the_runs_own_train_split_is_what_it_was_trained_on(jaxtrain, tmp_path):
+def test_the_train_split_is_limited_as_in_training(jaxtrain, tmp_path):
     words = ['--config.steps=1', '--config.data.test=']
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
     assert evaluate_run(str(tmp_path), 'train', 'last')['examples'] == 50
 
 
-def test_examples_count_as_their_weights():
+def test_examples_count_by_their_weights():
     values = {'loss': np.float32([1, 3, 9]), 'accuracy': np.float32([0, 1, 1])}
     assert means(values) == pytest.approx({'loss': 13 / 3, 'accuracy': 2 / 3})
     weighted = {**values, 'weight': np.float32([1, 3, 0])}

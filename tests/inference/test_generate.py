@@ -1,4 +1,4 @@
-"""Text generation: the same tokens as without a cache, and only those that may be chosen."""
+"""Text generation: the same tokens as without a cache, and only those that may be sampled."""
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,19 @@ LENGTHS = np.array([7, 1, 5, 4])
 
 @pytest.fixture(autouse=True, scope='module')
 def quickly():
-    """These programs run for less time than it takes to optimise them."""
+    """Disables optimisations, which take longer than these programs run."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
 
 
 def make(tied: bool):
-    """(a model, its variables): logits lie far enough apart for rounding not to choose."""
+    """Returns (a model, its variables). Its logits differ by more than rounding errors."""
     made = GPT(TOKENS, width=12, depth=2, heads=3, context=CONTEXT, tied=tied)
     params, _ = abstract_variables(made, (CONTEXT,))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.7, x.shape).astype(x.dtype), params)
-    # Else the same token wins everywhere.
+    # Otherwise the same token is the most probable everywhere.
     params['backbone']['positions']['embedding'] *= 4
     params['backbone']['norm']['bias'] *= 0
     return made, {'params': params}
@@ -41,12 +41,12 @@ def model():
 
 
 def without_cache(model):
-    """Tokens of a row -> the logits of the next one, all of the row computed anew."""
+    """Tokens of a row -> the logits of the next token, computed from the whole row."""
     made, variables = model
     apply = jax.jit(lambda tokens: made.apply(variables, tokens, train=False)[0])
 
     def after(row: list[int]) -> np.ndarray:
-        # One shape, and so one program; what follows a token does not reach it.
+        # One shape needs one program; a token does not attend to later ones.
         return np.asarray(apply(np.array([row + [0] * (CONTEXT - len(row))]))[len(row) - 1])
 
     return after
@@ -58,7 +58,7 @@ def logits(model):
 
 
 def one_by_one(logits, pick) -> np.ndarray:
-    """What `pick`, of a step and the logits of all rows, adds to the prompts without a cache."""
+    """Continuations without a cache; `pick` selects tokens from (step, logits of all rows)."""
     rows = [list(map(int, p[:n])) for p, n in zip(PROMPTS, LENGTHS, strict=True)]
     for i in range(NEW):
         chosen = np.asarray(pick(i, np.stack([logits(row) for row in rows])))
@@ -68,9 +68,9 @@ def one_by_one(logits, pick) -> np.ndarray:
 
 
 def run(model, key=0, prompts=PROMPTS, lengths=LENGTHS, new_tokens=NEW, **choice) -> np.ndarray:
-    found = generate(*model, prompts, lengths, new_tokens, jax.random.key(key), **choice)
-    assert (found.shape, found.dtype) == ((len(prompts), new_tokens), jnp.int32)
-    return np.asarray(found)
+    result = generate(*model, prompts, lengths, new_tokens, jax.random.key(key), **choice)
+    assert (result.shape, result.dtype) == ((len(prompts), new_tokens), jnp.int32)
+    return np.asarray(result)
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -100,19 +100,19 @@ def test_sampled_among_the_most_probable(model, logits):
 
     key = jax.random.key(6)
     wanted = one_by_one(logits, pick)
-    found = run(model, 6, temperature=2, top_k=5, top_p=0.8)
-    np.testing.assert_array_equal(found, wanted)
-    assert (found != run(model, 6, temperature=2)).any()
-    assert (found != run(model, 7, temperature=2, top_k=5, top_p=0.8)).any()
+    result = run(model, 6, temperature=2, top_k=5, top_p=0.8)
+    np.testing.assert_array_equal(result, wanted)
+    assert (result != run(model, 6, temperature=2)).any()
+    assert (result != run(model, 7, temperature=2, top_k=5, top_p=0.8)).any()
 
 
-def test_what_fills_up_a_prompt_does_not_matter(model):
+def test_the_padding_of_a_prompt_does_not_matter(model):
     other = np.where(np.arange(7) < LENGTHS[:, None], PROMPTS, 11)
     assert (other != PROMPTS).any()
     np.testing.assert_array_equal(run(model, prompts=other), run(model))
 
 
-def test_a_row_goes_on_as_it_would_alone(model):
+def test_a_row_is_continued_as_it_is_alone(model):
     together = run(model, temperature=0)
     for i in (1, 2):
         length = LENGTHS[i]
@@ -122,12 +122,12 @@ def test_a_row_goes_on_as_it_would_alone(model):
         np.testing.assert_array_equal(alone[0], together[i])
 
 
-def test_one_most_probable_is_greedy(model):
+def test_top_k_of_one_is_greedy(model):
     np.testing.assert_array_equal(run(model, top_k=1), run(model, temperature=0))
 
 
 def test_a_row_ends_with_its_stop_token(model):
-    """Other rows go on as they did."""
+    """Other rows do not change."""
     plain = run(model, temperature=0)
     stop = int(plain[0, 2])
     wanted, stopped = plain.copy(), 0
@@ -163,14 +163,14 @@ def of_top(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
 
 @pytest.mark.parametrize('top_k', [0, 1, 4, 40, 1000])
 @pytest.mark.parametrize('top_p', [1e-6, 0.3, 0.9, 1.0])
-def test_only_the_most_probable_stay(top_k, top_p):
+def test_only_the_most_probable_tokens_are_kept(top_k, top_p):
     logits = np.random.default_rng(2).normal(0, 2, (6, 40)).astype(np.float32)
-    found = np.asarray(restrict(jnp.asarray(logits), top_k, top_p))
+    result = np.asarray(restrict(jnp.asarray(logits), top_k, top_p))
     allowed = np.stack([of_top(row, top_k, top_p) for row in logits])
-    np.testing.assert_array_equal(found, np.where(allowed, logits, -np.inf))
+    np.testing.assert_array_equal(result, np.where(allowed, logits, -np.inf))
 
 
-def test_equals_stay_together():
+def test_ties_are_kept():
     row = jnp.log(jnp.array([[0.1, 0.3, 0.3, 0.3]]))
     assert np.isfinite(restrict(row, 1, 1.0)).tolist() == [[False, True, True, True]]
     assert np.isfinite(restrict(row, 0, 0.5)).tolist() == [[False, True, True, True]]
@@ -181,26 +181,26 @@ def test_tokens_are_as_frequent_as_they_are_probable():
     rows = jnp.log(jnp.asarray(probabilities, jnp.float32)).reshape(1, 5).repeat(20_000, 0)
 
     def shares(temperature, top_k, top_p):
-        found = choose(jax.random.key(3), rows, temperature, top_k, top_p)
-        assert found.dtype == jnp.int32
-        return np.bincount(found, minlength=5) / len(rows)
+        result = choose(jax.random.key(3), rows, temperature, top_k, top_p)
+        assert result.dtype == jnp.int32
+        return np.bincount(result, minlength=5) / len(rows)
 
     near = {'atol': 0.015}
     np.testing.assert_allclose(shares(1.0, 0, 1.0), probabilities, **near)
     colder = probabilities**2 / (probabilities**2).sum()
     np.testing.assert_allclose(shares(0.5, 0, 1.0), colder, **near)
-    # 0.4 and 0.3 are less than 0.8, and 0.4, 0.3 and 0.15 enough.
+    # 0.4 and 0.3 are less than 0.8 together; 0.4, 0.3 and 0.15 are enough.
     np.testing.assert_allclose(shares(1.0, 0, 0.8), np.array([0, 8, 3, 6, 0]) / 17, **near)
-    # Of 0.4 and 0.3 the first is more than half.
+    # The share of 0.4 in 0.4 + 0.3 is more than 0.55.
     np.testing.assert_array_equal(shares(1.0, 2, 0.55), [0, 1, 0, 0, 0])
-    # top_p is of the probabilities at that temperature: at 0.5, 0.4 alone is 56 in 100.
+    # top_p applies to the probabilities at that temperature: at 0.5, that of the first is 0.56.
     np.testing.assert_array_equal(shares(0.5, 0, 0.55), [0, 1, 0, 0, 0])
     np.testing.assert_array_equal(shares(0.0, 0, 1.0), [0, 1, 0, 0, 0])
 
 
 def test_a_context_can_be_filled(model):
-    found = run(model, new_tokens=CONTEXT - 7, temperature=0)
-    np.testing.assert_array_equal(found[:, :NEW], run(model, temperature=0)[:, : CONTEXT - 7])
+    result = run(model, new_tokens=CONTEXT - 7, temperature=0)
+    np.testing.assert_array_equal(result[:, :NEW], run(model, temperature=0)[:, : CONTEXT - 7])
 
 
 WRONG = {
@@ -210,10 +210,10 @@ WRONG = {
         {'prompts': np.ones((4, 16), int)}, 'shorter prompts',
     ),
     'an empty prompt': ({'lengths': np.array([7, 0, 5, 4])}, '4 numbers from 1 to 7'),
-    'a length that is not of its prompt': ({'lengths': np.array([8, 1, 5, 4])}, '[8, 1, 5, 4]'),
+    'a length beyond its prompt': ({'lengths': np.array([8, 1, 5, 4])}, '[8, 1, 5, 4]'),
     'too few lengths': ({'lengths': np.array([7, 1])}, '4 numbers from 1 to 7'),
     'a temperature below 0': ({'temperature': -0.1}, 'temperature=-0.1'),
-    'a temperature that is no number': ({'temperature': float('nan')}, 'temperature=nan'),
+    'a temperature that is not a number': ({'temperature': float('nan')}, 'temperature=nan'),
     'a top_k below 0': ({'top_k': -1}, 'top_k=-1'),
     'no probability': ({'top_p': 0.0}, 'top_p=0.0'),
     'more than all probability': ({'top_p': 1.5}, 'top_p=1.5'),
@@ -221,9 +221,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize('what', WRONG)
-def test_wrong_numbers_are_told_in_a_line(what):
-    options, told = WRONG[what]
+def test_invalid_numbers_are_reported_in_one_line(what):
+    options, part = WRONG[what]
     made = GPT(TOKENS, width=12, depth=1, heads=3, context=CONTEXT)
     with pytest.raises(UserError) as caught:
         run((made, {}), **options)
-    assert told in str(caught.value) and '\n' not in str(caught.value)
+    assert part in str(caught.value) and '\n' not in str(caught.value)

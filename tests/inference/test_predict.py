@@ -1,4 +1,4 @@
-"""The command predict, against the run's own evaluation and the model applied by hand."""
+"""The command predict, compared with the evaluation of the run."""
 
 import json
 import shutil
@@ -32,45 +32,47 @@ def photos(tmp_path_factory, pretrained):
 
 def test_predictions_agree_with_the_evaluation(photos, pretrained, jaxtrain, tmp_path):
     folder, rows = photos
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'out.jsonl'
     outcome = jaxtrain('predict', f'--workdir={pretrained}', folder, f'--output={output}')
     assert outcome.code == 0 and not outcome.err
-    said = read(output)
-    assert [line['file'] for line in said] == [f'{folder}/{n:03}.png' for n in range(40)]
-    right = np.array([int(line['class']) for line in said]) == rows['label']
-    found = trained.evaluate(str(pretrained), 'test[:40]', 'best')['metrics']
-    assert right.mean() == pytest.approx(found['accuracy']) and 0.3 < right.mean() < 1
+    predictions = read(output)
+    assert [line['file'] for line in predictions] == [f'{folder}/{n:03}.png' for n in range(40)]
+    right = np.array([int(line['class']) for line in predictions]) == rows['label']
+    expected = trained.evaluate(str(pretrained), 'test[:40]', 'best')['metrics']
+    assert right.mean() == pytest.approx(expected['accuracy']) and 0.3 < right.mean() < 1
     likelihood = [
         line['probabilities'][str(label)]
-        for line, label in zip(said, rows['label'], strict=True)
+        for line, label in zip(predictions, rows['label'], strict=True)
         if str(label) in line['probabilities']
     ]
-    # The loss is the mean of minus log of what is listed here, but for the five least likely.
-    assert -np.log(likelihood).mean() == pytest.approx(found['loss'], rel=0.2)
+    # The loss is the mean of minus the log of these, except for labels outside the top five.
+    assert -np.log(likelihood).mean() == pytest.approx(expected['loss'], rel=0.2)
     assert '40 images' in outcome.out and str(output) in outcome.out
     assert '... and 24 more' in outcome.out
 
 
-def test_every_class_is_listed_when_asked_for(photos, pretrained, jaxtrain, tmp_path):
+def test_top_lists_every_class(photos, pretrained, jaxtrain, tmp_path):
     folder, rows = photos
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'out.jsonl'
     words = ('predict', f'--workdir={pretrained}', f'--output={output}', '--top=10')
     assert jaxtrain(*words, folder).code == 0
-    said = read(output)
-    for line in said:
+    predictions = read(output)
+    for line in predictions:
         chances = list(line['probabilities'].values())
         assert sum(chances) == pytest.approx(1, abs=1e-5) and len(chances) == 10
         assert chances == sorted(chances, reverse=True)
         assert line['probability'] == chances[0]
         assert line['class'] == next(iter(line['probabilities']))
-    loss = [-np.log(x['probabilities'][str(y)]) for x, y in zip(said, rows['label'], strict=True)]
-    found = trained.evaluate(str(pretrained), 'test[:40]', 'best')['metrics']
-    assert np.mean(loss) == pytest.approx(found['loss'], rel=1e-5)
+    loss = [
+        -np.log(x['probabilities'][str(y)]) for x, y in zip(predictions, rows['label'], strict=True)
+    ]
+    expected = trained.evaluate(str(pretrained), 'test[:40]', 'best')['metrics']
+    assert np.mean(loss) == pytest.approx(expected['loss'], rel=1e-5)
 
 
 def test_files_and_folders_each_once_in_the_order_named(photos, pretrained, jaxtrain, tmp_path):
     folder, _ = photos
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'out.jsonl'
     paths = [folder / '007.png', folder, folder / '001.png']
     assert jaxtrain('predict', *paths, f'--workdir={pretrained}', f'--output={output}').code == 0
     files = [line['file'] for line in read(output)]
@@ -78,7 +80,7 @@ def test_files_and_folders_each_once_in_the_order_named(photos, pretrained, jaxt
     assert files[1].endswith('000.png')
 
 
-def test_predictions_go_into_the_run_unless_told(photos, pretrained, jaxtrain):
+def test_predictions_are_written_to_the_run_by_default(photos, pretrained, jaxtrain):
     folder, _ = photos
     before = contents(pretrained)
     assert jaxtrain('predict', f'--workdir={pretrained}', folder / '003.png').code == 0
@@ -88,15 +90,13 @@ def test_predictions_go_into_the_run_unless_told(photos, pretrained, jaxtrain):
     assert contents(pretrained) == before
 
 
-def test_images_of_another_size_and_kind_are_brought_to_the_runs(
-    photos, pretrained, jaxtrain, tmp_path
-):
-    """A large colour JPEG of a digit is what the 8x8 grey image of it is."""
+def test_images_of_another_size_and_format_are_converted(photos, pretrained, jaxtrain, tmp_path):
+    """A large colour JPEG of a digit has the prediction of the 8x8 greyscale image."""
     folder, _ = photos
     grey = cv2.imread(str(folder / '002.png'), cv2.IMREAD_GRAYSCALE)
     large = np.repeat(np.repeat(grey, 16, 0), 16, 1)
     cv2.imwrite(str(tmp_path / 'large.jpg'), np.stack([large] * 3, -1))
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'out.jsonl'
     paths = (tmp_path / 'large.jpg', folder / '002.png')
     words = ('predict', f'--workdir={pretrained}', f'--output={output}', '--top=10')
     assert jaxtrain(*words, *paths).code == 0
@@ -107,7 +107,7 @@ def test_images_of_another_size_and_kind_are_brought_to_the_runs(
 def test_images_that_cannot_be_read(photos, pretrained, jaxtrain, tmp_path):
     folder, _ = photos
     (tmp_path / 'broken.png').write_bytes((folder / '000.png').read_bytes()[:60])
-    output = tmp_path / 'said.jsonl'
+    output = tmp_path / 'out.jsonl'
     paths = (folder / '000.png', tmp_path / 'broken.png')
     words = ('predict', f'--workdir={pretrained}', f'--output={output}', *paths)
     line = complaint(jaxtrain(*words))
@@ -133,7 +133,7 @@ def test_images_that_cannot_be_read(photos, pretrained, jaxtrain, tmp_path):
         (('configs/alphabets.png', '--checkpoint=7'), ["no checkpoint '7'"]),
     ],
 )
-def test_wrong_words(words, parts, pretrained, jaxtrain, tmp_path, monkeypatch):
+def test_wrong_arguments(words, parts, pretrained, jaxtrain, tmp_path, monkeypatch):
     (tmp_path / 'configs').mkdir()
     monkeypatch.chdir(tmp_path)
     if 'configs' not in words:
@@ -145,26 +145,26 @@ def test_wrong_words(words, parts, pretrained, jaxtrain, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_devices_may_be_many(photos, pretrained, tmp_path):
-    """Eight devices, a batch that they cannot fill: the same probabilities."""
+def test_predictions_on_several_devices(photos, pretrained, tmp_path):
+    """Eight devices and a batch that they cannot fill give the same probabilities."""
     from tests.conftest import start
 
     folder, _ = photos
-    said = []
+    predictions = []
     for devices in (1, 8):
         output = tmp_path / f'{devices}.jsonl'
         words = ('predict', f'--workdir={pretrained}', folder, f'--output={output}', '--top=10')
         child = start(*words, devices=devices)
         out, _ = child.communicate(timeout=120)
         assert child.returncode == 0, out
-        said.append(read(output))
-    one, eight = ([line['probabilities'] for line in lines] for lines in said)
+        predictions.append(read(output))
+    one, eight = ([line['probabilities'] for line in lines] for lines in predictions)
     assert len(one) == len(eight) == 40
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
 
 
-def test_images_get_their_size_as_in_training(pretrained, jaxtrain, tmp_path):
-    """A run whose images are cut to half their sides sees of 16x16 the middle as it is."""
+def test_images_are_cropped_as_in_training(pretrained, jaxtrain, tmp_path):
+    """A run that crops images to half their sides reads the centre of a 16x16 image unchanged."""
     work = tmp_path / 'run'
     shutil.copytree(pretrained, work)
     config = json.loads((work / 'config.json').read_text())
@@ -173,10 +173,10 @@ def test_images_get_their_size_as_in_training(pretrained, jaxtrain, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
     cv2.imwrite(str(tmp_path / 'whole.png'), image)
     cv2.imwrite(str(tmp_path / 'middle.png'), image[4:12, 4:12])
-    said = []
+    predictions = []
     for run, name in ((work, 'whole'), (pretrained, 'middle')):
         output = tmp_path / f'{name}.jsonl'
         words = ('predict', f'--workdir={run}', tmp_path / f'{name}.png', f'--output={output}')
         assert jaxtrain(*words).code == 0
-        said.append(read(output)[0]['probabilities'])
-    assert said[0] == said[1]
+        predictions.append(read(output)[0]['probabilities'])
+    assert predictions[0] == predictions[1]

@@ -1,4 +1,4 @@
-"""What is due after which step, and how steps are put together into calls."""
+"""What is due after which step, and how steps are grouped into calls."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def due(which) -> list[int]:
     return [step for step in range(1, 21) if which(step)]
 
 
-def test_in_steps():
+def test_units_of_steps():
     plan = cadence(eval_every=6, save_every=0)
     assert due(plan.logs) == [5, 10, 15, 20]
     assert due(plan.evaluates) == [6, 12, 18, 20]
@@ -37,28 +37,28 @@ def test_in_steps():
 
 @pytest.mark.parametrize('examples', [4, 7, 10, 11, 32])
 @pytest.mark.parametrize('every', [1, 2])
-def test_in_epochs_the_step_that_completes_one(examples, every):
+def test_units_of_epochs_are_due_at_the_step_that_completes_one(examples, every):
     """Epochs need not end with a batch: 11 examples in batches of 4 end with steps 3, 6, 9, 11."""
     plan = cadence(unit=examples, eval_every=every)
     ends = [-(-epoch * examples // 4) for epoch in range(every, 100, every)]
     assert due(plan.evaluates) == sorted({*(step for step in ends if step <= 20), 20})
 
 
-def test_one_step_a_call():
+def test_one_step_per_call():
     np.testing.assert_array_equal(cadence().calls(3), np.arange(3, 21))
 
 
-def test_calls_stop_where_something_is_due():
+def test_calls_end_where_something_is_due():
     plan = cadence(steps_per_call=4, eval_every=6, save_every=9)
     assert plan.calls(0).tolist() == [0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20]
-    # Where nothing but the log is due in between, nothing stops.
+    # The log alone does not end a call.
     assert cadence(steps_per_call=5, log_every=1).calls(0).tolist() == [0, 5, 10, 15, 20]
     assert cadence(steps_per_call=8).calls(0).tolist() == [0, 8, 16, 17, 18, 19, 20]
 
 
 @pytest.mark.parametrize('several', [2, 3, 7])
 def test_a_run_that_resumes_makes_the_same_calls(several):
-    """From wherever it stopped, which is the end of a call: the same programs, so the same bits."""
+    """A run stops at the end of a call, so that it resumes with the same programs and bits."""
     plan = cadence(steps_per_call=several, eval_every=6, save_every=5)
     whole = plan.calls(0).tolist()
     for place, step in enumerate(whole):
@@ -66,7 +66,7 @@ def test_a_run_that_resumes_makes_the_same_calls(several):
 
 
 def made(devices: int = 1, **changes) -> tuple[Cadence, list]:
-    """(that of tiny.py with these changes, the splits that were opened with their keys)."""
+    """The cadence of tiny.py with changes, and (split, key, classes) of each opened source."""
     cfg = Config(get_config().to_dict()).replace(**changes)
     mesh = AbstractMesh((devices, 1, 1), AXES)
     train = image_source(50, (8, 8, 1), ('a', 'b'))
@@ -80,7 +80,7 @@ def made(devices: int = 1, **changes) -> tuple[Cadence, list]:
     return make_cadence(cfg, job, opens), opened
 
 
-def test_it_is_what_the_config_says():
+def test_a_cadence_has_the_values_of_the_config():
     plan, opened = made(
         batch_size=8, seed=7, save_every=3, keep=2, steps_per_call=5, profile=(2, 4),
         best_metric='loss', data__threads=3, data__workers=1, data__prefetch=6,
@@ -98,7 +98,7 @@ def test_it_is_what_the_config_says():
     assert opened == [('val', 'config.data.val', classes), ('test', 'config.data.test', classes)]
 
 
-def test_units_and_the_batch_of_evaluation():
+def test_units_and_the_batch_size_of_evaluations():
     plan, opened = made(every='epochs', eval_batch_size=12, data__val='', data__test='')
     assert (plan.unit, plan.eval_batch_size, plan.batch_size) == (50, 12, 32)
     assert (plan.val, plan.test, opened) == (None, None, [])
@@ -123,20 +123,20 @@ def test_units_and_the_batch_of_evaluation():
         ({'best_metric': 'f1'}, "config.best_metric='f1'"),
     ],
 )
-def test_out_of_range(changes, key):
+def test_values_out_of_range(changes, key):
     with pytest.raises(UserError) as caught:
         made(**changes)
     assert str(caught.value).startswith(key)
 
 
-def test_the_least_that_is_allowed():
+def test_the_smallest_values():
     least = dict(log_every=1, eval_every=0, save_every=0, eval_batch_size=0, keep=1, seed=0)
     plan, _ = made(**least, data__workers=0, budgets__step=0.0)
     assert (plan.workers, plan.seed, plan.budgets.keys() & {'train', 'data_wait'}) == (0, 0, set())
     assert made(seed=2**32 - 1)[0].seed == 2**32 - 1
 
 
-def test_batches_of_evaluation_are_shared_out_as_well():
+def test_devices_must_share_evaluation_batches_evenly():
     with pytest.raises(UserError) as caught:
         made(devices=2, eval_batch_size=3)
     assert 'config.eval_batch_size=3' in str(caught.value) and '2 devices' in str(caught.value)

@@ -1,5 +1,5 @@
-"""What metrics become: averages over windows, read a few steps late and never lost; how fast a run
-says that it is; the best step so far.
+"""The recorder: averages over windows, read a few steps late and never lost; the reported speed;
+the best step so far.
 """
 
 import gzip
@@ -24,12 +24,12 @@ NOTHING = dict.fromkeys(PHASES, 0.0)
 
 
 def test_speed():
-    """10 steps of 32 examples in 4 s of training and 1 s of waiting; then 3 s and 2 s of others."""
+    """10 steps of 32 examples in 4 s of training, 1 s of data wait, and 5 s of other phases."""
     before = NOTHING | {'train': 100.0, 'init': 7.0}
     now = before | {'train': 104.0, 'data_wait': 1.0, 'eval': 3.0, 'save': 2.0}
     work = Work('examples', 32, flops=1e9, peak=1e10)
-    found = speed(before, now, 10, work)
-    assert found == pytest.approx(
+    result = speed(before, now, 10, work)
+    assert result == pytest.approx(
         {
             'steps_per_s': 2.0,
             'examples_per_s': 64.0,
@@ -41,10 +41,10 @@ def test_speed():
     )
 
 
-def test_no_mfu_where_the_peak_is_not_known():
+def test_no_mfu_if_the_peak_is_unknown():
     work = Work('tokens', 512, flops=1e9, peak=0.0)
-    found = speed(NOTHING, NOTHING | {'train': 1.0}, 1, work)
-    assert 'mfu' not in found and found['tokens_per_s'] == 512
+    result = speed(NOTHING, NOTHING | {'train': 1.0}, 1, work)
+    assert 'mfu' not in result and result['tokens_per_s'] == 512
 
 
 CHIP = SimpleNamespace(peak_bf16_flops=1e12)
@@ -60,7 +60,7 @@ IMAGES, TEXT = SimpleNamespace(tokens=0), SimpleNamespace(tokens=16)
         (None, 'full', IMAGES, Work('examples', 4, 8e9, 0.0)),
     ],
 )
-def test_what_a_step_is_worth(chip, remat, train, expected, monkeypatch):
+def test_the_work_in_a_step(chip, remat, train, expected, monkeypatch):
     """The programs are for 2 and for 4 steps, on 8 devices."""
     monkeypatch.setattr(loop, 'chip_of', lambda device: chip)
     mesh = SimpleNamespace(devices=np.empty(8), size=8)
@@ -77,7 +77,7 @@ def test_what_a_step_is_worth(chip, remat, train, expected, monkeypatch):
 
 @pytest.fixture(scope='module')
 def traced(tmp_path_factory):
-    """A run with a trace of steps 8 to 12, handed over five at a time."""
+    """A run with five steps per call and a trace of steps 8 to 12."""
     from jaxtrain.cli import main
 
     workdir = tmp_path_factory.mktemp('traced') / 'run'
@@ -87,13 +87,13 @@ def traced(tmp_path_factory):
     return workdir
 
 
-def test_a_run_says_how_fast_it_was(traced):
+def test_the_speed_in_the_log(traced):
     """The times in the log add up to the seconds in result.json."""
     lines = [line for line in read_metrics(traced) if line['split'] == 'train']
     assert [line['step'] for line in lines] == [5, 10, 15, 20]
     for line in lines:
         assert line['examples_per_s'] == pytest.approx(32 * line['steps_per_s'])
-        assert 'mfu' not in line  # nothing is known of this device's peak
+        assert 'mfu' not in line  # the peak of this device is unknown
     seconds = json.loads((traced / 'result.json').read_text())['seconds']
     training = [5 / line['steps_per_s'] for line in lines]
     waited = sum(t * line['data_wait'] for t, line in zip(training, lines, strict=True))
@@ -103,8 +103,8 @@ def test_a_run_says_how_fast_it_was(traced):
     assert 0.5 * whole < sum(training) <= whole + 1e-6
 
 
-def test_trace_opens_in_perfetto(traced):
-    """Chrome's trace format: events with names and times, those of the step among them."""
+def test_the_trace_has_the_format_of_perfetto(traced):
+    """Chrome's trace format: events with names and times, including those of the steps."""
     (file,) = (traced / 'profile').rglob('perfetto_trace.json.gz')
     with gzip.open(file) as f:
         events = json.load(f)['traceEvents']
@@ -116,7 +116,7 @@ def test_trace_opens_in_perfetto(traced):
 
 
 @pytest.mark.parametrize('value', ['(3,)', '(0,2)', '(5,2)', '(1,99)', "('a','b')"])
-def test_wrong_steps_to_trace(value, jaxtrain, tmp_path):
+def test_invalid_steps_to_trace(value, jaxtrain, tmp_path):
     outcome = jaxtrain(
         'train', f'--config={TINY}', f'--config.profile={value}', f'--workdir={tmp_path}/w'
     )
@@ -125,7 +125,7 @@ def test_wrong_steps_to_trace(value, jaxtrain, tmp_path):
 
 
 class Scalar:
-    """A metric that notes when the host begins to copy it and when it waits for it."""
+    """A metric that records when the host starts to copy it and when it waits for it."""
 
     def __init__(self, value: float, events: list, step: int):
         self.value, self.events, self.step = value, events, step
@@ -162,7 +162,7 @@ def test_windows_are_averaged_exactly():
     assert tracker.window == {'loss': 9 + 10 + 11, 'accuracy': (9 + 10 + 11) / 2, 'steps': 3}
 
 
-def test_a_step_is_read_only_when_later_ones_are_on_their_way():
+def test_a_step_is_read_only_after_later_steps_are_dispatched():
     events = []
     tracker = Averages(every(1), lambda step, means: None)
     for step in range(1, IN_FLIGHT + 3):
@@ -175,7 +175,7 @@ def test_a_step_is_read_only_when_later_ones_are_on_their_way():
 
 
 @pytest.mark.parametrize('cut', [1, 3, 5, 7])
-def test_a_run_saved_within_a_window_goes_on_in_it(cut):
+def test_a_run_saved_within_a_window_continues_it(cut):
     losses = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
     whole, _ = follow(losses, log_every=5)
     before, tracker = follow(losses[:cut], log_every=5)
@@ -183,19 +183,19 @@ def test_a_run_saved_within_a_window_goes_on_in_it(cut):
     assert before + after == whole
 
 
-def test_window_is_a_copy():
+def test_the_window_is_a_copy():
     _, tracker = follow([1, 2], log_every=5)
     tracker.window['loss'] = 100.0
     assert tracker.window['loss'] == 3
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')])
-def test_loss_that_is_not_finite_stops_the_run(bad):
+def test_a_loss_that_is_not_finite_stops_the_run(bad):
     with pytest.raises(UserError, match=rf'the loss is {bad} at step 3;.*config\.optim\.lr'):
         follow([1, 1, bad, 1], log_every=1)
 
 
-def test_loss_that_is_not_finite_is_noticed_within_a_few_steps():
+def test_a_loss_that_is_not_finite_is_noticed_within_a_few_steps():
     tracker = Averages(every(100), lambda step, means: None)
     tracker.push(1, {'loss': jnp.float32('nan')})
     with pytest.raises(UserError, match='step 1;'):
@@ -213,11 +213,11 @@ def test_nothing_of_a_bad_step_is_emitted():
     assert lines == [1]
 
 
-def test_the_best_step_so_far_is_among_those_that_are_there():
+def test_the_best_step_is_chosen_among_the_given_steps():
     recorder = Recorder(np.zeros(20), cadence(best_metric=ACCURACY), ['accuracy'])
     assert recorder.best([5, 10]) is None
     recorder.val |= {5: {'accuracy': 0.9}, 10: {'accuracy': 0.5}, 15: {'accuracy': 0.9}}
-    assert recorder.ranked([5, 10, 15, 20]) == [15, 5, 10]  # of equal ones the later
+    assert recorder.ranked([5, 10, 15, 20]) == [15, 5, 10]  # the later of equal steps first
     assert recorder.best([5, 10]) == 5
 
 

@@ -1,4 +1,4 @@
-"""A whole run of `jaxtrain train`: its files, its numbers, and starting it again."""
+"""Whole runs of `jaxtrain train`: their files, their numbers, and resuming them."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from jaxtrain.step import evaluate
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import TINY, start
 
-# Orbax, read without a template.
+# Orbax warns if it restores without a template.
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
@@ -40,12 +40,12 @@ def lines(workdir: Path, split: str) -> list[dict]:
 
 def untimed(workdir: Path) -> list[dict]:
     """metrics.jsonl without the fields that depend on the machine's speed."""
-    found = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+    log = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in log]
 
 
 def arrays(checkpoint: Path) -> dict:
-    """What Orbax finds in a checkpoint, by field of the state and path."""
+    """The arrays in a checkpoint, by field of the state and path."""
     state = ocp.PyTreeCheckpointer().restore(checkpoint / 'state')
     return {field: flatten(tree) for field, tree in state.items() if isinstance(tree, dict)}
 
@@ -57,9 +57,10 @@ def stamps(folder: Path) -> dict[Path, tuple]:
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, drawing) -> Path:
-    """A run of tiny.py whose val is best at step 10 of 20, evaluated every 5.
+    """A run of tiny.py whose val accuracy is best at step 10 of 20, evaluated every 5 steps.
 
-    `evaluated` notes the number of examples of each evaluation, and `wall` the time it took.
+    seen.json has `evaluated`, the number of examples of each evaluation, and `wall`, the time that
+    the run took.
     """
     workdir = tmp_path_factory.mktemp('train') / 'run'
     evaluated, whole = [], evaluate.per_example
@@ -122,27 +123,27 @@ def test_counts_are_those_of_the_parameter_table(finished):
         path: 'x'.join(map(str, leaf.shape))
         for path, leaf in arrays(finished / 'checkpoints' / '20')['params'].items()
     }
-    found = result(finished)
-    assert found['params_total'] == found['params_trainable'] == sum(sizes) == 1442
+    summary = result(finished)
+    assert summary['params_total'] == summary['params_trainable'] == sum(sizes) == 1442
     # adamw: two float32 moments per parameter, and a few counters.
-    assert 0 <= found['opt_state_bytes'] - 8 * sum(sizes) <= 64
+    assert 0 <= summary['opt_state_bytes'] - 8 * sum(sizes) <= 64
 
 
 def test_result(finished, seen):
-    found = result(finished)
-    assert (found['regime'], found['steps'], found['best_step']) == ('scratch', 20, 10)
-    assert found['examples_seen'] == 20 * 32
-    assert found['classes'] == list('0123456789')
-    seconds = found['seconds']
+    summary = result(finished)
+    assert (summary['regime'], summary['steps'], summary['best_step']) == ('scratch', 20, 10)
+    assert summary['examples_seen'] == 20 * 32
+    assert summary['classes'] == list('0123456789')
+    seconds = summary['seconds']
     assert set(seconds) == {'init', 'restore', 'compile', 'train', 'data_wait', 'eval', 'save'}
     assert min(seconds.values()) > 0
-    # The phases do not overlap, and leave out no more than reading the config and drawing.
+    # The phases do not overlap, and cover all but reading the config and drawing the curves.
     assert 0.3 * seen['wall'] < sum(seconds.values()) <= seen['wall']
-    # Forward: multiply and add for each weight at each position, but for those that meet padding:
-    # of 3 x 3 taps at 8 x 8 and 4 x 4 positions 22 x 22 and 10 x 10 remain. Backward costs twice
-    # that, less the gradient of the images.
+    # Forward: a multiplication and an addition for each weight at each position, except at the
+    # padding: of 3 x 3 taps at 8 x 8 and 4 x 4 positions 22 x 22 and 10 x 10 remain. Backward costs
+    # twice that, without the gradient of the images.
     conv_0, conv_1, head = 2 * 8 * 22**2, 2 * 8 * 16 * 10**2, 2 * 160
-    assert found['flops_per_step'] == 32 * (2 * conv_0 + 3 * conv_1 + 3 * head)
+    assert summary['flops_per_step'] == 32 * (2 * conv_0 + 3 * conv_1 + 3 * head)
 
 
 def test_log(finished):
@@ -160,21 +161,21 @@ def test_log(finished):
 
 
 def test_metrics_are_those_of_the_best_checkpoint(finished, seen):
-    found = result(finished)['metrics']
+    summary = result(finished)['metrics']
     best, last = (lines(finished, 'val')[n] for n in (1, 3))
-    assert found['val'] == {name: best[name] for name in ('accuracy', 'loss')}
-    assert found['val']['loss'] != last['loss']
+    assert summary['val'] == {name: best[name] for name in ('accuracy', 'loss')}
+    assert summary['val']['loss'] != last['loss']
     assert {p.name for p in (finished / 'checkpoints').iterdir()} == {'10', '20'}
     by_step = {
         step: trained.evaluate(str(finished), 'test', step)['metrics'] for step in ('10', '20')
     }
-    assert found['test'] == by_step['10'] != by_step['20']
+    assert summary['test'] == by_step['10'] != by_step['20']
     # Test is read once, at the very end.
     assert seen['evaluated'] == [300] * 4 + [600]
     with np.load(finished / 'test.npz') as values:
         means = {name: values[name].astype(np.float64).mean() for name in values}
         assert all(values[name].shape == (600,) for name in values)
-    assert means == found['test']
+    assert means == summary['test']
 
 
 def test_curves_are_drawn(finished):
@@ -185,7 +186,7 @@ def test_curves_are_drawn(finished):
     assert 0.5 < white < 0.99 and coloured > 0.001
 
 
-def test_a_finished_run_is_left_as_it_is(finished, jaxtrain, monkeypatch):
+def test_a_finished_run_is_left_unchanged(finished, jaxtrain, monkeypatch):
     def never(*_):
         raise AssertionError('a finished run compiles and reads nothing')
 
@@ -201,13 +202,14 @@ def test_a_finished_run_is_left_as_it_is(finished, jaxtrain, monkeypatch):
 def test_epochs_are_rounded_up_to_steps(jaxtrain, tmp_path):
     words = ['--config.steps=0', '--config.epochs=2', '--config.data.test=']
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
-    found = result(tmp_path)
-    assert found['steps'] == 4 and found['examples_seen'] == 128  # 2 x 50 examples in batches of 32
-    assert set(found['metrics']) == {'val'}
+    summary = result(tmp_path)
+    # 2 x 50 examples in batches of 32
+    assert summary['steps'] == 4 and summary['examples_seen'] == 128
+    assert set(summary['metrics']) == {'val'}
     assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
 
 
-def test_a_run_that_logs_nothing_ends_all_the_same(jaxtrain, tmp_path):
+def test_a_run_without_logs_finishes(jaxtrain, tmp_path):
     words = ['--config.steps=4', '--config.data.val=', '--config.data.test=']
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
     assert result(tmp_path)['metrics'] == {}
@@ -221,7 +223,7 @@ def averaging(tmp_path_factory) -> Path:
     return workdir
 
 
-def test_the_average_is_what_is_evaluated(averaging):
+def test_the_moving_average_is_evaluated(averaging):
     cfg = load(TINY, [])
     source = open_source(resolve(cfg, None).data, 'val', 'data.val')
     batch = source.fetch(np.arange(len(source)))
@@ -236,12 +238,12 @@ def test_the_average_is_what_is_evaluated(averaging):
         shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
         losses[field] = -log_p[np.arange(300), batch['label']].mean()
-    found = lines(averaging, 'val')[-1]['loss']
-    assert found == pytest.approx(losses['ema'], abs=1e-5)
-    assert abs(found - losses['params']) > 1e-3
+    loss = lines(averaging, 'val')[-1]['loss']
+    assert loss == pytest.approx(losses['ema'], abs=1e-5)
+    assert abs(loss - losses['params']) > 1e-3
 
 
-def test_the_average_is_what_is_handed_on(averaging):
+def test_other_runs_restore_the_moving_average(averaging):
     cfg = load(f'{TINY}:finetune', [f'--config.init_from={averaging}'])
     state = first_state(make_job(cfg), seed=0)
     saved, loaded = arrays(averaging / 'checkpoints' / '20'), flatten(state.params)
@@ -252,9 +254,9 @@ def test_the_average_is_what_is_handed_on(averaging):
         assert (np.asarray(loaded[path]) != saved['params'][path]).any(), path
 
 
-def test_stopped_by_sigterm_and_started_again(jaxtrain, tmp_path):
-    # A line for each step, the one of the stop included, and none of them twice.
-    words = ['--config.steps=150', '--config.eval_every=75', '--config.log_every=1']
+def test_a_run_stopped_by_sigterm_resumes(jaxtrain, tmp_path):
+    # Each step has exactly one line, including the step at which the run stops.
+    words = ['--config.steps=300', '--config.eval_every=150', '--config.log_every=1']
     straight, stopped = tmp_path / 'straight', tmp_path / 'stopped'
     command = ['train', f'--config={TINY}', f'--workdir={stopped}', *words]
     child = start(*command)
@@ -262,11 +264,11 @@ def test_stopped_by_sigterm_and_started_again(jaxtrain, tmp_path):
         assert child.poll() is None, child.communicate()[0]
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == 42, said
-    assert 'state saved' in said and said.splitlines()[-1].endswith('command again to go on')
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 42, output
+    assert 'state saved' in output and output.splitlines()[-1].endswith('command again to go on')
     reached = max(int(p.name) for p in (stopped / 'checkpoints').iterdir())
-    assert 5 <= reached < 150 and f'stopped at step {reached} of 150' in said
+    assert 5 <= reached < 300 and f'stopped at step {reached} of 300' in output
     assert not (stopped / 'result.json').exists()
 
     outcome = jaxtrain(*command)
@@ -279,7 +281,7 @@ def test_stopped_by_sigterm_and_started_again(jaxtrain, tmp_path):
     }
 
 
-def test_resuming_does_not_need_the_checkpoint_it_began_from(pretrained, jaxtrain, tmp_path):
+def test_resuming_does_not_need_the_initial_checkpoint(pretrained, jaxtrain, tmp_path):
     source = shutil.copytree(pretrained, tmp_path / 'source')
     words = [f'--config={TINY}:linear', f'--config.init_from={source}', f'--workdir={tmp_path}/run']
     assert jaxtrain('train', *words).code == 0
@@ -287,7 +289,7 @@ def test_resuming_does_not_need_the_checkpoint_it_began_from(pretrained, jaxtrai
     before, log, summary = (run / 'params.tsv').read_text(), untimed(run), result(run)
     shutil.rmtree(source)
     (run / 'result.json').unlink()
-    # The run was killed in the evaluation after its last checkpoint; resuming repeats it.
+    # As if the run was killed in the evaluation after its last checkpoint, which resuming repeats.
     kept = [line for line in log if (line['split'], line['step']) != ('val', 20)]
     (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in kept))
     outcome = jaxtrain('train', *words)
@@ -298,7 +300,7 @@ def test_resuming_does_not_need_the_checkpoint_it_began_from(pretrained, jaxtrai
     assert result(run)['metrics'] == summary['metrics']
 
 
-def test_several_steps_a_call_end_where_single_ones_do(jaxtrain, tmp_path):
+def test_several_steps_per_call_give_the_same_result(jaxtrain, tmp_path):
     """The same batches, randomness and log; evaluations and checkpoints after the same steps."""
     common = ['--config.steps=20', '--config.eval_every=8', '--config.log_every=4']
     common += ['--config.ema=0.9', "--config.data.augment=(('shift', 1),)"]
@@ -319,7 +321,7 @@ def test_several_steps_a_call_end_where_single_ones_do(jaxtrain, tmp_path):
     assert a['flops_per_step'] == b['flops_per_step']
 
 
-def test_epochs_as_the_unit_of_what_is_due(jaxtrain, tmp_path):
+def test_epochs_as_the_unit_of_the_cadence(jaxtrain, tmp_path):
     """50 examples in batches of 32: epochs end with steps 2, 4, 5, 7, 8."""
     words = ['--config.steps=0', '--config.epochs=5', '--config.every=epochs']
     words += ['--config.log_every=1', '--config.eval_every=2']
@@ -328,7 +330,7 @@ def test_epochs_as_the_unit_of_what_is_due(jaxtrain, tmp_path):
     assert [line['step'] for line in lines(tmp_path, 'val')] == [4, 7, 8]
 
 
-def test_what_was_the_best_until_the_end_is_removed_then(jaxtrain, tmp_path, monkeypatch):
+def test_the_previous_best_checkpoint_is_removed_at_the_end(jaxtrain, tmp_path, monkeypatch):
     """The last evaluation follows the last save, which still kept the best checkpoint so far."""
     whole = evaluate.per_example
 
@@ -343,7 +345,7 @@ def test_what_was_the_best_until_the_end_is_removed_then(jaxtrain, tmp_path, mon
     assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
 
 
-def test_without_val_the_table_tells_of_training(jaxtrain, tmp_path):
+def test_without_val_the_table_shows_training_metrics(jaxtrain, tmp_path):
     words = ['--config.data.val=', '--config.eval_every=0', '--config.log_every=10']
     outcome = jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words)
     assert outcome.code == 0

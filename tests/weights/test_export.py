@@ -76,7 +76,7 @@ def test_other_suffixes_are_refused(runs, tmp_path, origin, output, words):
 
 def test_array_without_a_counterpart_is_reported(runs, tmp_path):
     """In torchvision, the class token of every ViT has a position."""
-    with pytest.raises(UserError, match='torchvision has no place for .* choose another --origin'):
+    with pytest.raises(UserError, match='torchvision has no names for .* choose another --origin'):
         export_weights(
             runs['big_vision'][1], 'last', 'torchvision', str(tmp_path / 'm.safetensors')
         )
