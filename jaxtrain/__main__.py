@@ -1,4 +1,4 @@
-"""`python -m jaxtrain` is the console command `jaxtrain`."""
+"""`python -m jaxtrain` runs the console command `jaxtrain`."""
 
 from jaxtrain.cli import entry
 

@@ -1,6 +1,6 @@
-"""The command line: one command with sub-commands. It parses and calls; it decides nothing.
+"""The command line: finds the command, parses its arguments, and turns errors into exit codes.
 
-Nothing heavy is imported before a command needs it, so that `jaxtrain --help` answers at once.
+Commands import heavy libraries only when they run, so that `jaxtrain --help` is fast.
 """
 
 import sys
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
     """Runs a command.
 
     Args:
-      argv: the words after the program's name.
+      argv: the arguments after the program's name.
 
     Returns:
-      The exit code: 0 finished, 2 wrong input, 42 preempted with the state saved.
+      The exit code: 0 finished, 2 wrong input, 42 preempted with the state saved, 130 interrupted.
     """
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(_overview())
@@ -71,11 +71,11 @@ def main(argv: list[str]) -> int:
 
 
 def entry() -> None:
-    """The console command."""
+    """Runs the console command `jaxtrain`."""
     sys.exit(main(sys.argv[1:]))
 
 
 def _overview() -> str:
     lines = ['jaxtrain COMMAND [--flag=value ...]', '']
     lines += [f'  {name:10}{summary(command)}' for name, command in COMMANDS.items()]
-    return '\n'.join([*lines, '', 'jaxtrain COMMAND --help explains each.'])
+    return '\n'.join([*lines, '', 'jaxtrain COMMAND --help describes a command.'])

@@ -1,4 +1,4 @@
-"""The command line by itself: help, what is imported, and what a terminal gets to see."""
+"""The command line: help, imports, and the output with and without a terminal."""
 
 import os
 import pty
@@ -44,7 +44,7 @@ FLAGS = {
     'compare': {'config', 'workdir', 'full', 'config.KEY=VALUE'},
 }
 
-# Runs a command, then says which modules it has imported.
+# Runs a command, then prints the modules that it has imported.
 PROBE = """
 import sys
 from jaxtrain.cli import main
@@ -58,21 +58,21 @@ sys.exit(code)
 def test_help_lists_every_command(words, jaxtrain):
     outcome = jaxtrain(*words)
     assert outcome.code == 0 and not outcome.err
-    said = dict(re.findall(r'^  (\w+) +(\S.*)$', outcome.out, re.MULTILINE))
-    assert set(said) == set(COMMANDS) == set(FLAGS)
-    assert all(said[name] == c.__doc__.splitlines()[0] for name, c in COMMANDS.items())
+    output = dict(re.findall(r'^  (\w+) +(\S.*)$', outcome.out, re.MULTILINE))
+    assert set(output) == set(COMMANDS) == set(FLAGS)
+    assert all(output[name] == c.__doc__.splitlines()[0] for name, c in COMMANDS.items())
 
 
 @pytest.mark.parametrize('command', FLAGS)
-def test_help_of_a_command_shows_its_flags_and_an_example(command, capsys, jaxtrain):
+def test_the_help_of_a_command_shows_its_flags_and_an_example(command, capsys, jaxtrain):
     with pytest.raises(SystemExit) as caught:
         jaxtrain(command, '--help')
     assert caught.value.code == 0
-    said = capsys.readouterr().out
-    flags = re.findall(r'^  --(\S+) +(\S.*)$', said, re.MULTILINE)
+    output = capsys.readouterr().out
+    flags = re.findall(r'^  --(\S+) +(\S.*)$', output, re.MULTILINE)
     assert {name for name, _ in flags} == FLAGS[command]
-    example = re.search(rf'^  jaxtrain {command} (.*--.*)$', said, re.MULTILINE)
-    assert example, said
+    example = re.search(rf'^  jaxtrain {command} (.*--.*)$', output, re.MULTILINE)
+    assert example, output
     used = {word.split('=')[0][2:] for word in example[1].split() if word.startswith('--')}
     assert used and used <= FLAGS[command]
 
@@ -116,28 +116,28 @@ def test_a_run_on_a_terminal(tmp_path):
         stderr=slave,
     )
     os.close(slave)
-    said = read_all(master)
-    assert child.wait(timeout=60) == 0, said
-    # The cursor is hidden, a bar is drawn, and both are undone at the end.
-    assert '\x1b[?25l' in said and '\x1b[?25h' in said
-    assert '━' in said and '20/20' in said
-    plain = re.sub(r'\x1b\[[?\d;]*[A-Za-z]', '', said)
+    output = read_all(master)
+    assert child.wait(timeout=60) == 0, output
+    # The cursor is hidden, a progress bar is drawn, and the cursor is shown again at the end.
+    assert '\x1b[?25l' in output and '\x1b[?25h' in output
+    assert '━' in output and '20/20' in output
+    plain = re.sub(r'\x1b\[[?\d;]*[A-Za-z]', '', output)
     rows = [line.split() for line in re.split(r'[\r\n]', plain) if re.match(r' +\d+ +\d', line)]
-    assert [row[0] for row in rows] == ['10', '20'], said
+    assert [row[0] for row in rows] == ['10', '20'], output
     modules = set(plain.rpartition('modules ')[2].split())
     assert {'jax', 'tensorflow_datasets', 'matplotlib'} <= modules
     assert not modules & {'tensorflow', 'torch', 'keras'}
 
 
 def read_all(master: int) -> str:
-    """All that was written to a terminal until its last writer closed it."""
-    said = b''
+    """Reads what is written to a terminal until its last writer closes it."""
+    output = b''
     while True:
         try:
             chunk = os.read(master, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # Linux reports a closed other end as an error
             chunk = b''
         if not chunk:
             os.close(master)
-            return said.decode()
-        said += chunk
+            return output.decode()
+        output += chunk

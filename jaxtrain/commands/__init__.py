@@ -1,6 +1,7 @@
-"""The commands, one file each: its flags, its words, one call.
+"""The commands, one file each: its flags, its arguments, one call.
 
-A command is a module with a docstring (a line that says what it does, and an example), `FLAGS`
-(functions of flags.py, or of its own, that define its flags), `WORDS` (what its other words are; ''
-if it takes none) and `run`, which is given the parsed `Arguments`. The table of them is in cli.py.
+A command is a module with a docstring (whose first line is the summary and whose last line is an
+example), `FLAGS` (functions of flags.py or of the module, which define its flags), `WORDS` (a
+description of its other arguments; '' if it takes none) and `run`, which takes the parsed
+`Arguments`. cli.py has the table of commands.
 """

@@ -1,4 +1,4 @@
-"""How a command reads its words: flags, other words, and overrides of a config."""
+"""Parsing of a command's arguments: flags, overrides of the config, and other words."""
 
 import sys
 from types import ModuleType
@@ -11,12 +11,12 @@ from jaxtrain.errors import UserError, nearest
 
 
 class Arguments(NamedTuple):
-    """What a command was given.
+    """The parsed arguments of a command.
 
     Attributes:
       flags: the values of its flags, as attributes.
-      words: its other words.
-      overrides: `--config.KEY=VALUE` words, for `config.files.load`.
+      words: its other arguments.
+      overrides: `--config.KEY=VALUE` arguments, for `config.files.load`.
     """
 
     flags: absl_flags.FlagValues
@@ -25,10 +25,10 @@ class Arguments(NamedTuple):
 
 
 def parse(name: str, command: ModuleType, argv: list[str]) -> Arguments:
-    """Parses the words after a command's name. Prints the help and exits if they ask for it.
+    """Parses the arguments after a command's name; for --help, prints the help and exits.
 
     Raises:
-      UserError: an unknown flag, a value of the wrong type, or a required flag not given.
+      UserError: an unknown flag, a value of the wrong type, or a missing required flag.
     """
     values = absl_flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow other words
@@ -67,8 +67,8 @@ def _help(name: str, command: ModuleType, values: absl_flags.FlagValues, takes_c
         lines.append(f'  {command.WORDS}')
     for flag in values:
         default = values[flag].default
-        said = f' (default: {default})' if default not in (None, '') else ''
-        lines.append(f'  --{flag:12} {values[flag].help}{said}')
+        note = f' (default: {default})' if default not in (None, '') else ''
+        lines.append(f'  --{flag:12} {values[flag].help}{note}')
     if takes_config:
-        lines.append('  --config.KEY=VALUE  changes a key; jaxtrain/config/keys.py lists them')
+        lines.append('  --config.KEY=VALUE  change a key; jaxtrain/config/keys.py documents them')
     return '\n'.join(lines)

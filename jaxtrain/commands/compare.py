@@ -1,4 +1,4 @@
-"""Train the variants of a config side by side: table, plot, verdict.
+"""Train variants of a config side by side and write a table, a plot and a verdict.
 
 jaxtrain compare --config=configs/alphabets.py --workdir=runs/compare
 """
@@ -11,7 +11,8 @@ from jaxtrain.commands.start import start_jax
 
 
 def _full(values: FlagValues) -> None:
-    flags.string(values, 'full', '', 'finished run to start the arms from; none is trained then')
+    text = 'finished run that the arms start from; empty to train config.compare.pretrain first'
+    flags.string(values, 'full', '', text)
 
 
 FLAGS = (flags.config, flags.workdir, _full)

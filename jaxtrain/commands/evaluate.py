@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of a run on a split; no training data is opened.
+"""Evaluate a checkpoint of a run on a split; open no training data.
 
 jaxtrain evaluate --workdir=runs/alphabets/full --split=test --checkpoint=best
 """
@@ -11,7 +11,7 @@ from jaxtrain.commands.start import start_jax
 
 
 def _split(values: FlagValues) -> None:
-    text = "the run's 'train', 'val' or 'test', or another of its data"
+    text = "'train', 'val' or 'test' of the run, or another split of its data set"
     flags.string(values, 'split', 'test', text)
 
 
@@ -25,6 +25,6 @@ def run(given: Arguments) -> None:
     from jaxtrain.inference.trained import evaluate
     from jaxtrain.terminal import number
 
-    found = evaluate(values.workdir, values.split, values.checkpoint)
-    metrics = '  '.join(f'{name}={number(value)}' for name, value in found['metrics'].items())
-    print(f'{found["split"]}  step={found["step"]}  examples={found["examples"]}  {metrics}')
+    result = evaluate(values.workdir, values.split, values.checkpoint)
+    metrics = '  '.join(f'{name}={number(value)}' for name, value in result['metrics'].items())
+    print(f'{result["split"]}  step={result["step"]}  examples={result["examples"]}  {metrics}')

@@ -1,4 +1,4 @@
-"""Write the weights of a run as safetensors, under the names of another framework.
+"""Write a run's weights as safetensors, under the names of another framework.
 
 jaxtrain export --workdir=runs/vit_b16 --origin=timm --output=model.safetensors
 """
@@ -11,7 +11,7 @@ from jaxtrain.commands.start import start_jax
 
 
 def _export(values: FlagValues) -> None:
-    flags.string(values, 'origin', None, 'whose names: torchvision, timm, huggingface, ...')
+    flags.string(values, 'origin', None, 'naming scheme: torchvision, timm, huggingface, ...')
     flags.string(values, 'output', None, 'file to write')
 
 

@@ -1,11 +1,11 @@
-"""Flags that several commands share. A flag without a default must be given."""
+"""Flags that several commands share. A flag whose default is None is required."""
 
 from absl import flags
 from absl.flags import FlagValues
 
 
 def config(values: FlagValues) -> None:
-    string(values, 'config', None, 'config file, or FILE.py:VARIANT')
+    string(values, 'config', None, 'config file, as FILE.py or FILE.py:VARIANT')
 
 
 def workdir(values: FlagValues) -> None:
@@ -13,7 +13,7 @@ def workdir(values: FlagValues) -> None:
 
 
 def checkpoint(values: FlagValues) -> None:
-    string(values, 'checkpoint', 'best', "'best', 'last' or a step")
+    string(values, 'checkpoint', 'best', "'best', 'last' or a step number")
 
 
 def string(values: FlagValues, name: str, default: str | None, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Turn weights from elsewhere into a run directory that config.init_from takes.
+"""Make a run directory of pretrained weights, for config.init_from.
 
 jaxtrain import timm model.safetensors --model=vit_b16 --workdir=runs/vit_b16
 """
@@ -13,11 +13,11 @@ from jaxtrain.errors import UserError
 
 
 def _model(values: FlagValues) -> None:
-    flags.string(values, 'model', None, 'what the weights are of, such as resnet50 or vit_b16')
+    flags.string(values, 'model', None, 'model of the weights, such as resnet50 or vit_b16')
 
 
 def _drop(values: FlagValues) -> None:
-    text = 'regular expression of keys in the file that are not wanted; may be given again'
+    text = 'regular expression of keys in the file to leave out; may be repeated'
     absl_flags.DEFINE_multi_string('drop', [], text, flag_values=values)
 
 

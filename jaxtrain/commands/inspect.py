@@ -1,4 +1,4 @@
-"""Print the parameter table and the restore plan of a config; nothing is trained.
+"""Print the parameter table and the restore plan of a config; train nothing.
 
 jaxtrain inspect --config=configs/alphabets.py:linear
 """

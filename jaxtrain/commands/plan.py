@@ -1,4 +1,4 @@
-"""Say what a config would take, here or on a TPU slice: memory, time, cost; nothing is trained.
+"""Estimate memory, operations, communication, time and cost of a config; train nothing.
 
 jaxtrain plan --config=configs/full/imagenet_vit_s16.py --topology=v5e:4x4
 """
@@ -14,10 +14,10 @@ from jaxtrain.config.files import load
 
 
 def _devices(values: FlagValues) -> None:
-    flags.string(values, 'topology', '', "TPU slice, such as 'v5e:4x4'; the devices here if empty")
-    flags.integer(values, 'slices', 1, 'how many of it')
-    flags.number(values, 'price', 0.0, 'of a device-hour, for the cost')
-    text = 'try other meshes, accumulation, remat and batches for the fastest that fits'
+    flags.string(values, 'topology', '', "TPU slice, such as 'v5e:4x4'; empty for these devices")
+    flags.integer(values, 'slices', 1, 'number of slices')
+    flags.number(values, 'price', 0.0, 'price of a device-hour, for the cost')
+    text = 'search meshes, accumulation, remat and batches for the fastest that fits'
     flags.switch(values, 'suggest', text)
     flags.string(values, 'output', 'plan.json', 'file to write')
 
@@ -33,14 +33,14 @@ def run(given: Arguments) -> None:
     from jaxtrain.inspection import plan, plan_text, suggest, suggest_text
     from jaxtrain.runs.run import write_json_file
 
-    slices = (cfg, values.topology, values.slices, values.price)
-    found = plan.plan(*slices, say=_progress)
-    content = plan_text.to_json(found)
-    print(plan_text.to_text(found))
+    arguments = (cfg, values.topology, values.slices, values.price)
+    result = plan.plan(*arguments, say=_progress)
+    content = plan_text.to_json(result)
+    print(plan_text.to_text(result))
     if values.suggest:
-        tried = suggest.suggest(*slices, say=_progress)
-        content['suggest'] = suggest_text.to_json(tried)
-        print(f'\n{suggest_text.to_text(tried)}')
+        suggestion = suggest.suggest(*arguments, say=_progress)
+        content['suggest'] = suggest_text.to_json(suggestion)
+        print(f'\n{suggest_text.to_text(suggestion)}')
     write_json_file(values.output, content)
 
 

@@ -1,4 +1,4 @@
-"""Say what a run makes of images or texts, or how it goes on with prompts.
+"""Write the predictions of a run for images or texts, or continue prompts.
 
 jaxtrain predict --workdir=runs/vgg16_folder photo.jpg holiday/
 """
@@ -11,18 +11,18 @@ from jaxtrain.commands.start import start_jax
 
 
 def _predictions(values: FlagValues) -> None:
-    text = 'file to write; predictions.jsonl in the run directory if empty'
+    text = 'file to write; empty for predictions.jsonl in the run directory'
     flags.string(values, 'output', '', text)
-    flags.string(values, 'on_bad_image', 'error', "'error', or 'skip' what cannot be read")
-    flags.integer(values, 'top', 5, 'classes listed for each')
+    flags.string(values, 'on_bad_image', 'error', "'error', or 'skip' images that cannot be read")
+    flags.integer(values, 'top', 5, 'number of classes to list per example')
 
 
 def _sampling(values: FlagValues) -> None:
-    flags.integer(values, 'new_tokens', 64, 'of a language model: tokens to add to a prompt')
-    flags.number(values, 'temperature', 1.0, '0 always takes the most probable token')
-    flags.integer(values, 'top_k', 0, 'choose among so many most probable; 0 among all')
-    flags.number(values, 'top_p', 1.0, 'choose among the most probable of this probability')
-    flags.integer(values, 'seed', 0, 'of the choice')
+    flags.integer(values, 'new_tokens', 64, 'language models: tokens to add to each prompt')
+    flags.number(values, 'temperature', 1.0, 'divides the logits; 0 takes the most probable token')
+    flags.integer(values, 'top_k', 0, 'sample from this many most probable tokens; 0 from all')
+    flags.number(values, 'top_p', 1.0, 'sample from the tokens that have this probability together')
+    flags.integer(values, 'seed', 0, 'seed of the sampling')
 
 
 FLAGS = (flags.workdir, flags.checkpoint, _predictions, _sampling)
@@ -38,8 +38,8 @@ def run(given: Arguments) -> None:
     sampling = Sampling(
         values.new_tokens, values.temperature, values.top_k, values.top_p, values.seed
     )
-    found = predict(
+    result = predict(
         values.workdir, given.words, values.checkpoint, values.output, values.on_bad_image,
         values.top, sampling,
     )  # fmt: skip
-    print(predictions(found))
+    print(predictions(result))

@@ -4,7 +4,7 @@ import os
 
 
 def start_jax() -> None:
-    """Quietens the libraries, and has JAX keep what it compiles; importing does none of it."""
+    """Silences the libraries and enables JAX's compilation cache; importing does neither."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's own messages
     from absl import logging
 

@@ -1,4 +1,4 @@
-"""Say what a run is doing, how its time was spent, when it is done and why it stopped.
+"""Report what a run is doing, its goodput, when it will finish, and why it last stopped.
 
 jaxtrain status --workdir=runs/alphabets/full
 """
@@ -12,7 +12,7 @@ from jaxtrain.commands.arguments import Arguments
 
 
 def _json(values: FlagValues) -> None:
-    flags.switch(values, 'json', 'one line of JSON, for programs')
+    flags.switch(values, 'json', 'print one line of JSON')
 
 
 FLAGS = (flags.workdir, _json)
@@ -20,11 +20,11 @@ WORDS = ''
 
 
 def run(given: Arguments) -> None:
-    # Without JAX, so that it answers at once, and beside a run that holds the devices.
+    # Without JAX, so that it is fast, and works while a run holds the devices.
     from jaxtrain.inspection import status, status_text
 
-    found = status.status(given.flags.workdir)
+    result = status.status(given.flags.workdir)
     if given.flags.json:
-        print(json.dumps(status_text.to_json(found)))
+        print(json.dumps(status_text.to_json(result)))
     else:
-        print(status_text.to_text(found))
+        print(status_text.to_text(result))

@@ -1,4 +1,4 @@
-"""Train what the config says; with the same --workdir it goes on where it stopped.
+"""Train what the config describes; with the same --workdir, resume where it stopped.
 
 jaxtrain train --config=configs/alphabets.py:full --workdir=runs/alphabets/full
 """
@@ -16,11 +16,11 @@ from jaxtrain.config.keys import RESUMABLE
 
 
 def _processes(values: FlagValues) -> None:
-    text = 'host:port of process 0, when several processes train; SLURM and TPUs tell it'
+    text = 'host:port of process 0, for several processes; not needed on Slurm or TPUs'
     flags.string(values, 'coordinator', '', text)
-    flags.integer(values, 'processes', 0, 'how many train; 0: as SLURM or the TPU tells')
-    flags.integer(values, 'process', 0, 'number of this process')
-    flags.integer(values, 'port', 0, 'of process 0, where SLURM or the TPU tells its host')
+    flags.integer(values, 'processes', 0, 'number of processes; 0 to detect it on Slurm or TPUs')
+    flags.integer(values, 'process', 0, 'index of this process')
+    flags.integer(values, 'port', 0, 'port of process 0, if Slurm or the TPU provides its host')
     flags.number(values, 'start_timeout', 300.0, 'seconds to wait for all processes')
 
 
@@ -41,7 +41,7 @@ def run(given: Arguments) -> None:
         values.coordinator, values.processes, values.process, values.port, os.environ,
         place.tpu_metadata(os.environ),
     )  # fmt: skip
-    # Where data lies, and by how many threads it is read, is each machine's own matter.
+    # The place of the data and the number of reading threads may differ between machines.
     config = {k: v for k, v in flatten(cfg.to_dict()) if k not in RESUMABLE or k[:5] != 'data.'}
     facts = provenance() | {'config': config, '--workdir': values.workdir}
     with join.join(where, dict(flatten(facts)), values.start_timeout) as pod:

@@ -1,1 +1,1 @@
-"""What is asked of a config or a run while nothing is trained: inspect, plan, status."""
+"""Commands that do not train: inspect, plan, status."""

@@ -1,4 +1,4 @@
-"""What a config would train: the whole parameter table and the restore plan, nothing allocated."""
+"""Inspection of a config: the parameter table and the restore plan, with nothing allocated."""
 
 from jaxtrain.config import Config
 from jaxtrain.data.features import UNITS
@@ -9,10 +9,10 @@ from jaxtrain.weights import restore
 
 
 def inspect(cfg: Config) -> str:
-    """The text that `jaxtrain inspect` prints.
+    """Returns the text that `jaxtrain inspect` prints.
 
     Raises:
-      UserError: anything that would keep `train` from starting.
+      UserError: anything that would prevent `train` from starting.
     """
     job, _ = prepare(cfg)
     sizes = job.sizes()

@@ -1,7 +1,7 @@
-"""What a config would take: memory, operations, messages, time and money; nothing is trained.
+"""Plans: the memory, operations, communication, time and cost of a config, without training.
 
-The step is the one that `train` runs, traced and compiled for the devices at hand, or for a TPU
-slice that is not there.
+The step is the one that `train` runs, traced and compiled for the devices of this machine, or for a
+TPU slice that is not attached.
 """
 
 import math
@@ -26,27 +26,27 @@ from jaxtrain.parallel.compile import trace_step
 from jaxtrain.params.partition import flatten
 from jaxtrain.params.sharding import nbytes_per_device, path_of
 
-# A sum over devices is a reduce-scatter and an all-gather.
+# Times that the bytes are sent: an all-reduce is a reduce-scatter and an all-gather.
 SENT = {'all-reduce': 2}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A config on its devices.
+    """The plan of a config on some devices.
 
     Attributes:
-      devices: what it is for, in words.
-      chip: figures of a device; None of those that have none.
+      devices: description of the devices.
+      chip: figures of a device; None if they are unknown.
       mesh: axis -> devices.
       batch_size, accumulate, remat: as configured; remat is '' for models without it.
       steps: length of the run.
-      tokens: in an example; 0 for images.
+      tokens: tokens per example; 0 for images.
       groups: group -> sizes, see `group_sizes`.
-      flops: of a step over all devices, as its jaxpr has them.
-      model_flops: its products of matrices and convolutions without what is computed anew to save
-        memory.
-      compiled: what the compiler says.
-      price: of a device-hour; 0 if not given.
+      flops: operations of a step over all devices, counted in its jaxpr.
+      model_flops: operations of its matrix products and convolutions, without what is recomputed to
+        save memory.
+      compiled: measurements of the compiled step.
+      price: price of a device-hour; 0 if it is not given.
     """
 
     devices: str
@@ -65,12 +65,12 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Devices in all."""
+        """Number of devices."""
         return math.prod(self.mesh.values())
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits into memory; None where its size is not known."""
+        """Whether it fits into memory; None if the size of the memory is unknown."""
         if self.compiled.overflow:
             return False
         return self.compiled.peak_bytes <= self.chip.hbm_bytes if self.chip else None
@@ -82,52 +82,52 @@ class Plan:
 
     @property
     def bytes_accessed(self) -> float:
-        """Per device and step: the compiler's count, more where it left out runs of loops, by as
-        much as it left out operations.
+        """Bytes per device and step: the compiler's count, scaled up by the share of operations
+        that it does not count because it counts the body of a loop once.
         """
         counted, once = self.flops.matmul / self.size, self.compiled.flops
         return self.compiled.bytes_accessed * max(1.0, counted / once if once else 1.0)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of a step, by what is estimated; {} where there are no figures to estimate from."""
+        """Estimated seconds of a step, by kind; {} if the figures of the chip are unknown."""
         if not self.chip or self.compiled.overflow:
             return {}
         sent = {
             kind: c['bytes'] * SENT.get(kind, 1) for kind, c in self.compiled.collectives.items()
         }
         between = sent.pop(BETWEEN_SLICES, 0)
-        found = {
+        times = {
             'flops': self.flops.matmul / self.size / self.chip.peak_bf16_flops,
             'memory': self.bytes_accessed / self.chip.hbm_bandwidth,
             'messages': sum(sent.values()) / self.chip.ici_bandwidth,
         }
         if between and self.chip.dcn_bandwidth:
-            found['messages'] += between / self.chip.dcn_bandwidth
-        found['roofline'] = max(found['flops'], found['memory']) + found['messages']
+            times['messages'] += between / self.chip.dcn_bandwidth
+        times['roofline'] = max(times['flops'], times['memory']) + times['messages']
         if self.chip.clock and self.compiled.cycles:
-            found['cycles'] = self.compiled.cycles / self.chip.clock + found['messages']
-        found['step'] = found['cycles'] if 'cycles' in found else found['roofline']
-        return found
+            times['cycles'] = self.compiled.cycles / self.chip.clock + times['messages']
+        times['step'] = times['cycles'] if 'cycles' in times else times['roofline']
+        return times
 
     @property
     def outlook(self) -> dict[str, float]:
-        """What follows from the seconds of a step; {} where they are not known."""
+        """Figures derived from the seconds of a step; {} if these are unknown."""
         if not self.chip or not self.seconds:
             return {}
         step = self.seconds['step']
         hours = self.steps * step / 3600
-        found = {
+        figures = {
             'mfu': self.model_flops / (step * self.size * self.chip.peak_bf16_flops),
             'examples_per_second': self.batch_size / step,
             'hours': hours,
             'device_hours': hours * self.size,
         }
         if self.tokens:
-            found['tokens_per_second'] = self.batch_size * self.tokens / step
+            figures['tokens_per_second'] = self.batch_size * self.tokens / step
         if self.price:
-            found['cost'] = self.price * found['device_hours']
-        return found
+            figures['cost'] = self.price * figures['device_hours']
+        return figures
 
 
 def plan(
@@ -141,14 +141,14 @@ def plan(
 
     Args:
       cfg: the config.
-      topology: of a TPU slice, such as 'v5e:4x4'; '' for the devices at hand.
-      slices: how many of it.
-      price: of a device-hour, in any currency.
-      say: told what takes time.
+      topology: topology of a TPU slice, such as 'v5e:4x4'; '' for the devices of this machine.
+      slices: number of slices.
+      price: price of a device-hour, in any currency.
+      say: prints progress.
 
     Raises:
-      UserError: anything that would keep `train` from starting on these devices, a topology that
-        is not known, or a negative price.
+      UserError: anything that would prevent `train` from starting on these devices, an unknown
+        topology, or a negative price.
     """
     devices = find_devices(topology, slices)
     if price < 0:
@@ -157,23 +157,23 @@ def plan(
 
 
 def prepare(cfg: Config, devices: Sequence[jax.Device]) -> Job:
-    """The job on these devices, after all checks that `train` makes before it compiles."""
+    """Makes the job on these devices, with all checks that `train` makes before it compiles."""
     job = make_job(cfg, devices=devices, opens=open_or_absent)
     make_cadence(job.cfg, job, open_or_absent)
-    # What is known of absent examples does not depend on how they are read.
+    # The description of absent examples does not depend on the keys for reading them.
     cfg.require_read(but=('compare.',) if is_here(cfg.data) else ('compare.', 'data.'))
     return job
 
 
 def open_or_absent(data, *args: Any, **options: Any) -> Source:
-    """`open_source`, or for a data set that is not here one without examples: none are needed, and
-    planning downloads nothing.
+    """Opens a source, or one without examples for a data set that is not on this machine: planning
+    needs no examples, and downloads nothing.
     """
     return (open_source if is_here(data) else absent_source)(data, *args, **options)
 
 
 def find_devices(topology: str, slices: int) -> list[jax.Device]:
-    """The devices to plan for."""
+    """Returns the devices to plan for."""
     if topology:
         return absent_devices(topology, slices)
     if slices != 1:
@@ -182,7 +182,7 @@ def find_devices(topology: str, slices: int) -> list[jax.Device]:
 
 
 def named(devices: Sequence[jax.Device], topology: str, slices: int) -> str:
-    """Devices in words."""
+    """Describes devices for messages."""
     where = f'{slices} x {topology}' if slices > 1 else topology or 'here'
     return f'{len(devices)} x {devices[0].device_kind} ({where})'
 
@@ -190,7 +190,7 @@ def named(devices: Sequence[jax.Device], topology: str, slices: int) -> str:
 def of_job(
     job: Job, devices: str, price: float = 0.0, say: Callable[[str], Any] = lambda text: None
 ) -> Plan:
-    """The plan of a job on its own mesh, which `devices` tells in words."""
+    """Plans a job on its mesh, which `devices` describes."""
     traced, remat = trace_step(*job.program()), getattr(job.learner.model, 'remat', '')
     counted = flops.of_jaxpr(traced.jaxpr)
     absent = set(jax.devices()).isdisjoint(job.layout.mesh.devices.flat)
@@ -212,10 +212,10 @@ def of_job(
 
 
 def group_sizes(job: Job) -> dict[str, dict[str, int]]:
-    """Group -> {'parameters': how many, 'params', 'optimizer', 'ema': bytes, 'per_device': bytes of
-    all three that a device holds}.
+    """Maps each group to its sizes: the number of 'parameters'; the bytes of 'params', 'optimizer'
+    and 'ema'; and 'per_device', the bytes of all three on a device.
 
-    What belongs to no parameter (BatchNorm statistics, counters) is in the group ''.
+    Values that belong to no parameter (BatchNorm statistics, counters) are in the group ''.
     """
     state = job.abstract
     sizes: dict[str, dict[str, int]] = defaultdict(

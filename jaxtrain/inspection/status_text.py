@@ -8,43 +8,43 @@ from typing import Any
 from jaxtrain.inspection.status import Status, Stop
 
 
-def to_json(found: Status) -> dict[str, Any]:
-    return asdict(found)
+def to_json(status: Status) -> dict[str, Any]:
+    return asdict(status)
 
 
-def to_text(found: Status) -> str:
-    """The same in a few lines."""
-    done = f'step {found.step:,} of {found.steps:,} ({100 * found.step / found.steps:.0f}%)'
-    head = f'{found.workdir}: {found.state}, {done}'
-    if found.state == 'running':
-        doing = f'in {found.doing} for {spell(found.for_seconds)}'
-        head += f', {doing}, heard of {spell(found.heard)} ago on {found.host}'
-    rows = [('starts', f'{found.starts}, the newest of {found.processes} process(es) with '
-             f'{found.devices} device(s)')]  # fmt: skip
-    if found.steps_per_s:
-        text = f'{found.steps_per_s:.3g} steps/s, evaluations and checkpoints included'
+def to_text(status: Status) -> str:
+    """Returns the text that `jaxtrain status` prints."""
+    done = f'step {status.step:,} of {status.steps:,} ({100 * status.step / status.steps:.0f}%)'
+    head = f'{status.workdir}: {status.state}, {done}'
+    if status.state == 'running':
+        doing = f'in {status.doing} for {spell(status.for_seconds)}'
+        head += f', {doing}, last event {spell(status.heard)} ago on {status.host}'
+    rows = [('starts', f'{status.starts}, the newest of {status.processes} process(es) with '
+             f'{status.devices} device(s)')]  # fmt: skip
+    if status.steps_per_s:
+        text = f'{status.steps_per_s:.3g} steps/s, evaluations and checkpoints included'
         rows.append(('speed', text))
-    if found.seconds_left is not None:
-        at = datetime.fromtimestamp(time.time() + found.seconds_left)
-        rows.append(('left', f'about {spell(found.seconds_left)}, until {at:%Y-%m-%d %H:%M}'))
-    whole = sum(found.seconds.values())
+    if status.seconds_left is not None:
+        at = datetime.fromtimestamp(time.time() + status.seconds_left)
+        rows.append(('left', f'about {spell(status.seconds_left)}, until {at:%Y-%m-%d %H:%M}'))
+    whole = sum(status.seconds.values())
     shares = ', '.join(
         f'{kind} {100 * value / max(whole, 1e-9):.1f}%'
-        for kind, value in found.seconds.items()
+        for kind, value in status.seconds.items()
         if kind != 'train' and value
     )
     rows.append(
-        ('goodput', f'{100 * found.goodput:.1f}% of {spell(whole)} went into steps; {shares}')
+        ('goodput', f'{100 * status.goodput:.1f}% of {spell(whole)} went into steps; {shares}')
     )
-    rows += [('stopped', _stop_text(stop)) for stop in found.stops if stop.code != 0]
-    if found.saved:
-        best = f'; best {found.best:,}' if found.best is not None else ''
-        rows.append(('saved', f'steps {", ".join(f"{s:,}" for s in found.saved)}{best}'))
+    rows += [('stopped', _stop_text(stop)) for stop in status.stops if stop.code != 0]
+    if status.saved:
+        best = f'; best {status.best:,}' if status.best is not None else ''
+        rows.append(('saved', f'steps {", ".join(f"{s:,}" for s in status.saved)}{best}'))
     return '\n'.join([head, *(f'  {name:9}{text}' for name, text in rows)])
 
 
 def spell(seconds: float) -> str:
-    """A span of time in its two largest units."""
+    """Formats a duration in its two largest units."""
     if seconds < 60:
         return f'{seconds:.0f} s'
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
@@ -59,5 +59,5 @@ def _stop_text(stop: Stop) -> str:
     at = f'{datetime.fromtimestamp(stop.time):%Y-%m-%d %H:%M:%S}'
     code = 'no exit code' if stop.code is None else f'exit code {stop.code}'
     why = f', {stop.why}' if stop.why else ''
-    lost = f'; {stop.lost:,} steps were done again' if stop.lost else ''
+    lost = f'; {stop.lost:,} steps were repeated' if stop.lost else ''
     return f'{at} at step {stop.step:,}, {code}{why}{lost}'

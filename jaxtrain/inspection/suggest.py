@@ -1,8 +1,8 @@
-"""Looks for the way to run a config on given devices that the estimates say is the fastest.
+"""Suggestions: a search for the settings that run a config fastest on given devices, by estimates.
 
-First only what leaves the training as it is may vary: how a step's examples are taken in parts,
-what is computed anew to save memory, and how the state lies on the devices. Then the batch, for as
-many examples in all: that is another experiment, and is told apart.
+The search first varies only what does not change the training: accumulation, remat, and the
+sharding of the state. Then it varies the batch size, for the same number of examples in total; this
+is another experiment, and is reported separately.
 """
 
 import math
@@ -28,28 +28,28 @@ from jaxtrain.inspection.plan_text import quantity
 from jaxtrain.loop.job import make_job
 
 COMPILES = 12
-# How far beyond the memory a guess has to be for the compiler not to be asked.
+# A trial is not compiled if its estimated memory exceeds the device's by this factor.
 MARGIN = 1.2
 FSDP = (1, 4, 16)
-# (remat, accumulate), what costs least first: the first that fits is the one to take.
+# (remat, accumulate), the cheapest first: the first that fits is the best.
 SAVINGS = (
     ('none', 1), ('dots', 1), ('none', 2), ('full', 1),
     ('none', 4), ('full', 2), ('full', 4), ('full', 8),
 )  # fmt: skip
-# Other batches: so many times as large, as long as each is so much faster than the one before; or
-# so many times as small, up to the first that fits.
+# Other batches: larger by these factors, as long as each is faster than the previous one by GAIN;
+# or smaller by these factors, until one fits.
 LARGER, GAIN = (2, 4, 8), 1.01
 SMALLER = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to run it.
+    """A config with some changes, and its plan.
 
     Attributes:
-      changes: flag -> value, where they differ from the config.
-      plan: None if it cannot be run.
-      reason: why not, else ''.
+      changes: key -> value, for keys that differ from the config.
+      plan: the plan; None if it cannot run.
+      reason: why it cannot run, else ''.
       state_too_large: whether parameters and optimizer alone do not fit.
     """
 
@@ -74,18 +74,18 @@ class Trial:
 
     @property
     def flags(self) -> str:
-        """What to add to the command line; '' for the config as it is."""
+        """The flags to add to the command line; '' for the unchanged config."""
         return ' '.join(f'--config.{key}={value}' for key, value in self.changes.items())
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What was tried.
+    """The result of a search.
 
     Attributes:
-      trials: in the order in which they were tried; the first one is the config as it is.
-      best: the fastest one that fits and takes the config's batch; None if none does.
-      other: the fastest one with another batch; None if it is no faster than `best`.
+      trials: all trials in order; the first one is the unchanged config.
+      best: the fastest trial that fits with the config's batch; None if no trial does.
+      other: the fastest trial with another batch; None if it is not faster than `best`.
     """
 
     trials: list[Trial]
@@ -100,29 +100,30 @@ def suggest(
     price: float = 0.0,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Suggestion:
-    """Tries at most `COMPILES` ways to run a config, and some other batches; arguments as of
-    `plan.plan`.
+    """Compiles at most `COMPILES` trials with the config's batch, and some with other batches.
+
+    The arguments are those of `plan.plan`.
 
     Raises:
-      UserError: as `plan.plan` does, or devices of which no figures are known.
+      UserError: as in `plan.plan`, or devices whose figures are unknown.
     """
     devices = find_devices(topology, slices)
     where = named(devices, topology, slices)
-    say('plans it as it is')
+    say('plans the unchanged config')
     plan = of_job(prepare(cfg, devices), where, price, say)
     first, chip = Trial({}, plan), plan.chip
     if chip is None:
         raise UserError(
-            f'--suggest compares estimated times, and of {devices[0].device_kind} no figures are '
-            'known; name a TPU slice with --topology, such as v5e:4x4'
+            '--suggest compares estimated times, and no figures are known for '
+            f'{devices[0].device_kind}; name a TPU slice with --topology, such as v5e:4x4'
         )
     trials = {words({}): first}
 
     def attempt(changes: dict[str, Any]) -> Trial:
         say(f'plans {words(changes)}')
-        found = _attempt(cfg, changes, devices, chip, where, price, say)
-        trials[words(changes)] = found
-        return found
+        trial = _attempt(cfg, changes, devices, chip, where, price, say)
+        trials[words(changes)] = trial
+        return trial
 
     for changes in _worth_trying(cfg, len(devices) // slices, trials):
         if _compiled(trials) == COMPILES:
@@ -163,7 +164,7 @@ def _attempt(
 
 
 def changed(cfg: Config, changes: dict[str, Any]) -> Config:
-    """The config with other values, by key, such as 'mesh.fsdp'."""
+    """Returns the config with other values, by key, such as 'mesh.fsdp'."""
     for key, value in changes.items():
         section, _, name = key.rpartition('.')
         cfg = cfg.updated(**{section: {name: value}}) if section else cfg.replace(**{name: value})
@@ -173,20 +174,20 @@ def changed(cfg: Config, changes: dict[str, Any]) -> Config:
 def _worth_trying(
     cfg: Config, devices: int, trials: Mapping[str, Trial]
 ) -> Iterator[dict[str, Any]]:
-    """Changes to the config in the order to try them, on slices of so many devices.
+    """Yields changes to the config in the order to try them, on slices of this many devices.
 
-    Reads of `trials`, by their words, how the ones before went: on a mesh on which one fits,
-    nothing that saves more memory is tried, since it only takes longer.
+    The results of earlier trials are read from `trials`, which the caller extends: once a trial
+    fits on a mesh, no changes that save more memory are tried on it, since they would be slower.
     """
     remat = _remat(trials)
     meshes = list(_meshes(cfg, devices))
     for saving, accumulate in SAVINGS:
         if saving != 'none' and not remat:
             continue
-        own: dict[str, Any] = {'model.remat': saving} if remat and saving != remat else {}
-        own |= {'accumulate': accumulate} if accumulate != cfg.accumulate else {}
+        memory: dict[str, Any] = {'model.remat': saving} if remat and saving != remat else {}
+        memory |= {'accumulate': accumulate} if accumulate != cfg.accumulate else {}
         for mesh in list(meshes):
-            changes = {**mesh, **own}
+            changes = {**mesh, **memory}
             if words(changes) not in trials:
                 if _too_large(mesh, saving, accumulate, trials):
                     continue
@@ -201,11 +202,12 @@ def _other_batches(
     best: Trial | None,
     attempt: Callable[[dict[str, Any]], Trial],
 ) -> list[Trial]:
-    """Tries larger batches, run as is best for the config's own. Smaller ones where that one has to
-    save memory, which they may do without, or where it does not fit.
+    """Tries larger batches, with the changes that are best for the config's batch; and smaller ones
+    if the config's batch has to save memory, which they may not need to, or does not fit.
 
     Args:
-      cfg, trials, best: with the config's batch.
+      cfg: the config.
+      trials, best: the trials with the config's batch, and the best of them.
       attempt: makes a trial of changes.
     """
     tried: list[Trial] = []
@@ -228,30 +230,30 @@ def _other_batches(
         ]
         if not planned:
             return tried
-        _, mesh = min(planned, key=lambda found: found[0])
+        _, mesh = min(planned, key=lambda trial: trial[0])
         saving = 'full'
-    own = {**mesh, **({'model.remat': saving} if remat not in ('', saving) else {})}
-    own |= {'accumulate': 1} if cfg.accumulate != 1 else {}
+    changes = {**mesh, **({'model.remat': saving} if remat not in ('', saving) else {})}
+    changes |= {'accumulate': 1} if cfg.accumulate != 1 else {}
     for factor in SMALLER:
         if cfg.batch_size % factor:
             break
-        # Its memory is that of the config's batch in so many parts.
+        # It takes as much memory as the config's batch in `factor` parts.
         if _too_large(mesh, saving, factor, trials):
             continue
-        tried.append(attempt(own | _batch(cfg, cfg.batch_size // factor)))
+        tried.append(attempt(changes | _batch(cfg, cfg.batch_size // factor)))
         if tried[-1].fits:
             break
     return tried
 
 
 def _batch(cfg: Config, size: int) -> dict[str, Any]:
-    """Another batch for as many examples in all."""
+    """The changes for another batch size and the same number of examples in total."""
     steps = {'steps': math.ceil(cfg.steps * cfg.batch_size / size)} if cfg.steps else {}
     return {'batch_size': size, **steps}
 
 
 def _meshes(cfg: Config, devices: int) -> Iterator[dict[str, Any]]:
-    """Changes to the mesh: first none, then other sizes of fsdp."""
+    """Yields changes to the mesh: first no change, then other sizes of fsdp."""
     yield {}
     for fsdp in FSDP:
         if fsdp != cfg.mesh.fsdp and devices % (fsdp * max(1, cfg.mesh.tensor)) == 0:
@@ -261,8 +263,8 @@ def _meshes(cfg: Config, devices: int) -> Iterator[dict[str, Any]]:
 def _too_large(
     mesh: dict[str, Any], saving: str, accumulate: int, trials: Mapping[str, Trial]
 ) -> bool:
-    """Whether a trial with fewer parts tells that this one does not fit: of the memory that is not
-    the state, as many parts take as small a part.
+    """Whether trials with fewer parts show that this one does not fit. The memory besides the state
+    is assumed to be inversely proportional to the number of parts.
     """
     same = [trial for trial in trials.values() if trial.mesh == mesh]
     if any(trial.state_too_large for trial in same):
@@ -276,18 +278,18 @@ def _too_large(
 
 def _remat(trials: Mapping[str, Trial]) -> str:
     plan = trials[words({})].plan
-    assert plan is not None  # of the config as it is: `suggest` has planned it before all others
+    assert plan is not None  # `suggest` plans the unchanged config first
     return plan.remat
 
 
 def _room(plan: Plan) -> float:
     """Bytes of a device's memory."""
-    assert plan.chip is not None  # `suggest` refuses devices of which no figures are known
+    assert plan.chip is not None  # `suggest` rejects devices whose figures are unknown
     return plan.chip.hbm_bytes
 
 
 def _peak(plan: Plan, accumulate: int) -> float:
-    """A guess at the memory of a plan with another number of parts."""
+    """Estimates the memory of a plan with another number of parts."""
     state = _held(plan.groups)
     return state + (plan.compiled.peak_bytes - state) * plan.accumulate / accumulate
 
@@ -298,4 +300,4 @@ def _held(groups: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def words(changes: dict[str, Any]) -> str:
-    return ' '.join(f'{key}={value}' for key, value in changes.items()) or 'as it is'
+    return ' '.join(f'{key}={value}' for key, value in changes.items()) or 'unchanged'

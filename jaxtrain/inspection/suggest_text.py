@@ -1,4 +1,4 @@
-"""What `suggest` tried and found, as text and as JSON."""
+"""A suggestion as text and as JSON."""
 
 from typing import Any
 
@@ -7,25 +7,28 @@ from jaxtrain.inspection.suggest import Suggestion, Trial, words
 from jaxtrain.terminal import number, table
 
 
-def to_text(found: Suggestion) -> str:
-    """The table of what was tried, the best at the end, as flags."""
+def to_text(suggestion: Suggestion) -> str:
+    """Returns the table of trials, followed by the flags of the best ones."""
     columns = ('tried', 'fits', 'peak bytes', 'seconds a step', 'examples per second', 'MFU')
-    rows = [(words(t.changes), *_cells(t)) for t in found.trials]
-    best, other = found.best, found.other
+    rows = [(words(t.changes), *_cells(t)) for t in suggestion.trials]
+    best, other = suggestion.best, suggestion.other
     if best is None:
-        said = ['none fits with this batch' if other else 'none of them fits: take more devices']
+        lines = ['no trial fits with this batch' if other else 'no trial fits: use more devices']
     else:
-        said = [f'fastest with this batch: {best.flags or "the config as it is"}']
+        lines = [f'fastest with this batch: {best.flags or "the unchanged config"}']
     if other:
-        times = f'{number(other.speed / best.speed)} times as many' if best else 'so many'
-        said.append(f'{times} examples per second, with another batch: {other.flags}')
-        said.append('(another batch is another experiment: learning rate and warm-up are for you)')
-    return '\n'.join([table(columns, rows), *said])
+        ratio = f'{number(other.speed / best.speed)} times as many ' if best else ''
+        speed = ratio or quantity(other.speed)
+        lines.append(f'{speed}examples per second, with another batch: {other.flags}')
+        lines.append('(another batch is another experiment: adapt learning rate and warm-up)')
+    return '\n'.join([table(columns, rows), *lines])
 
 
-def to_json(found: Suggestion) -> dict[str, Any]:
-    """For plan.json: {'tried': [...], 'flags': ..., 'batch_flags': ...}; of flags, '' stands for
-    the config as it is, and None for none that fits, or none with another batch that is faster.
+def to_json(suggestion: Suggestion) -> dict[str, Any]:
+    """Returns the entry of plan.json: {'tried': [...], 'flags': ..., 'batch_flags': ...}.
+
+    The flags are '' for the unchanged config, and None if no trial fits, or no trial with another
+    batch is faster.
     """
     tried = [
         {
@@ -36,9 +39,9 @@ def to_json(found: Suggestion) -> dict[str, Any]:
             'seconds': t.plan.seconds.get('step') if t.plan else None,
             'examples_per_second': t.speed or None,
         }
-        for t in found.trials
+        for t in suggestion.trials
     ]
-    flags = {'flags': found.best, 'batch_flags': found.other}
+    flags = {'flags': suggestion.best, 'batch_flags': suggestion.other}
     return {'tried': tried} | {name: t.flags if t else None for name, t in flags.items()}
 
 

@@ -1,1 +1,1 @@
-"""Several runs with one question: the comparison, its statistics and its report."""
+"""Studies, which are several runs with one question: comparisons, their statistics and reports."""

@@ -1,8 +1,8 @@
-"""The regimes side by side: one checkpoint, several arms on the same data, paired seeds, a verdict.
+"""Comparison of regimes: one checkpoint, several arms on the same data, paired seeds, a verdict.
 
-Every arm is a variant of one config file and an ordinary run of `train` in a folder of its own, so
-an interrupted comparison goes on where it stopped, and each run can be looked at by itself. Within
-a run the checkpoint is chosen on val, and test is read once, with that checkpoint.
+Every arm is a variant of one config file, and each of its runs is an ordinary run of `train` in a
+folder of its own. So an interrupted comparison resumes where it stopped, and each run can be
+inspected separately. Each run selects its checkpoint on val, and reads test once, with that one.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ from jaxtrain.weights import restore
 
 
 def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> dict[str, Any]:
-    """Runs a comparison, or what is left of it, and writes its report.
+    """Runs a comparison, or the rest of it, and writes its report.
 
     Args:
       path: a config file, without a variant; its `compare` section names the arms.
-      overrides: `--config.key=value` words, applied to every variant.
+      overrides: `--config.key=value` arguments, applied to every variant.
       workdir: folder of the comparison.
       full: a finished run to start from; '' trains the variant `compare.pretrain` first.
 
@@ -45,7 +45,8 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
       The content of compare.json.
 
     Raises:
-      UserError: wrong input; Preempted: stopped by SIGTERM, to be started again.
+      UserError: wrong input.
+      Preempted: stopped by SIGTERM; the same command resumes the comparison.
     """
     if ':' in path:
         raise UserError(f'--config={path}: give the file without a variant; compare runs several')
@@ -65,7 +66,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     if pretrains:
         _run(load(f'{path}:{settings.compare.pretrain}', overrides), start, 'full', Terminal())
         rows.append(_arm(name, [Path(start)], metric))
-    # Seed by seed, so that an interrupted comparison holds whole pairs.
+    # The outer loop is over seeds, so that an interrupted comparison has complete pairs.
     for seed in range(settings.seed, settings.seed + seeds):
         for arm, cfg in configs.items():
             title, cfg = f'{arm} seed {seed}', cfg.replace(seed=seed)
@@ -74,8 +75,8 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     runs = {
         arm: [folder.path / arm / f'seed_{settings.seed + n}' for n in range(seeds)] for arm in arms
     }
-    rows += [_arm(arm, found, metric) for arm, found in runs.items()]
-    scores = {arm: _scores(found, metric) for arm, found in runs.items()}
+    rows += [_arm(arm, folders, metric) for arm, folders in runs.items()]
+    scores = {arm: _scores(folders, metric) for arm, folders in runs.items()}
     pairs = [Pair(b, a, interval(scores[b] - scores[a])) for a, b in combinations(arms, 2)]
     means = {row.name: row.score.mean for row in rows}
     result: dict[str, Any] = {
@@ -92,12 +93,16 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
 
 
 def _from(full: str, cfg: Config) -> Config:
-    """The config of an arm, which starts from the common checkpoint if it starts from any."""
+    """The config of an arm; if it starts from a checkpoint, then from the common one."""
     return cfg.replace(init_from=full) if cfg.init_from and full else cfg
 
 
 def _metric(path: str, configs: Mapping[str, Config]) -> Metric:
-    """What the arms are compared by, the main metric of their task. UserError if there is none."""
+    """The metric of the comparison: the main metric of the arms' task.
+
+    Raises:
+      UserError: the arms have different main metrics, or it is not a mean over examples.
+    """
     tasks = {arm: task_of(cfg) for arm, cfg in configs.items()}
     metrics = {arm: task.metric(task.main) for arm, task in tasks.items()}
     (first, shared), *others = metrics.items()
@@ -116,23 +121,23 @@ def _metric(path: str, configs: Mapping[str, Config]) -> Metric:
 
 
 def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
-    """UserError for whatever would stop an arm, before the first minute is spent on another."""
+    """Raises a UserError for anything that would stop an arm, before any arm is trained."""
     tests = {arm: (data_name(cfg.data), cfg.data.test) for arm, cfg in configs.items()}
     (first, shared), *others = tests.items()
     for arm, test in others:
         if test != shared:
             raise UserError(
                 f'{path}: {first} is tested on {shared} and {arm} on {test}; arms can be compared '
-                'on the same data and the same config.data.test only'
+                'only on the same data and the same config.data.test'
             )
     for arm, cfg in configs.items():
         for split in ('val', 'test'):
             if not getattr(cfg.data, split):
                 raise UserError(
-                    f'config.data.{split} is empty in {path}:{arm}; a comparison chooses on val '
-                    'and compares on test, so give it both'
+                    f'config.data.{split} is empty in {path}:{arm}; a comparison needs val to '
+                    'select checkpoints and test to compare arms, so set both'
                 )
-        prepare(cfg, resumes=pretrains)  # what to start from is not there yet
+        prepare(cfg, resumes=pretrains)  # the checkpoint to start from may not exist yet
 
 
 def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
@@ -142,8 +147,8 @@ def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> No
     seconds = sum(result['seconds'].values())
     task = task_of(cfg)
     val = result['metrics']['val'][task.main]
-    said = 'done before' if done else f'{seconds:.1f} s'
-    print(f'{title:20} val {task.main} {val:.3f}  {said}', flush=True)
+    spent = 'done before' if done else f'{seconds:.1f} s'
+    print(f'{title:20} val {task.main} {val:.3f}  {spent}', flush=True)
 
 
 def _arm(name: str, runs: list[Path], metric: Metric) -> Arm:
@@ -172,7 +177,7 @@ def _arm(name: str, runs: list[Path], metric: Metric) -> Arm:
 
 
 def _began(workdir: Path, config: dict[str, Any]) -> str:
-    """What a run began with, in words; weights of which it took nothing do not count."""
+    """Names what a run started from; weights of which it loaded nothing do not count."""
     plan = storage.read_json(workdir / 'restore.json') or {'leaves': ()}
     if not any(leaf['action'] in restore.TAKEN for leaf in plan['leaves']):
         return 'random'
@@ -191,8 +196,9 @@ def _scores(runs: list[Path], metric: Metric) -> np.ndarray:
 def by_example(rows: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """A column of test.npz, float [examples], whose plain mean is the metric.
 
-    Where examples have weights, each value becomes what it adds to the weighted mean: a plain mean
-    of these, and its variance, are those of the weighted mean (the usual linearisation of a ratio).
+    If examples have weights, each value is replaced by its contribution to the weighted mean: the
+    plain mean of the contributions and its variance are those of the weighted mean (the usual
+    linearisation of a ratio).
     """
     values = rows[name]
     if WEIGHT not in rows:

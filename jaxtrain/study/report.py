@@ -1,4 +1,4 @@
-"""The report of a comparison: a table, a Markdown page and a picture."""
+"""The report of a comparison: a table, a Markdown page and a figure."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from jaxtrain.study.stats import Interval
 from jaxtrain.study.verdict import Arm, Pair
 from jaxtrain.terminal import number, table
 
-# Of the table, beside the last one: the metric.
+# Columns of the table before the last one, which is the metric.
 COLUMNS = (
     'arm',
     'init',
@@ -33,25 +33,25 @@ COLUMNS = (
 
 COLOURS = ('#4c78a8', '#e45756', '#54a24b', '#b279a2', '#f58518')
 
-# Example images in the picture.
+# Number of example images in the figure.
 STRIP = 16
 
 
 def text_table(rows: list[Arm], metric: Metric) -> str:
-    """One aligned line per arm."""
+    """Formats the table, one line per arm."""
     return table(_columns(metric), [_cells(row, metric) for row in rows])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a report is about.
+    """The content of a report.
 
     Attributes:
       config: the config file.
-      metric: what arms are compared by.
-      rows: of the table; the run that arms start from comes first, if there is one.
+      metric: the metric by which arms are compared.
+      rows: rows of the table, after that of the run that arms start from, if there is one.
       pairs: all pairs of arms.
-      verdict: what the numbers say.
+      verdict: the conclusion in words.
       runs: the folders of each arm's runs.
     """
 
@@ -63,16 +63,16 @@ class Comparison:
     runs: dict[str, list[Path]]
 
 
-def write(folder: RunDir, found: Comparison) -> None:
+def write(folder: RunDir, comparison: Comparison) -> None:
     """Writes report.md and compare.png beside compare.json."""
-    arms = [row for row in found.rows if row.name in found.runs]
-    cfg = Config.from_json(read_config(found.runs[arms[0].name][0])['config'])
-    folder.write_bytes('compare.png', _draw(arms, cfg, found.metric))
-    folder.write_bytes('report.md', _markdown(found, arms, cfg).encode())
+    arms = [row for row in comparison.rows if row.name in comparison.runs]
+    cfg = Config.from_json(read_config(comparison.runs[arms[0].name][0])['config'])
+    folder.write_bytes('compare.png', _draw(arms, cfg, comparison.metric))
+    folder.write_bytes('report.md', _markdown(comparison, arms, cfg).encode())
 
 
-def _markdown(found: Comparison, arms: list[Arm], cfg: Config) -> str:
-    metric = found.metric
+def _markdown(comparison: Comparison, arms: list[Arm], cfg: Config) -> str:
+    metric = comparison.metric
 
     def line(cells) -> str:
         return '| ' + ' | '.join(cells) + ' |'
@@ -80,7 +80,7 @@ def _markdown(found: Comparison, arms: list[Arm], cfg: Config) -> str:
     def shown(cell) -> str:
         return f'{cell:,}' if isinstance(cell, int) else str(cell)
 
-    body = [line(shown(cell) for cell in _cells(row, metric)) for row in found.rows]
+    body = [line(shown(cell) for cell in _cells(row, metric)) for row in comparison.rows]
     differences = [
         line(
             (
@@ -89,7 +89,7 @@ def _markdown(found: Comparison, arms: list[Arm], cfg: Config) -> str:
                 'no' if p.difference.holds_zero else 'yes',
             )
         )
-        for p in found.pairs
+        for p in comparison.pairs
     ]
     device, columns = jax.devices()[0], _columns(metric)
     unit = 'points of ' if metric.percent else ''
@@ -97,20 +97,19 @@ def _markdown(found: Comparison, arms: list[Arm], cfg: Config) -> str:
         [
             f'# {", ".join(arm.name for arm in arms)} on {data_name(cfg.data)}',
             '',
-            f'**{found.verdict}**',
+            f'**{comparison.verdict}**',
             '',
-            f'From `{found.config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
+            f'From `{comparison.config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
             f'on {jax.device_count()} {device.device_kind} device(s), {os.cpu_count()} host cores.',
             '',
             line(columns),
             line(['---'] * len(columns)),
             *body,
             '',
-            'Costs are per run. GFLOP counts products and convolutions of training; seconds run '
-            'from start to end, with compilation and evaluation. In each run the checkpoint was '
-            'chosen on val, and test was read once. Intervals hold for other seeds (initial '
-            'parameters, order of the data) and other test examples, with the training images as '
-            'they are.',
+            'Costs are per run. GFLOP counts matrix products and convolutions of training; seconds '
+            'are total time, including compilation and evaluation. In each run the checkpoint was '
+            'selected on val, and test was read once. Intervals cover the choice of seeds (initial '
+            'parameters, order of the data) and of test examples, for the same training examples.',
             '',
             line(('difference', f'{unit}test {metric.name} (95%)', 'measurable')),
             line(['---'] * 3),
@@ -135,7 +134,7 @@ def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
     taken: list[float] = []
     for arm, colour in zip(arms, COLOURS * len(arms), strict=False):
         cost, mean = arm.flops / 1e9, arm.score.mean
-        # Arms of the same cost stand side by side, and so do the runs of single seeds.
+        # Arms of equal cost are drawn side by side, and so are the runs of an arm.
         place = cost + 0.07 * widest * sum(abs(cost - other) < 0.03 * widest for other in taken)
         taken.append(cost)
         runs = place + widest * np.linspace(-0.02, 0.02, arm.seeds + 2)[1:-1]
@@ -165,7 +164,7 @@ def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
 
 
 def _draw_examples(figure, source) -> None:
-    """A strip of images, one of each of the first classes."""
+    """Draws a strip of images, one of each of the first classes."""
     strip = source.fetch(_one_per_class(source))
     for place, (image, label) in enumerate(zip(strip[source.inputs], strip['label'], strict=True)):
         tile = figure.add_subplot(1, len(strip['label']), place + 1)

@@ -1,10 +1,10 @@
-"""Intervals for accuracies that were measured with several seeds on one test set.
+"""Intervals for metrics that were measured with several seeds on one test set.
 
 A score is a table [seeds, examples]. Its mean varies with the seeds (initial parameters, order of
-the data) and with the examples that happen to be in the test set. Both count: a difference that a
-new draw of either would wipe out is not a measurable difference. The two are crossed random
-effects, whose variance of the mean is estimated by the usual analysis of variance (Searle, Casella,
-McCulloch, Variance Components, 1992, ch. 4), with Satterthwaite's degrees of freedom.
+the data) and with the sample of test examples. The interval covers both: a difference that could
+vanish with other seeds or other examples is not measurable. The two are crossed random effects, and
+the variance of the mean is estimated by the usual analysis of variance (Searle, Casella, McCulloch,
+Variance Components, 1992, ch. 4), with Satterthwaite's degrees of freedom.
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class Interval:
 
 
 def interval(scores: np.ndarray) -> Interval:
-    """The mean of `scores`, float [seeds, examples], over other seeds and other examples.
+    """The mean of `scores`, float [seeds, examples], with its interval over seeds and examples.
 
-    With one seed the interval covers the choice of examples alone. Paired differences are the
-    scores of one arm minus those of another on the same seeds and examples.
+    With one seed the interval covers the choice of examples alone. For paired differences, `scores`
+    are those of one arm minus those of another on the same seeds and examples.
     """
     scores = np.asarray(scores, np.float64)
     seeds, examples = scores.shape
@@ -43,7 +43,7 @@ def interval(scores: np.ndarray) -> Interval:
         variance, freedom = example_part, examples - 1
     else:
         seed_part = by_seed.var(ddof=1) / seeds
-        # Each part above contains the residual once; the mean does too, so take one out again.
+        # Each part contains the residual variance once; the mean contains it once in total.
         residual = scores - by_seed[:, None] - by_example[None] + mean
         noise = (residual**2).sum() / ((seeds - 1) * (examples - 1)) / (seeds * examples)
         variance = max(seed_part + example_part - noise, seed_part, example_part)

@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say: its rows, its pairs, and the verdict in words."""
+"""The result of a comparison: its rows, its pairs, and the verdict in words."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,15 +10,15 @@ from jaxtrain.study.stats import Interval
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table; costs are per run, means over the seeds.
+    """A row of the table; costs are per run, as means over the seeds.
 
     Attributes:
       name: the variant of the config file.
-      data: what it was trained and tested on.
+      data: the data set for training and test.
       init: 'random', or the checkpoint.
       seeds: number of runs.
-      flops: floating point operations of training, as the compiler counts them.
-      seconds: from start to end, compilation and evaluation included.
+      flops: floating point operations of training.
+      seconds: total time, including compilation and evaluation.
       score: mean of the test metric with its interval.
       by_seed: the test metric of each run.
     """
@@ -37,7 +37,7 @@ class Arm:
     by_seed: tuple[float, ...]
 
     def to_json(self, metric: Metric) -> dict[str, Any]:
-        """The row in compare.json, whose score goes by the metric's name."""
+        """The row in compare.json, in which the key of the score is the name of the metric."""
         return {metric.name if k == 'score' else k: value for k, value in asdict(self).items()}
 
 
@@ -50,18 +50,19 @@ class Pair:
     difference: Interval
 
     def sentence(self, metric: Metric) -> str:
-        found = self.difference
+        difference = self.difference
         unit = ' points' if metric.percent else f' of {metric.name}'
-        if found.holds_zero:
-            mean, low, high = (metric.text(x, '+') for x in (found.mean, found.low, found.high))
+        if difference.holds_zero:
+            numbers = (difference.mean, difference.low, difference.high)
+            mean, low, high = (metric.text(x, '+') for x in numbers)
             return (
                 f'no measurable difference between {self.first} and {self.second} '
                 f'({mean}{unit}, 95% interval {low} to {high})'
             )
-        word = 'above' if found.mean > 0 else 'below'
-        low, high = map(metric.text, sorted((abs(found.low), abs(found.high))))
+        word = 'above' if difference.mean > 0 else 'below'
+        low, high = map(metric.text, sorted((abs(difference.low), abs(difference.high))))
         return (
-            f'{self.first} is {metric.text(abs(found.mean))}{unit} {word} {self.second} '
+            f'{self.first} is {metric.text(abs(difference.mean))}{unit} {word} {self.second} '
             f'(95% interval {low} to {high})'
         )
 
@@ -69,12 +70,12 @@ class Pair:
 def verdict(
     metric: Metric, arms: tuple[str, ...], pairs: list[Pair], scores: Mapping[str, float]
 ) -> str:
-    """What the numbers say, in a sentence that leads and one for each pair.
+    """Words the result: a leading sentence, and a clause for each pair.
 
     Args:
-      metric: what arms are compared by.
-      arms: names; the first is the one that the others are held against.
-      pairs: all pairs of arms, the later one first.
+      metric: the metric by which arms are compared.
+      arms: names of the arms; the first is the baseline.
+      pairs: all pairs of arms, the later arm first.
       scores: mean of the test metric by arm.
     """
     base = arms[0]

@@ -1,4 +1,4 @@
-"""`jaxtrain inspect`: the whole parameter table and the restore plan, with nothing done."""
+"""`jaxtrain inspect`: the parameter table and the restore plan, without side effects."""
 
 import math
 import re
@@ -25,7 +25,7 @@ STATISTICS = {f'backbone/norm_{n}/{name}' for n in (0, 1) for name in ('mean', '
 
 @pytest.fixture
 def nothing_is_done(monkeypatch, tmp_path):
-    """Training, reading arrays and opening checkpoints to write fail; the folder stays empty."""
+    """Makes training, reading arrays and saving fail, and checks that no file is written."""
 
     def never(*_, **__):
         raise AssertionError('inspect must not do this')
@@ -77,8 +77,8 @@ def test_frozen_parameters_and_the_restore_plan(jaxtrain, pretrained, nothing_is
         for path in SHAPES
     }
     total, head = (sum(math.prod(s) for p, s in SHAPES.items() if t in p) for t in ('', 'head/'))
-    found = re.search(r'parameters ([\d,]+), trained ([\d,]+), optimizer ([\d,]+)', outcome.out)
-    counts = [int(text.replace(',', '')) for text in found.groups()]
+    match = re.search(r'parameters ([\d,]+), trained ([\d,]+), optimizer ([\d,]+)', outcome.out)
+    counts = [int(text.replace(',', '')) for text in match.groups()]
     assert counts[:2] == [total, head]
     # Two float32 moments per trained parameter, and a few counters.
     assert 0 <= counts[2] - 8 * head <= 64
@@ -98,6 +98,6 @@ def test_frozen_parameters_and_the_restore_plan(jaxtrain, pretrained, nothing_is
         ('data.val=vall', "'digits/1.0.0' has no such split"),
     ],
 )
-def test_what_would_keep_train_from_starting_is_said(override, part, jaxtrain, nothing_is_done):
+def test_errors_that_would_prevent_train_from_starting(override, part, jaxtrain, nothing_is_done):
     outcome = jaxtrain('inspect', f'--config={TINY}:scratch', f'--config.{override}')
     assert outcome.code == 2 and part in outcome.err and not outcome.out

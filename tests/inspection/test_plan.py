@@ -1,4 +1,4 @@
-"""Plans of small configs, on this machine's CPU and for TPU slices that are not there."""
+"""Plans of small configs, for this machine's CPU and for TPU slices that are not attached."""
 
 import dataclasses
 import json
@@ -42,21 +42,21 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, 'compile', compile)
 
 
-def test_here_on_cpu():
+def test_a_plan_for_this_cpu():
     cfg = config(groups=(('backbone/.*', 'frozen'), ('head/.*', 'head')))
-    found = plan(cfg, price=3.0)
+    result = plan(cfg, price=3.0)
     head = 16 * 10 + 10
-    assert found.groups['head']['parameters'] == head
-    assert found.groups['head']['params'] == 4 * head
-    assert found.groups['head']['optimizer'] == 2 * 4 * head  # Adam's moments.
-    assert found.groups['frozen']['optimizer'] == 0
-    held = sum(row['per_device'] for row in found.groups.values())
+    assert result.groups['head']['parameters'] == head
+    assert result.groups['head']['params'] == 4 * head
+    assert result.groups['head']['optimizer'] == 2 * 4 * head  # Adam's moments.
+    assert result.groups['frozen']['optimizer'] == 0
+    held = sum(row['per_device'] for row in result.groups.values())
     batch = 32 * (8 * 8 + 4)
-    assert found.compiled.memory['arguments'] == pytest.approx(held + batch, abs=64)
-    assert found.compiled.peak_bytes >= held
-    assert found.fits is None and not found.seconds and not found.outlook
-    assert to_json(found)['chip'] is None
-    assert 'MFU             -' in to_text(found)
+    assert result.compiled.memory['arguments'] == pytest.approx(held + batch, abs=64)
+    assert result.compiled.peak_bytes >= held
+    assert result.fits is None and not result.seconds and not result.outlook
+    assert to_json(result)['chip'] is None
+    assert 'MFU             -' in to_text(result)
 
 
 def test_a_second_plan_compiles_nothing(request):
@@ -67,7 +67,7 @@ def test_a_second_plan_compiles_nothing(request):
         plan(config(batch_size=16))
 
 
-def test_it_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypatch):
+def test_plan_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypatch):
     trained = []
 
     def spy(*args):
@@ -86,7 +86,7 @@ def test_it_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypatch
     assert planned == trained
 
 
-def test_bytes_of_a_state_that_is_not_cut_up():
+def test_bytes_of_a_state_that_is_not_sharded():
     job = make_job(config(ema=0.9))
     whole = group_sizes(job)['all']
     assert whole['per_device'] == whole['params'] + whole['optimizer'] + whole['ema']
@@ -109,10 +109,11 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-def test_estimates_are_what_the_figures_give():
+def test_estimates_follow_from_the_figures():
     seconds = PLAN.seconds
     assert seconds['flops'] == pytest.approx(16e12 / 8 / 197e12)
-    # The compiler saw half of the operations of a device, in a loop, and so half of the bytes.
+    # The compiler counts half of the operations of a device, because of a loop, and so half of the
+    # bytes.
     assert seconds['memory'] == pytest.approx(2 * 1e9 / 819e9)
     assert seconds['messages'] == pytest.approx(2 * 1e9 / 200e9 + 1e8 / 3.125e9)
     assert seconds['roofline'] == pytest.approx(16e12 / 8 / 197e12 + seconds['messages'])
@@ -123,13 +124,13 @@ def test_estimates_are_what_the_figures_give():
     assert outlook['hours'] == pytest.approx(step)
     assert outlook['cost'] == pytest.approx(step * 8 * 2.0)
     assert PLAN.intensity == pytest.approx(1e3)
-    # The compiler counts one device; all other counts are over all devices.
+    # The compiler counts operations per device; all other counts are over all devices.
     operations = to_json(PLAN)['flops']
     assert (operations['matmul'], operations['model']) == (16e12, 8e12)
     assert operations['compiler'] == 8 * 1e12
 
 
-def test_what_is_computed_anew_is_no_work_of_the_model(monkeypatch):
+def test_recomputed_operations_are_not_operations_of_the_model(monkeypatch):
     monkeypatch.setattr('jaxtrain.inspection.plan.aot.measure', lambda *_: MEASURED)
 
     def planned(remat):
@@ -141,7 +142,7 @@ def test_what_is_computed_anew_is_no_work_of_the_model(monkeypatch):
     assert saving.model_flops == plain.model_flops == plain.flops.matmul
 
 
-def test_more_than_the_memory_does_not_fit():
+def test_a_peak_above_the_memory_does_not_fit():
     def at(peak):
         return dataclasses.replace(
             PLAN, compiled=dataclasses.replace(MEASURED, peak_bytes=int(peak))
@@ -151,16 +152,16 @@ def test_more_than_the_memory_does_not_fit():
     assert not at(CHIP.hbm_bytes + 1).fits
 
 
-def test_what_the_compiler_says_is_needed():
-    words = 'RESOURCE_EXHAUSTED: ... (33.54G) exceeds available HBM (15.75G).'
-    assert needed(words) == int(33.54 * 2**30)
+def test_the_memory_that_the_compiler_needs():
+    message = 'RESOURCE_EXHAUSTED: ... (33.54G) exceeds available HBM (15.75G).'
+    assert needed(message) == int(33.54 * 2**30)
 
 
 def test_quantities():
     assert [quantity(x) for x in (0, 999, 1234567, 2e12)] == ['0 ', '999 ', '1.235 M', '2 T']
 
 
-# A program that ends the process that compiles it, or says when it does so and waits.
+# A program whose compilation kills the process, or reports that it has started and waits.
 CRASHES = """
 import os, signal, sys, types
 from jaxtrain.costs import aot
@@ -183,7 +184,7 @@ def compiling(how: str) -> subprocess.Popen:
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """What `CRASHES` compiles, with nothing remembered; to be compiled here too."""
+    """The program of `CRASHES` with an empty cache, which this process can compile."""
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'xla'))
     real = jax.jit(lambda x: x + 1).lower(1.0)
     return SimpleNamespace(as_text=lambda: 'a program', compile=real.compile)
@@ -203,15 +204,15 @@ def test_a_program_that_crashes_the_compiler_is_not_compiled_again(program):
     assert [path.suffix for path in aot.folder().iterdir()] == ['.json']
 
 
-def test_two_may_compile_the_same(program):
+def test_two_processes_may_compile_the_same_program(program):
     other = compiling('wait')
     assert other.stdout.readline() == 'compiling\n'
-    found = measured(program)
+    result = measured(program)
     other.kill()
-    assert measured(program) == found  # which is not compiled again, whatever became of the other
+    assert measured(program) == result  # cached, although the other process was killed
 
 
-def test_an_error_of_the_compiler_is_no_crash(program):
+def test_an_exception_of_the_compiler_is_not_a_crash(program):
     def fail():
         raise KeyboardInterrupt
 
@@ -222,42 +223,42 @@ def test_an_error_of_the_compiler_is_no_crash(program):
 
 
 @needs_libtpu
-def test_for_a_slice_that_is_not_there():
+def test_a_plan_for_a_slice_that_is_not_attached():
     cache = Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
     kept = set(cache.glob('*train_step*'))
-    found = plan(config(mesh__fsdp=2), 'v5e:2x2', price=1.0)
+    result = plan(config(mesh__fsdp=2), 'v5e:2x2', price=1.0)
     kernels = [leaf for leaf in jax.tree.leaves(make_job(config()).abstract.params)]
-    assert found.chip == CHIP and found.fits
-    assert found.mesh == {'data': 2, 'fsdp': 2, 'tensor': 1}
-    cut = sum(leaf.size * (1 if leaf.ndim == 1 else 0.5) for leaf in kernels)
-    assert found.groups['all']['per_device'] == 3 * 4 * cut
-    assert found.flops == plan(config()).flops
-    assert found.compiled.cycles and found.compiled.collectives
-    assert set(cache.glob('*train_step*')) == kept  # JAX could not load it again.
-    report = json.loads(json.dumps(to_json(found)))
+    assert result.chip == CHIP and result.fits
+    assert result.mesh == {'data': 2, 'fsdp': 2, 'tensor': 1}
+    sharded = sum(leaf.size * (1 if leaf.ndim == 1 else 0.5) for leaf in kernels)
+    assert result.groups['all']['per_device'] == 3 * 4 * sharded
+    assert result.flops == plan(config()).flops
+    assert result.compiled.cycles and result.compiled.collectives
+    assert set(cache.glob('*train_step*')) == kept  # JAX could not load it again
+    report = json.loads(json.dumps(to_json(result)))
     assert report['seconds']['step'] > report['seconds']['flops']
     assert report['cost'] == report['device_hours']
 
 
 @needs_libtpu
-def test_a_step_that_does_not_fit_is_told_and_not_an_error():
+def test_a_step_that_does_not_fit_is_reported_without_an_error():
     cfg = Config(get_config().to_dict()).updated(model={'hidden': (40_000, 40_000)})
-    found = plan(cfg, 'v5e:2x2')
-    assert found.fits is False and not found.seconds
-    assert found.compiled.peak_bytes > CHIP.hbm_bytes
-    assert 'does not fit' in to_text(found)
+    result = plan(cfg, 'v5e:2x2')
+    assert result.fits is False and not result.seconds
+    assert result.compiled.peak_bytes > CHIP.hbm_bytes
+    assert 'does not fit' in to_text(result)
 
 
 @pytest.mark.parametrize(
-    'options, words',
+    'options, text',
     [
         ({'slices': 2}, '--topology'),
         ({'price': -1.0}, 'negative'),
         ({'topology': 'v5e'}, 'GENERATION:SHAPE'),
     ],
 )
-def test_wrong_input(options, words):
-    with pytest.raises(UserError, match=words):
+def test_wrong_input(options, text):
+    with pytest.raises(UserError, match=text):
         plan(config(), **options)
 
 
@@ -266,36 +267,36 @@ def test_a_key_that_nothing_reads_is_an_error():
         plan(config(data__length=64))
 
 
-def test_data_that_is_not_here_is_planned_for_and_not_fetched(monkeypatch):
+def test_absent_data_is_planned_for_without_a_download(monkeypatch):
     def fetch(*_, **__):
         raise AssertionError('fetched')
 
     monkeypatch.setattr('requests.Session.request', fetch)
-    found = plan(
+    result = plan(
         config(
             data__name='cifar10', data__val='', data__limit=0, data__crop=0.5, steps=0, epochs=2.0
         )
     )
-    assert found.steps == math.ceil(2 * 50_000 / 32)
-    assert found.compiled.memory['arguments'] > 32 * 32 * 32 * 3
+    assert result.steps == math.ceil(2 * 50_000 / 32)
+    assert result.compiled.memory['arguments'] > 32 * 32 * 32 * 3
 
 
-def test_suggestions_need_figures():
+def test_suggestions_require_figures_of_the_chip():
     with pytest.raises(UserError, match='no figures are known'):
         suggest.suggest(config())
 
 
 @dataclasses.dataclass
-class Pretended:
-    """A job on 16 devices: bytes and seconds follow from how it is run, in shares of the memory."""
+class FakeJob:
+    """A job on 16 devices whose memory (as a share of a device's) and time are simple formulas."""
 
     fsdp: int
     remat: str
     accumulate: int
-    batch: float  # In batches of the config's.
-    state: float  # On one device; fsdp cuts it up.
-    activations: float  # Of a whole batch without remat.
-    fixed: float  # Seconds that a step takes whatever its batch, in those of the config's.
+    batch: float  # in multiples of the config's batch
+    state: float  # on one device; divided by fsdp
+    activations: float  # of a whole batch without remat
+    fixed: float  # part of a step's time that does not depend on the batch
 
     def groups(self) -> dict:
         return {'all': {'per_device': self.state / self.fsdp * CHIP.hbm_bytes}}
@@ -316,33 +317,34 @@ class Pretended:
 
 
 @pytest.fixture
-def pretend(monkeypatch):
-    """(state, activations, ...) -> (the suggestion, what was compiled with the config's batch as
-    (fsdp, remat, accumulate), and what with others as (batch, steps, fsdp, remat, accumulate)).
+def search(monkeypatch):
+    """(state, activations, ...) -> (the suggestion, the trials that were compiled with the config's
+    batch as (fsdp, remat, accumulate), those with others as (batch, steps, fsdp, remat,
+    accumulate)).
     """
 
     def run(state: float, activations: float, fixed: float = 0.0, crashes=(), **changes):
         compiled, others, steps = [], [], {}
 
         def make(cfg, devices, **options):
-            own = cfg.mesh.fsdp, cfg.model.remat, cfg.accumulate, cfg.batch_size / 32
+            settings = cfg.mesh.fsdp, cfg.model.remat, cfg.accumulate, cfg.batch_size / 32
             steps[cfg.batch_size / 32] = cfg.steps
-            return Pretended(*own, state, activations, fixed)
+            return FakeJob(*settings, state, activations, fixed)
 
         def of_job(job, *_):
-            own = job.fsdp, job.remat, job.accumulate
+            settings = job.fsdp, job.remat, job.accumulate
             if job.batch == 1:
-                compiled.append(own)
+                compiled.append(settings)
             else:
-                others.append((job.batch, steps[job.batch], *own))
-            if own in crashes:
+                others.append((job.batch, steps[job.batch], *settings))
+            if settings in crashes:
                 raise UserError('crashed')
             return job.plan()
 
         monkeypatch.setattr(suggest, 'find_devices', lambda *_: [jax.devices()[0]] * 16)
         monkeypatch.setattr(suggest, 'make_job', make)
         monkeypatch.setattr(suggest, 'prepare', make)
-        monkeypatch.setattr(suggest, 'group_sizes', Pretended.groups)
+        monkeypatch.setattr(suggest, 'group_sizes', FakeJob.groups)
         monkeypatch.setattr(suggest, 'of_job', of_job)
         cfg = config(**changes)
         return suggest.suggest(cfg.updated(model={'remat': 'none'})), compiled, others
@@ -350,90 +352,90 @@ def pretend(monkeypatch):
     return run
 
 
-def test_suggest_takes_the_fastest_that_fits(pretend):
-    found, compiled, _ = pretend(state=1.6, activations=1.1)
-    # Alone on a device the state does not fit, which takes no compiling; cut in 4 it leaves 0.6 of
-    # the memory, in 16 it leaves 0.9, enough for `dots`.
-    assert {own for own in compiled if own[0] == 1} == {(1, 'none', 1)}
+def test_suggest_selects_the_fastest_trial_that_fits(search):
+    result, compiled, _ = search(state=1.6, activations=1.1)
+    # On one device the state does not fit, which is known without compiling; divided by 4 it leaves
+    # 0.6 of the memory, by 16 it leaves 0.9, enough for `dots`.
+    assert {trial for trial in compiled if trial[0] == 1} == {(1, 'none', 1)}
     assert (4, 'none', 2) in compiled
     assert (16, 'dots', 1) in compiled and (16, 'full', 1) not in compiled
-    fitting = [t for t in found.trials if t.fits and 'batch_size' not in t.changes]
-    assert found.best.plan.seconds['step'] == min(t.plan.seconds['step'] for t in fitting)
-    assert found.best.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
-    assert suggest_text.to_text(found).endswith(f'\nfastest with this batch: {found.best.flags}')
-    assert suggest_text.to_json(found)['flags'] == found.best.flags
+    fitting = [t for t in result.trials if t.fits and 'batch_size' not in t.changes]
+    assert result.best.plan.seconds['step'] == min(t.plan.seconds['step'] for t in fitting)
+    assert result.best.flags == '--config.mesh.fsdp=4 --config.accumulate=2'
+    assert suggest_text.to_text(result).endswith(f'\nfastest with this batch: {result.best.flags}')
+    assert suggest_text.to_json(result)['flags'] == result.best.flags
 
 
-def test_suggest_goes_on_after_what_crashes_the_compiler(pretend):
-    found, compiled, _ = pretend(state=1.6, activations=1.1, crashes=[(4, 'none', 2)])
-    assert (4, 'none', 2) in compiled and found.best.flags and found.best.plan.accumulate != 2
-    assert {'crashed'} == {trial.reason for trial in found.trials if trial.reason[:5] == 'crash'}
-    assert 'cannot be run' in suggest_text.to_text(found)
+def test_suggest_continues_after_a_crash_of_the_compiler(search):
+    result, compiled, _ = search(state=1.6, activations=1.1, crashes=[(4, 'none', 2)])
+    assert (4, 'none', 2) in compiled and result.best.flags and result.best.plan.accumulate != 2
+    assert {'crashed'} == {trial.reason for trial in result.trials if trial.reason[:5] == 'crash'}
+    assert 'cannot be run' in suggest_text.to_text(result)
 
 
-def test_suggest_leaves_out_what_cannot_fit(pretend):
-    """Half of the activations would take twice the memory, so the compiler is not asked."""
-    _, compiled, _ = pretend(state=0.0, activations=4.0)
+def test_suggest_skips_trials_that_cannot_fit(search):
+    """Half of the activations would take twice the memory, so nothing is compiled for them."""
+    _, compiled, _ = search(state=0.0, activations=4.0)
     assert (1, 'none', 2) not in compiled
     assert (1, 'none', 4) in compiled
 
 
-def test_suggest_says_so_if_the_config_is_the_best(pretend):
-    found, compiled, others = pretend(state=0.1, activations=0.1)
+def test_suggest_reports_that_the_config_is_the_best(search):
+    result, compiled, others = search(state=0.1, activations=0.1)
     assert compiled == [(1, 'none', 1), (4, 'none', 1), (16, 'none', 1)]
-    assert others == [(2, 10, 1, 'none', 1)]  # Takes twice as long.
-    assert found.best.flags == '' and found.other is None
-    assert suggest_text.to_text(found).endswith('fastest with this batch: the config as it is')
+    assert others == [(2, 10, 1, 'none', 1)]  # takes twice as long
+    assert result.best.flags == '' and result.other is None
+    assert suggest_text.to_text(result).endswith('fastest with this batch: the unchanged config')
     assert (
-        suggest_text.to_json(found)['flags'] == ''
-        and suggest_text.to_json(found)['batch_flags'] is None
+        suggest_text.to_json(result)['flags'] == ''
+        and suggest_text.to_json(result)['batch_flags'] is None
     )
 
 
-def test_suggest_tries_larger_batches_as_long_as_they_are_faster(pretend):
-    found, _, others = pretend(state=0.1, activations=0.3, fixed=1.0)
-    assert [own[:2] for own in others] == [(2, 10), (4, 5)]  # Four do not fit.
-    assert found.best.flags == ''
-    assert found.other.flags == '--config.batch_size=64 --config.steps=10'
-    assert found.other.speed == pytest.approx(found.best.speed * 4 / 3)
+def test_suggest_tries_larger_batches_while_they_are_faster(search):
+    result, _, others = search(state=0.1, activations=0.3, fixed=1.0)
+    assert [trial[:2] for trial in others] == [(2, 10), (4, 5)]  # four times the batch does not fit
+    assert result.best.flags == ''
+    assert result.other.flags == '--config.batch_size=64 --config.steps=10'
+    assert result.other.speed == pytest.approx(result.best.speed * 4 / 3)
     assert '1.333 times as many examples per second, with another batch: --config.b' in (
-        suggest_text.to_text(found)
+        suggest_text.to_text(result)
     )
-    assert suggest_text.to_json(found)['batch_flags'] == found.other.flags
+    assert suggest_text.to_json(result)['batch_flags'] == result.other.flags
 
 
-def test_suggest_leaves_epochs_as_they_are(pretend):
-    found, _, _ = pretend(state=0.1, activations=0.1, fixed=1.0, steps=0, epochs=2.0)
-    assert found.other.flags == '--config.batch_size=256'
+def test_suggest_does_not_change_epochs(search):
+    result, _, _ = search(state=0.1, activations=0.1, fixed=1.0, steps=0, epochs=2.0)
+    assert result.other.flags == '--config.batch_size=256'
 
 
-def test_suggest_tries_a_smaller_batch_that_saves_what_costs_time(pretend):
-    found, _, others = pretend(state=0.1, activations=3.4)
-    assert found.best.flags == '--config.accumulate=4'
-    assert others == [(2, 10, 1, 'none', 4), (0.25, 80, 1, 'none', 1)]  # Half of it cannot fit.
-    assert found.other.flags == '--config.batch_size=8 --config.steps=80'
+def test_suggest_tries_a_smaller_batch_instead_of_saving_memory(search):
+    result, _, others = search(state=0.1, activations=3.4)
+    assert result.best.flags == '--config.accumulate=4'
+    assert others == [(2, 10, 1, 'none', 4), (0.25, 80, 1, 'none', 1)]  # half the batch cannot fit
+    assert result.other.flags == '--config.batch_size=8 --config.steps=80'
 
 
-def test_suggest_finds_a_batch_that_fits_where_the_own_one_does_not(pretend):
-    found, _, others = pretend(state=0.5, activations=32.0)
-    assert found.best is None and found.other.fits
-    # With full remat an eighth would take 1.2 times the memory, and the state some more.
-    assert [(own[0], *own[3:]) for own in others] == [(1 / 16, 'full', 1)]
-    assert 'none fits with this batch\n' in suggest_text.to_text(found)
-    assert suggest_text.to_json(found)['flags'] is None
+def test_suggest_finds_a_batch_that_fits_if_the_configs_does_not(search):
+    result, _, others = search(state=0.5, activations=32.0)
+    assert result.best is None and result.other.fits
+    # With full remat an eighth of the batch would take 1.2 times the memory, besides the state.
+    assert [(trial[0], *trial[3:]) for trial in others] == [(1 / 16, 'full', 1)]
+    assert 'no trial fits with this batch\n' in suggest_text.to_text(result)
+    assert suggest_text.to_json(result)['flags'] is None
 
 
-def test_suggest_knows_that_no_batch_helps_a_state_that_does_not_fit(pretend):
-    found, compiled, others = pretend(state=20.0, activations=0.1)
+def test_suggest_tries_no_batch_if_the_state_does_not_fit(search):
+    result, compiled, others = search(state=20.0, activations=0.1)
     assert (compiled, others) == ([(1, 'none', 1)], [])
-    assert 'none of them fits: take more devices' in suggest_text.to_text(found)
+    assert 'no trial fits: use more devices' in suggest_text.to_text(result)
 
 
-def test_suggest_says_so_if_nothing_fits_and_does_not_try_for_ever(pretend, monkeypatch):
+def test_suggest_reports_that_nothing_fits_after_a_limited_search(search, monkeypatch):
     monkeypatch.setattr(suggest, 'MARGIN', 1e9)
-    found, compiled, others = pretend(state=0.9, activations=4000.0)
-    assert found.best is None and found.other is None
+    result, compiled, others = search(state=0.9, activations=4000.0)
+    assert result.best is None and result.other is None
     assert len(compiled) == len(set(compiled)) == suggest.COMPILES
-    assert [own[0] for own in others] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
-    assert {own[0] for own in compiled} == {1, 4, 16}
-    assert 'none of them fits' in suggest_text.to_text(found)
+    assert [trial[0] for trial in others] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    assert {trial[0] for trial in compiled} == {1, 4, 16}
+    assert 'no trial fits' in suggest_text.to_text(result)

@@ -1,4 +1,4 @@
-"""What `status` says of a run: by timelines whose sums can be done by hand, and of a real run."""
+"""The status of a run: timelines whose sums can be computed by hand, and a real run."""
 
 import json
 import signal
@@ -39,42 +39,47 @@ def events(number: int, begin: float, *rest: tuple, steps: int = 100) -> list[di
     ]
 
 
-def said(events: list[dict], logged=0, now=0.0, alive=False, saved=(), best=None):
+def status_of(events: list[dict], logged=0, now=0.0, alive=False, saved=(), best=None):
     return summarize('run', events, logged, list(saved), best, T0 + now, alive)
 
 
-def test_a_run_that_goes_on():
-    found = said(events(0, 0, ('train', 25, 40)), logged=45, now=30, alive=True)
-    assert (found.state, found.doing, found.for_seconds, found.heard) == ('running', 'train', 5, 5)
-    assert (found.step, found.steps, found.starts) == (45, 100, 1)
-    assert found.steps_per_s == pytest.approx(2.0)  # 40 steps in the 20 s after the compile
-    assert found.seconds_left == pytest.approx(55 / 2)
-    assert found.seconds == {
+def test_a_running_run():
+    result = status_of(events(0, 0, ('train', 25, 40)), logged=45, now=30, alive=True)
+    assert (result.state, result.doing, result.for_seconds, result.heard) == (
+        'running',
+        'train',
+        5,
+        5,
+    )
+    assert (result.step, result.steps, result.starts) == (45, 100, 1)
+    assert result.steps_per_s == pytest.approx(2.0)  # 40 steps in the 20 s after the compile
+    assert result.seconds_left == pytest.approx(55 / 2)
+    assert result.seconds == {
         'train': 25.0, 'lost': 0.0, 'init': 2.0, 'restore': 1.0, 'compile': 4.0, 'eval': 0.0,
         'save': 0.0, 'other': 0.0, 'down': 0.0,
     }  # fmt: skip
-    assert found.goodput == pytest.approx(25 / 32)
-    assert found.stops == []
+    assert result.goodput == pytest.approx(25 / 32)
+    assert result.stops == []
 
 
-def test_evaluations_and_checkpoints_are_no_training():
+def test_evaluations_and_checkpoints_do_not_count_as_training():
     saving = [('save', 28, 20, {'seconds': 3.0}), ('eval', 30, 20, {'seconds': 2.0})]
-    found = said(events(0, 0, *saving), now=35, alive=True)
-    assert (found.seconds['train'], found.seconds['save'], found.seconds['eval']) == (25, 3, 2)
-    # The speed is what tells when it is done: evaluations included.
-    assert found.steps_per_s == pytest.approx(20 / 23)
+    result = status_of(events(0, 0, *saving), now=35, alive=True)
+    assert (result.seconds['train'], result.seconds['save'], result.seconds['eval']) == (25, 3, 2)
+    # The speed includes evaluations, since it predicts when the run will finish.
+    assert result.steps_per_s == pytest.approx(20 / 23)
 
 
-def test_killed_and_gone_on_with_steps_lost():
-    """60 steps in 30 s, of which the checkpoint holds 40; then 20 s of nothing."""
+def test_a_killed_run_that_resumes_with_lost_steps():
+    """60 steps in 30 s, of which the checkpoint has 40; then 20 s without a process."""
     killed = events(0, 0, ('train', 35, 60))
     again = events(1, 57, ('resumed', 0, 40), ('lost', 58, 40, {'steps': 20}), ('train', 72, 60))
-    found = said(killed + again, now=72, alive=True)
-    assert found.seconds['train'] == pytest.approx(20 + 10)
-    assert found.seconds['lost'] == pytest.approx(10)
-    assert found.seconds['down'] == pytest.approx(20)  # 35 to 55, where its init began
-    assert sum(found.seconds.values()) == pytest.approx(72 + 2)  # the first init was before 0
-    (stop,) = found.stops
+    result = status_of(killed + again, now=72, alive=True)
+    assert result.seconds['train'] == pytest.approx(20 + 10)
+    assert result.seconds['lost'] == pytest.approx(10)
+    assert result.seconds['down'] == pytest.approx(20)  # 35 to 55, where its init began
+    assert sum(result.seconds.values()) == pytest.approx(72 + 2)  # the first init was before 0
+    (stop,) = result.stops
     assert (stop.code, stop.step, stop.lost) == (None, 60, 20)
     assert 'killed in train' in stop.why
 
@@ -88,38 +93,38 @@ def test_killed_and_gone_on_with_steps_lost():
         ([], 'train'),
     ],
 )
-def test_the_phase_that_it_was_killed_in(rest, phase):
-    assert f'killed in {phase}' in said(events(0, 0, *rest)).stops[0].why
-    running = said(events(0, 0, *rest), now=75, alive=True)
+def test_the_phase_in_which_a_run_was_killed(rest, phase):
+    assert f'killed in {phase}' in status_of(events(0, 0, *rest)).stops[0].why
+    running = status_of(events(0, 0, *rest), now=75, alive=True)
     assert running.doing == phase
     if phase == 'data_wait':
-        assert running.for_seconds == 65  # since before it was said
+        assert running.for_seconds == 65  # counted from 60 s before the event
 
 
 @pytest.mark.parametrize(
     'code, state', [(0, 'finished'), (42, 'stopped'), (2, 'failed'), (1, 'failed')]
 )
-def test_how_it_ended(code, state):
-    found = said(events(0, 0, ('exit', 25, 40, {'code': code, 'why': 'so it was'})), now=9999)
-    assert found.state == state and found.seconds_left is None and found.doing == ''
-    assert (found.stops[0].code, found.stops[0].why) == (code, 'so it was')
-    assert found.seconds['train'] == 20  # and not until now
-    text = to_text(found)
+def test_how_a_run_ended(code, state):
+    result = status_of(events(0, 0, ('exit', 25, 40, {'code': code, 'why': 'so it was'})), now=9999)
+    assert result.state == state and result.seconds_left is None and result.doing == ''
+    assert (result.stops[0].code, result.stops[0].why) == (code, 'so it was')
+    assert result.seconds['train'] == 20  # up to the exit, not up to now
+    text = to_text(result)
     assert text.startswith(f'run: {state}, step 40 of 100 (40%)')
     assert ('so it was' in text) == (code != 0)
 
 
 def test_before_the_first_checkpoint_is_read():
-    found = said(events(0, 0)[:3], now=6, alive=True)
-    assert (found.doing, found.step, found.steps_per_s) == ('restore', 0, 0)
-    assert 'running' in to_text(found) and 'speed' not in to_text(found)
+    result = status_of(events(0, 0)[:3], now=6, alive=True)
+    assert (result.doing, result.step, result.steps_per_s) == ('restore', 0, 0)
+    assert 'running' in to_text(result) and 'speed' not in to_text(result)
 
 
-def test_text_names_all_there_is():
+def test_the_text_is_complete():
     killed = events(0, 0, ('train', 35, 60))
     again = events(1, 57, ('resumed', 0, 40), ('lost', 58, 40, {'steps': 20}), ('train', 72, 60))
-    text = to_text(said(killed + again, now=72, alive=True, saved=[20, 40], best=20))
-    for part in ('in train', 'goodput', '20 steps were done again', 'steps 20, 40; best 20',
+    text = to_text(status_of(killed + again, now=72, alive=True, saved=[20, 40], best=20))
+    for part in ('in train', 'goodput', '20 steps were repeated', 'steps 20, 40; best 20',
                  '2 process(es) with 8 device(s)', 'about 20 s'):  # fmt: skip
         assert part in text, text
 
@@ -128,18 +133,18 @@ def test_text_names_all_there_is():
     'seconds, text',
     [(0.4, '0 s'), (59, '59 s'), (61, '1 min 1 s'), (3720, '1 h 2 min'), (90000, '1 d 1 h')],
 )
-def test_spans(seconds, text):
+def test_durations(seconds, text):
     assert spell(seconds) == text
 
 
-def test_age_decides_where_the_process_is_elsewhere():
+def test_age_decides_if_the_process_is_on_another_machine():
     old = events(0, time.time() - T0 - states.SILENT - 60)
     new = events(0, time.time() - T0 - 30)
     assert states.is_alive(new) and not states.is_alive(old)
 
 
-def test_of_a_real_run(tmp_path, jaxtrain):
-    """While it runs, once it is killed, and when it is finished."""
+def test_a_real_run(tmp_path, jaxtrain):
+    """Its status while it runs, and after it is killed."""
     workdir = tmp_path / 'run'
     words = ['train', f'--config={TINY}:full', f'--workdir={workdir}', '--config.save_every=10']
 

@@ -1,4 +1,4 @@
-"""`jaxtrain compare`: the arms side by side, the intervals of their differences, a verdict."""
+"""`jaxtrain compare`: arms side by side, the intervals of their differences, and a verdict."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ WORDS = ('compare', f'--config={TINY}', '--config.steps=10', '--config.compare.s
 
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory) -> Path:
-    """A comparison of two seeds; beside it, `batches.json` says what each run trained on."""
+    """A comparison with two seeds; batches.json beside it records the data of each run."""
     workdir = tmp_path_factory.mktemp('compare') / 'runs'
     seen, whole = [], loop.train_batches
 
@@ -51,18 +51,18 @@ def report(workdir: Path) -> dict:
 
 
 def scores(workdir: Path, arm: str) -> np.ndarray:
-    """Right or wrong by seed and test example, from the files of the runs."""
+    """Accuracy by seed and test example, from the files of the runs."""
     runs = sorted((workdir / arm).iterdir())
     return np.stack([np.load(run / 'test.npz')['accuracy'] for run in runs])
 
 
 def tables(workdir: Path) -> list[list[list[str]]]:
-    """The tables of report.md: cells of their rows, without the head."""
+    """The cells of the tables in report.md, by row, without the header."""
     text = (workdir / 'report.md').read_text()
-    found = re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE)
+    matches = re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE)
     return [
         [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()[2:]]
-        for table in found
+        for table in matches
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_row_for_each_arm(compared):
         'linear': 'full (best)',
         'finetune': 'full (best)',
     }
-    # Frozen layers need no gradients.
+    # Frozen layers have no backward pass.
     assert 0 < rows['linear']['flops'] < 0.6 * rows['scratch']['flops']
 
 
@@ -101,11 +101,12 @@ def test_costs_and_accuracy_come_from_the_runs(compared):
         )
         tested = [r['metrics']['test']['accuracy'] for r in results]
         assert row['by_seed'] == pytest.approx(tested) and tested[0] != tested[1]
-        found = interval(scores(compared, name))
-        assert row['accuracy'] == {'mean': found.mean, 'low': found.low, 'high': found.high}
+        expected = interval(scores(compared, name))
+        numbers = {'mean': expected.mean, 'low': expected.low, 'high': expected.high}
+        assert row['accuracy'] == numbers
 
 
-def test_all_arms_train_on_the_same_images_with_paired_seeds(compared):
+def test_all_arms_train_on_the_same_data_with_paired_seeds(compared):
     full, *arms = json.loads((compared.parent / 'batches.json').read_text())
     assert full[0] == 897 and len(arms) == 6
     assert [seed for *_, seed in arms] == [0, 0, 0, 1, 1, 1]
@@ -113,7 +114,7 @@ def test_all_arms_train_on_the_same_images_with_paired_seeds(compared):
     assert arms[0][0] == 50 and arms[0][2] == 32
 
 
-def test_pairs_are_all_pairs_with_the_intervals_of_the_paired_scores(compared):
+def test_all_pairs_have_intervals_of_the_paired_scores(compared):
     pairs = report(compared)['pairs']
     assert [(p['first'], p['second']) for p in pairs] == [
         (later, earlier) for earlier, later in combinations(ARMS, 2)
@@ -129,35 +130,35 @@ def test_pairs_are_all_pairs_with_the_intervals_of_the_paired_scores(compared):
         }
 
 
-def test_page_has_the_table_the_pairs_and_the_verdict(compared):
-    found = report(compared)
+def test_the_page_has_the_table_the_pairs_and_the_verdict(compared):
+    content = report(compared)
     text = (compared / 'report.md').read_text()
-    assert f'**{found["verdict"]}**' in text and '2 paired seeds' in text
+    assert f'**{content["verdict"]}**' in text and '2 paired seeds' in text
     arms, pairs = tables(compared)
-    assert [row[0] for row in arms] == [row['name'] for row in found['arms']]
-    for cells, row in zip(arms, found['arms'], strict=True):
+    assert [row[0] for row in arms] == [row['name'] for row in content['arms']]
+    for cells, row in zip(arms, content['arms'], strict=True):
         assert cells[1] == row['init']
         assert cells[2:4] == [f'{row["params_trainable"]:,}', f'{row["params_total"]:,}']
         mean, low, high = (100 * row['accuracy'][k] for k in ('mean', 'low', 'high'))
         assert cells[-2:] == [str(row['seeds']), f'{mean:.1f}% [{low:.1f}, {high:.1f}]']
-    assert [row[0] for row in pairs] == [f'{p["first"]} - {p["second"]}' for p in found['pairs']]
-    for cells, pair in zip(pairs, found['pairs'], strict=True):
+    assert [row[0] for row in pairs] == [f'{p["first"]} - {p["second"]}' for p in content['pairs']]
+    for cells, pair in zip(pairs, content['pairs'], strict=True):
         zero = pair['difference']['low'] <= 0 <= pair['difference']['high']
         assert cells[1].startswith(f'{100 * pair["difference"]["mean"]:+.1f} [')
         assert cells[2] == ('no' if zero else 'yes')
     assert '](compare.png)' in text
 
 
-def test_page_tells_small_costs_apart(compared):
+def test_the_page_shows_small_costs_with_enough_digits(compared):
     costs = {row[0]: row[6] for row in tables(compared)[0]}
     assert costs['linear'] != costs['scratch']
 
 
-def test_picture_is_drawn(compared):
+def test_the_figure_is_drawn(compared):
     with Image.open(compared / 'compare.png') as picture:
         pixels = np.asarray(picture.convert('RGB')).astype(int)
     upper, lower = pixels[: len(pixels) * 4 // 5], pixels[len(pixels) * 4 // 5 :]
-    # A colour for each arm above, and the images in grey below.
+    # The upper part has a colour for each arm, and the lower part the images in grey.
     for colour in ((0x4C, 0x78, 0xA8), (0xE4, 0x57, 0x56), (0x54, 0xA2, 0x4B)):
         assert (upper == colour).all(-1).sum() > 20
     assert ((lower > 60) & (lower < 200)).mean() > 0.02
@@ -167,10 +168,10 @@ def stamps(folder: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
 
 
-def test_an_interrupted_comparison_goes_on(compared, jaxtrain, tmp_path):
+def test_an_interrupted_comparison_resumes(compared, jaxtrain, tmp_path):
     workdir = tmp_path / 'runs'
     shutil.copytree(compared, workdir)
-    # The runs say where their checkpoint lies, so the copy is told that it has moved.
+    # The runs record the path of their checkpoint, which is adapted in the copy.
     for config in workdir.glob('*/*/config.json'):
         config.write_text(config.read_text().replace(str(compared), str(workdir)))
     (workdir / 'finetune' / 'seed_1' / 'result.json').unlink()
@@ -181,7 +182,7 @@ def test_an_interrupted_comparison_goes_on(compared, jaxtrain, tmp_path):
     outcome = jaxtrain(*WORDS, f'--workdir={workdir}')
     assert outcome.code == 0, outcome.err
     done = dict(re.findall(r'^(\w+(?: seed \d)?) .*  (done before|[\d.]+ s)$', outcome.out, re.M))
-    assert [name for name, said in done.items() if said == 'done before'] == [
+    assert [name for name, spent in done.items() if spent == 'done before'] == [
         'full', 'scratch seed 0', 'finetune seed 0', 'scratch seed 1',
     ]  # fmt: skip
     touched = {p for p, stamp in stamps(workdir).items() if before.get(p) != stamp}
@@ -195,29 +196,29 @@ def test_an_interrupted_comparison_goes_on(compared, jaxtrain, tmp_path):
     }
 
     def timeless(folder: Path) -> dict:
-        found = report(folder)
-        return {**found, 'arms': [{**row, 'seconds': 0} for row in found['arms']]}
+        content = report(folder)
+        return {**content, 'arms': [{**row, 'seconds': 0} for row in content['arms']]}
 
     assert timeless(workdir) == timeless(compared)
 
 
-def test_a_full_run_that_is_given_is_not_trained_again(pretrained, jaxtrain, tmp_path):
+def test_a_given_full_run_is_not_trained_again(pretrained, jaxtrain, tmp_path):
     before = stamps(pretrained)
     words = ["--config.compare.arms=('scratch','linear')", '--config.compare.seeds=1']
     outcome = jaxtrain(*WORDS, *words, f'--workdir={tmp_path}', f'--full={pretrained}')
     assert outcome.code == 0, outcome.err
     assert stamps(pretrained) == before
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {'scratch', 'linear'}
-    found = report(tmp_path)
-    assert [row['name'] for row in found['arms']] == ['full', 'scratch', 'linear']
-    assert found['arms'][0]['examples_seen'] == 60 * 32
+    content = report(tmp_path)
+    assert [row['name'] for row in content['arms']] == ['full', 'scratch', 'linear']
+    assert content['arms'][0]['examples_seen'] == 60 * 32
     plan = json.loads((tmp_path / 'linear' / 'seed_0' / 'restore.json').read_text())
     assert plan['checkpoint'].startswith(str(pretrained))
     assert not (tmp_path / 'scratch' / 'seed_0' / 'restore.json').exists()
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
-def test_without_val_or_test_there_is_nothing_to_compare(split, pretrained, jaxtrain, tmp_path):
+def test_a_comparison_requires_val_and_test(split, pretrained, jaxtrain, tmp_path):
     words = [f'--config.data.{split}=', f'--full={pretrained}']
     words += ["--config.compare.arms=('scratch','linear')", '--config.compare.seeds=1']
     outcome = jaxtrain(*WORDS, *words, f'--workdir={tmp_path}')
@@ -227,7 +228,7 @@ def test_without_val_or_test_there_is_nothing_to_compare(split, pretrained, jaxt
 ACCURACY = tasks.TASKS['classify'].metric('accuracy')
 
 
-def judge(*differences: tuple[str, str, float, float, float], **accuracy: float) -> str:
+def verdict_on(*differences: tuple[str, str, float, float, float], **accuracy: float) -> str:
     pairs = [Pair(a, b, Interval(mean, low, high)) for a, b, mean, low, high in differences]
     return verdict(ACCURACY, tuple(accuracy), pairs, accuracy)
 
@@ -235,7 +236,7 @@ def judge(*differences: tuple[str, str, float, float, float], **accuracy: float)
 BETTER = ('b', 'a', 0.05, 0.02, 0.08)
 WORSE = ('b', 'a', -0.05, -0.08, -0.02)
 SAME = ('b', 'a', 0.01, -0.02, 0.04)
-SAID = {
+SENTENCES = {
     BETTER: 'b is 5.0 points above a (95% interval 2.0 to 8.0)',
     WORSE: 'b is 5.0 points below a (95% interval 2.0 to 8.0)',
     SAME: 'no measurable difference between b and a (+1.0 points, 95% interval -2.0 to +4.0)',
@@ -251,30 +252,32 @@ SAID = {
     ],
 )
 def test_verdict_on_two_arms(pair, lead):
-    assert judge(pair, a=0.5, b=0.6) == f'{lead}. {SAID[pair]}.'
+    assert verdict_on(pair, a=0.5, b=0.6) == f'{lead}. {SENTENCES[pair]}.'
 
 
 @pytest.mark.parametrize(
     'c_against_a, c_against_b, c, lead',
     [
-        # Better than the first arm as well, and not to be told from the other.
+        # Better than the first arm too, without a measurable difference to b.
         (
             (0.06, 0.01, 0.11),
             (0.01, -0.03, 0.05),
             0.56,
             'c is the arm to take: it beats a, with no measurable difference to b',
         ),
-        # Better still.
+        # Better than both.
         ((0.15, 0.1, 0.2), (0.1, 0.05, 0.15), 0.65, 'c is the arm to take: it beats a'),
-        # Worse, which does not matter to b.
+        # Worse than b, so that b leads.
         ((-0.1, -0.15, -0.05), (-0.15, -0.2, -0.1), 0.4, 'b is the arm to take: it beats a'),
         ((0.02, 0.01, 0.03), (-0.03, -0.05, -0.01), 0.52, 'b is the arm to take: it beats a'),
     ],
 )
-def test_verdict_on_three_arms_where_one_is_better(c_against_a, c_against_b, c, lead):
-    said = judge(BETTER, ('c', 'a', *c_against_a), ('c', 'b', *c_against_b), a=0.5, b=0.55, c=c)
-    assert said.startswith(f'{lead}. {SAID[BETTER]}; ')
-    assert said.count(';') == 2
+def test_verdict_on_three_arms_with_a_better_one(c_against_a, c_against_b, c, lead):
+    text = verdict_on(
+        BETTER, ('c', 'a', *c_against_a), ('c', 'b', *c_against_b), a=0.5, b=0.55, c=c
+    )
+    assert text.startswith(f'{lead}. {SENTENCES[BETTER]}; ')
+    assert text.count(';') == 2
 
 
 @pytest.mark.parametrize(
@@ -286,23 +289,23 @@ def test_verdict_on_three_arms_where_one_is_better(c_against_a, c_against_b, c, 
         (WORSE, WORSE, 'a is the arm to take: every other arm falls below it'),
     ],
 )
-def test_verdict_on_three_arms_where_none_is_better(b, c, lead):
+def test_verdict_on_three_arms_without_a_better_one(b, c, lead):
     between = ('c', 'b', 0.0, -0.01, 0.01)
-    said = judge(b, ('c', *c[1:]), between, a=0.5, b=0.5, c=0.5)
-    assert said.startswith(f'{lead}. ')
+    text = verdict_on(b, ('c', *c[1:]), between, a=0.5, b=0.5, c=0.5)
+    assert text.startswith(f'{lead}. ')
 
 
 @pytest.mark.parametrize(
     'low, high, measurable', [(0.0, 0.1, False), (-0.1, 0.0, False), (1e-6, 0.1, True)]
 )
-def test_a_difference_is_measurable_if_its_interval_leaves_out_zero(low, high, measurable):
+def test_a_difference_is_measurable_if_its_interval_excludes_zero(low, high, measurable):
     pair = Pair('b', 'a', Interval((low + high) / 2, low, high))
     assert ('no measurable' not in pair.sentence(ACCURACY)) == measurable
     lead = verdict(ACCURACY, ('a', 'b'), [pair], {'a': 0.5, 'b': 0.55})
     assert lead.startswith('b is the arm') == measurable
 
 
-def test_an_arm_at_fault_is_told_before_anything_is_trained(jaxtrain, tmp_path):
+def test_an_error_in_an_arm_is_reported_before_training(jaxtrain, tmp_path):
     source = (
         Path(TINY)
         .read_text()
@@ -318,7 +321,7 @@ def test_an_arm_at_fault_is_told_before_anything_is_trained(jaxtrain, tmp_path):
     assert not list((tmp_path / 'out').iterdir())
 
 
-def test_arms_on_different_tests_are_refused(jaxtrain, tmp_path):
+def test_arms_with_different_test_sets_are_rejected(jaxtrain, tmp_path):
     path = tmp_path / 'c.py'
     more = "'linear':\n        c.data.test = 'val'\n"
     path.write_text(Path(TINY).read_text().replace("'linear':\n", more))
@@ -357,28 +360,28 @@ ERROR = Metric('error', higher_is_better=False)
         ),
     ],
 )
-def test_verdict_where_less_is_better(mean, low, high, lead, sentence):
+def test_verdict_if_less_is_better(mean, low, high, lead, sentence):
     pair = Pair('b', 'a', Interval(mean, low, high))
     assert verdict(ERROR, ('a', 'b'), [pair], {'a': 0.5, 'b': 0.5 + mean}) == f'{lead}. {sentence}.'
 
 
-def test_the_lowest_is_the_best_of_several_better_arms_where_less_is_better():
+def test_the_lowest_of_several_better_arms_is_the_best_if_less_is_better():
     pairs = [
         Pair('b', 'a', Interval(-0.1, -0.15, -0.05)),
         Pair('c', 'a', Interval(-0.2, -0.25, -0.15)),
         Pair('c', 'b', Interval(-0.1, -0.15, -0.05)),
     ]
-    said = verdict(ERROR, ('a', 'b', 'c'), pairs, {'a': 0.5, 'b': 0.4, 'c': 0.3})
-    assert said.startswith('c is the arm to take: it beats a. ')
+    text = verdict(ERROR, ('a', 'b', 'c'), pairs, {'a': 0.5, 'b': 0.4, 'c': 0.3})
+    assert text.startswith('c is the arm to take: it beats a. ')
 
 
 def fake(patch: pytest.MonkeyPatch, metric: Metric) -> None:
-    """A task whose main metric is a share of examples that are wrong, in place of classify."""
+    """Replaces the task classify by one whose main metric is the error rate."""
     whole = tasks.TASKS['classify']
 
     def rows(outputs, batch):
-        found = whole.rows(outputs, batch)
-        return {'loss': found['loss'], 'error': 1 - found['accuracy']}
+        values = whole.rows(outputs, batch)
+        return {'loss': values['loss'], 'error': 1 - values['accuracy']}
 
     task = replace(whole, rows=rows, metrics=(LOSS, metric), main='error')
     patch.setitem(tasks.TASKS, 'classify', task)
@@ -388,7 +391,7 @@ ARMS_ALONE = ('--config.compare.pretrain=', "--config.compare.arms=('scratch','f
 
 
 def test_a_task_whose_main_metric_is_to_be_minimised(monkeypatch, capsys, tmp_path):
-    """Its checkpoints are the lowest on val, and its comparison is worded by it."""
+    """The checkpoints with the lowest val metric are selected, and the report names the metric."""
     fake(monkeypatch, ERROR)
     words = ['--config.steps=12', '--config.eval_every=2', '--config.compare.seeds=1']
     words += ['--config.optim.lr=0.03', '--config.keep=9']  # keeps all checkpoints
@@ -404,8 +407,8 @@ def test_a_task_whose_main_metric_is_to_be_minimised(monkeypatch, capsys, tmp_pa
         assert result['metrics']['val']['error'] == lowest
         assert status(str(run)).best == result['best_step']
         assert json.loads((run / 'config.json').read_text())['config']['best_metric'] == 'error'
-    found = report(tmp_path)
-    assert [row['error']['mean'] for row in found['arms']] == pytest.approx(
+    content = report(tmp_path)
+    assert [row['error']['mean'] for row in content['arms']] == pytest.approx(
         [
             json.loads((tmp_path / arm / 'seed_0' / 'result.json').read_text())['metrics']['test'][
                 'error'
@@ -413,25 +416,25 @@ def test_a_task_whose_main_metric_is_to_be_minimised(monkeypatch, capsys, tmp_pa
             for arm in ('scratch', 'full')
         ]
     )
-    page, said = (tmp_path / 'report.md').read_text(), capsys.readouterr().out
+    page, printed = (tmp_path / 'report.md').read_text(), capsys.readouterr().out
     assert 'test error (95%)' in page and '| test error (95%) |' in page
-    assert '![error against cost]' in page and 'test error (95%)' in said
-    assert re.search(r'^scratch seed 0 +val error 0\.\d{3}  ', said, re.MULTILINE)
-    assert 'accuracy' not in page + said and 'points' not in page + said
+    assert '![error against cost]' in page and 'test error (95%)' in printed
+    assert re.search(r'^scratch seed 0 +val error 0\.\d{3}  ', printed, re.MULTILINE)
+    assert 'accuracy' not in page + printed and 'points' not in page + printed
     arms, _ = tables(tmp_path)
-    for cells, row in zip(arms, found['arms'], strict=True):
+    for cells, row in zip(arms, content['arms'], strict=True):
         mean, low, high = (row['error'][key] for key in ('mean', 'low', 'high'))
         assert cells[-1] == f'{mean:.4g} [{low:.4g}, {high:.4g}]'
 
 
-def test_a_main_metric_that_is_no_mean_over_examples_is_refused(monkeypatch, jaxtrain, tmp_path):
+def test_a_main_metric_that_is_not_a_mean_is_rejected(monkeypatch, jaxtrain, tmp_path):
     fake(monkeypatch, replace(ERROR, is_mean=False))
     outcome = jaxtrain('compare', f'--config={TINY}', *ARMS_ALONE, f'--workdir={tmp_path}/out')
     assert outcome.code == 2 and 'its main metric error is not a mean' in outcome.err
     assert not list((tmp_path / 'out').iterdir())
 
 
-def test_arms_with_different_main_metrics_are_refused(jaxtrain, tmp_path):
+def test_arms_with_different_main_metrics_are_rejected(jaxtrain, tmp_path):
     path = tmp_path / 'c.py'
     more = "'linear':\n        c.task.name = 'lm'\n"
     path.write_text(Path(TINY).read_text().replace("'linear':\n", more))
@@ -440,11 +443,11 @@ def test_arms_with_different_main_metrics_are_refused(jaxtrain, tmp_path):
     assert 'main metric of scratch is accuracy and that of linear is loss' in outcome.err
 
 
-def test_examples_with_weights_count_by_them():
+def test_examples_count_by_their_weights():
     rows = {'loss': np.array([1.0, 2.0, 4.0], np.float32), 'weight': np.array([4.0, 4.0, 1.0])}
     scores = by_example(rows, 'loss')
     assert scores.mean() == pytest.approx((4 + 8 + 4) / 9)
-    # The last example counts for less, so that it moves the mean less far.
+    # The last example has a smaller weight, so it contributes less to the mean.
     assert scores[2] - scores.mean() == pytest.approx((4 - 16 / 9) / 3)
     alike = {'loss': rows['loss'], 'weight': np.full(3, 7.0)}
     np.testing.assert_allclose(by_example(alike, 'loss'), rows['loss'])

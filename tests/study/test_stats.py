@@ -1,4 +1,4 @@
-"""Intervals over seeds and examples: known formulas, and how often they hold the truth."""
+"""Intervals over seeds and examples: known formulas, and their coverage."""
 
 import numpy as np
 import pytest
@@ -7,21 +7,21 @@ from scipy import stats
 from jaxtrain.study.stats import Interval, interval
 
 
-def test_one_seed_is_students_interval_over_examples():
+def test_one_seed_gives_students_interval_over_examples():
     scores = np.random.default_rng(0).random(40)
-    found = interval(scores[None])
+    result = interval(scores[None])
     low, high = stats.t.interval(0.95, 39, scores.mean(), stats.sem(scores))
-    assert (found.mean, found.low, found.high) == pytest.approx((scores.mean(), low, high))
+    assert (result.mean, result.low, result.high) == pytest.approx((scores.mean(), low, high))
 
 
-def test_examples_that_all_agree_leave_students_interval_over_seeds():
+def test_equal_examples_give_students_interval_over_seeds():
     by_seed = np.random.default_rng(1).random(5)
-    found = interval(np.repeat(by_seed[:, None], 300, axis=1))
+    result = interval(np.repeat(by_seed[:, None], 300, axis=1))
     low, high = stats.t.interval(0.95, 4, by_seed.mean(), stats.sem(by_seed))
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (result.low, result.high) == pytest.approx((low, high))
 
 
-def test_variance_by_the_textbook_mean_squares():
+def test_the_variance_from_mean_squares():
     """Two-way crossed random effects: var(mean) = (MS_seed + MS_example - MS_residual) / (s e)."""
     rng = np.random.default_rng(2)
     seeds, examples = 4, 7
@@ -39,8 +39,8 @@ def test_variance_by_the_textbook_mean_squares():
     total = ms_seed + ms_example - ms_rest
     freedom = total**2 / (ms_seed**2 / (seeds - 1) + ms_example**2 / (examples - 1))
     half = stats.t.ppf(0.975, freedom) * np.sqrt(total / (seeds * examples))
-    found = interval(scores)
-    assert (found.low, found.high) == pytest.approx((grand - half, grand + half))
+    result = interval(scores)
+    assert (result.low, result.high) == pytest.approx((grand - half, grand + half))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_variance_by_the_textbook_mean_squares():
         (5, 1.0, 0.0, 1.0, 0.975),
         (3, 0.5, 4.0, 2.0, 0.975),
         (10, 0.2, 2.0, 2.0, 0.975),
-        # With neither effect the residual counts twice over: safe, but wider than it need be.
+        # Without either effect the residual counts twice: conservative intervals.
         (5, 0.0, 0.0, 1.0, 1.0),
     ],
 )
 def test_coverage(seeds, seed_sd, example_sd, residual_sd, most):
-    """95% of the intervals hold the true mean, over new seeds and new examples."""
+    """95% of the intervals contain the true mean, over new seeds and new examples."""
     rng, draws, examples = np.random.default_rng(3), 2000, 25
     hits = 0
     for _ in range(draws):
@@ -64,7 +64,7 @@ def test_coverage(seeds, seed_sd, example_sd, residual_sd, most):
     assert 0.93 < hits / draws <= most
 
 
-def test_more_of_the_same_scores_is_narrower():
+def test_more_scores_make_the_interval_narrower():
     scores = np.random.default_rng(4).random((5, 50))
     wide, narrow = interval(scores), interval(np.tile(scores, (1, 4)))
     assert narrow.high - narrow.low < wide.high - wide.low
@@ -72,25 +72,25 @@ def test_more_of_the_same_scores_is_narrower():
 
 @pytest.mark.parametrize('shape', [(1, 10), (5, 10), (2, 2)])
 @pytest.mark.parametrize('value', [0.0, 1.0])
-def test_constant_scores_have_no_width(shape, value):
+def test_constant_scores_have_an_interval_without_width(shape, value):
     assert interval(np.full(shape, value)) == Interval(value, value, value)
 
 
-def test_no_nan_where_the_two_effects_cancel():
-    """Seeds and examples agree on every mean, but not on the cells."""
+def test_no_nan_if_the_effects_cancel():
+    """All means over seeds and over examples are equal, but the cells differ."""
     assert interval(np.array([[0.0, 1.0], [1.0, 0.0]])) == Interval(0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize('turned', [False, True])
-def test_cells_that_cancel_do_not_make_the_interval_narrower_than_either_effect(turned):
-    """The variance is at least that of either effect: 1/24 here, which the residual equals."""
+def test_the_variance_is_at_least_that_of_either_effect(turned):
+    """The residual equals the variance of the effect, 1/24, and must not cancel it."""
     scores = np.array([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
     half = stats.t.ppf(0.975, 3) * np.sqrt(1 / 24)
-    found = interval(scores.T if turned else scores)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    result = interval(scores.T if turned else scores)
+    assert (result.mean, result.low, result.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
 
 
-def test_integers_and_float32_are_counted_in_float64():
+def test_integers_and_float32_are_converted_to_float64():
     scores = np.random.default_rng(5).integers(0, 2, (3, 20))
     assert interval(scores) == interval(scores.astype(np.float32)) == interval(scores * 1.0)
 
