@@ -1,4 +1,4 @@
-"""The code is held to the map in jaxtrain/README.md: the order of floors, and the limits there."""
+"""The code follows the map in jaxtrain/README.md: the order of floors, and the size limits."""
 
 import ast
 import re
@@ -19,15 +19,15 @@ LIMITS = re.search(
     TEXT,
     re.S,
 )
-# Without the package's own __init__.py and __main__.py, which stand above all floors.
+# Without __init__.py and __main__.py of the package, which are above all floors.
 FILES = [
     path for path in sorted(HOUSE.rglob('*.py')) if path.parent != HOUSE or path.stem[0] != '_'
 ]
 
 
 def imports(path: Path) -> set[Path]:
-    """The files of the package that a file imports, wherever in it."""
-    found = set()
+    """The files of the package that a file imports, at any place in it."""
+    result = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
@@ -37,12 +37,13 @@ def imports(path: Path) -> set[Path]:
             assert not isinstance(node, ast.ImportFrom), f'{path}: a relative import'
             continue
         files = {file_of(name) for name in names} - {None}
-        # `from package import module` needs the module, and not what the package's own file has.
-        found |= {f for f in files if len(files) == 1 or f.name != '__init__.py'}
-    return found - {path, HOUSE / '__init__.py'}
+        # `from package import module` depends on the module, not on the package's __init__.py.
+        result |= {f for f in files if len(files) == 1 or f.name != '__init__.py'}
+    return result - {path, HOUSE / '__init__.py'}
 
 
 def file_of(module: str) -> Path | None:
+    """The file of a module; None for modules of other packages."""
     if module.split('.')[0] != 'jaxtrain':
         return None
     path = ROOT / module.replace('.', '/')
@@ -51,13 +52,13 @@ def file_of(module: str) -> Path | None:
 
 
 def floor(path: Path) -> int:
-    """Counted from the top."""
+    """The number of a file's floor, counted from the top."""
     return FLOORS.index(path.relative_to(HOUSE).parts[0].removesuffix('.py'))
 
 
 def test_the_map_names_every_floor():
-    there = {p.stem for p in HOUSE.iterdir() if p.suffix == '.py' or (p / '__init__.py').exists()}
-    assert set(FLOORS) == there - {'__init__', '__main__'}
+    names = {p.stem for p in HOUSE.iterdir() if p.suffix == '.py' or (p / '__init__.py').exists()}
+    assert set(FLOORS) == names - {'__init__', '__main__'}
     assert len(set(FLOORS)) == len(FLOORS)
 
 
@@ -71,7 +72,7 @@ def test_a_floor_imports_only_from_floors_below():
     assert not above, '\n'.join(above)
 
 
-def test_files_form_no_circle():
+def test_imports_form_no_cycle():
     try:
         TopologicalSorter({path: imports(path) for path in FILES}).prepare()
     except CycleError as error:
@@ -100,6 +101,6 @@ def test_folders_files_and_functions_are_small():
     assert set(kinds) <= {str(p.parent.relative_to(HOUSE)) for p in FILES}
 
 
-def test_names_say_what_is_in_a_file():
+def test_file_names_are_not_vague():
     vague = ('util', 'utils', 'helper', 'helpers', 'common', 'misc')
     assert not [path for path in FILES if path.stem in vague]

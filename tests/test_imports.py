@@ -1,4 +1,4 @@
-"""Importing jaxtrain changes nothing in the process, and loads no heavy library before its use."""
+"""Importing jaxtrain changes nothing in the process and loads no heavy library."""
 
 import ast
 import json
@@ -57,14 +57,14 @@ print(json.dumps([light, statements]))
 
 
 def run(program: str) -> list | dict:
-    """What a program prints in a fresh process."""
+    """Runs a program in a new process and parses the JSON that it prints."""
     done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def foreign_imports(path: Path) -> list[str]:
-    """The statements by which a file imports other packages when it is imported."""
+    """The statements at the top level of a file that import other packages."""
     return [
         ast.unparse(node)
         for node in ast.parse(path.read_text()).body
@@ -75,7 +75,7 @@ def foreign_imports(path: Path) -> list[str]:
 
 
 def test_importing_changes_nothing():
-    """What other packages do when they are imported is done before the first snapshot."""
+    """Other packages are imported before the first snapshot, since they may change the process."""
     files = sorted((ROOT / 'jaxtrain').rglob('*.py'))
     foreign = sorted({line for path in files for line in foreign_imports(path)})
     libraries = ['import asyncio, importlib, json, logging, os, signal, warnings, jax', *foreign]
@@ -83,8 +83,8 @@ def test_importing_changes_nothing():
     assert before == after
 
 
-def test_heavy_libraries_wait_for_their_use():
-    """`status` does without JAX too; `train` has JAX, and what the data needs."""
+def test_heavy_libraries_are_imported_only_for_use():
+    """`status` does not import JAX either; `train` imports JAX, and what the data needs."""
     light, statements = run(f'HEAVY = {HEAVY}\n{LOADED}')
     assert light == []
     assert [x for x in statements if not x[0].startswith('jaxtrain.data.')] == []

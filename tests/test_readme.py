@@ -1,4 +1,4 @@
-"""README and the guides are true where that can be checked here; .ci/run runs their commands."""
+"""Statements of README and the guides that can be checked; .ci/run runs their commands."""
 
 import importlib.util
 import re
@@ -24,7 +24,7 @@ def _blocks(text: str) -> list[list[str]]:
 
 
 def _links(page: Path) -> list[tuple[Path, str]]:
-    """(file, anchor) of each link within the repository; the anchor is '' without one."""
+    """(file, anchor) of each link within the repository; the anchor may be ''."""
     targets = re.findall(r'\]\(([^)\s:]+)\)', page.read_text())
     parts = [target.partition('#') for target in targets]
     return [((page.parent / path).resolve() if path else page, a) for path, _, a in parts]
@@ -65,7 +65,7 @@ def test_readme_links_to_every_guide():
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for path, anchor in _links(page):
         assert path.exists(), f'{page}: {path}'
         assert not anchor or anchor in _anchors(path), f'{page}: {path}#{anchor}'
