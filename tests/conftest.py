@@ -213,16 +213,16 @@ def straight(tmp_path_factory) -> Path:
 @pytest.fixture(scope='session', autouse=True)
 def drawing():
     """Runs draw no curves, which takes as long as their steps; but `with drawing():` they do."""
-    from jaxtrain.runs import run
+    from jaxtrain.runs import folder
 
-    draw = run._draw_curves
+    draw = folder.draw_curves
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, '_draw_curves', lambda lines, metrics: b'not drawn')
+        patch.setattr(folder, 'draw_curves', lambda lines, metrics: b'not drawn')
 
         @contextmanager
         def drawn():
             with patch.context() as inner:
-                inner.setattr(run, '_draw_curves', draw)
+                inner.setattr(folder, 'draw_curves', draw)
                 yield
 
         yield drawn

@@ -21,7 +21,7 @@ import tenacity
 
 from jaxtrain import storage
 from jaxtrain.errors import UserError
-from jaxtrain.runs.run import Board
+from jaxtrain.runs.trackers.tensorboard import Board
 from jaxtrain.storage import Appender, Lines, read, read_lines, reason, write
 from tests.conftest import ROOT
 

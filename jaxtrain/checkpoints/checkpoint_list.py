@@ -9,8 +9,9 @@ from pathlib import Path
 from jaxtrain import storage
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
+from jaxtrain.runs.folder import read_config
 from jaxtrain.runs.metric import best_of
-from jaxtrain.runs.run import read_config, read_metrics, val_of
+from jaxtrain.runs.metrics_log import read_metrics, val_of
 
 FOLDER = 'checkpoints'
 # Orbax's mark of a whole checkpoint in a bucket.

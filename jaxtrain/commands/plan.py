@@ -3,14 +3,18 @@
 jaxtrain plan --config=configs/full/imagenet_vit_s16.py --topology=v5e:4x4
 """
 
+import json
 import sys
+from typing import Any
 
 from absl.flags import FlagValues
 
+from jaxtrain import storage
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
 from jaxtrain.commands.start import start_jax
 from jaxtrain.config.files import load
+from jaxtrain.errors import UserError
 
 
 def _devices(values: FlagValues) -> None:
@@ -31,7 +35,6 @@ def run(given: Arguments) -> None:
     cfg = load(values.config, given.overrides)
     start_jax()
     from jaxtrain.inspection import plan, plan_text, suggest, suggest_text
-    from jaxtrain.runs.run import write_json_file
 
     arguments = (cfg, values.topology, values.slices, values.price)
     result = plan.plan(*arguments, say=_progress)
@@ -41,8 +44,18 @@ def run(given: Arguments) -> None:
         suggestion = suggest.suggest(*arguments, say=_progress)
         content['suggest'] = suggest_text.to_json(suggestion)
         print(f'\n{suggest_text.to_text(suggestion)}')
-    write_json_file(values.output, content)
+    _write(values.output, content)
 
 
 def _progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: str, value: dict[str, Any]) -> None:
+    """Writes a JSON file that the user has named. UserError if that cannot be done."""
+    try:
+        storage.write(storage.path(path), (json.dumps(value, indent=2) + '\n').encode())
+    except OSError as error:
+        raise UserError(
+            f'--output={path} cannot be written ({error.strerror}); name another file'
+        ) from error

@@ -34,7 +34,7 @@ def run(given: Arguments) -> None:
     start_jax()
     from jaxtrain.loop.train import train
     from jaxtrain.pod import join, place
-    from jaxtrain.runs.run import provenance
+    from jaxtrain.runs.provenance import provenance
     from jaxtrain.terminal import Terminal
 
     where = place.find_place(

@@ -18,7 +18,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.parallel.compile import compile_step
 from jaxtrain.parallel.mesh import abstract_batch, make_mesh, on_mesh
 from jaxtrain.params.partition import from_paths
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import read_config
 from jaxtrain.step.evaluate import per_example
 from jaxtrain.step.learner import Learner, make_learner
 from jaxtrain.step.state import TrainState
@@ -91,7 +91,7 @@ def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
 
 def read_record(workdir: str) -> Record:
     """Reads config.json and the files beside it. UserError if the folder is not a run."""
-    content = run.read_config(workdir)
+    content = read_config(workdir)
     cfg = Config.from_json(content['config'])
     data = content.get('data', {'classes': (), 'shape': ()})
     if tokenizer := bundle.beside(storage.path(workdir)):

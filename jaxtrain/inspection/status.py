@@ -15,7 +15,7 @@ from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.errors import UserError
 from jaxtrain.runs.events import ALIVE_EVERY, NAME
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 
 # Seconds without an event after which a run counts as killed, if its process cannot be checked.
 SILENT = 3 * ALIVE_EVERY

@@ -11,7 +11,7 @@ from jaxtrain.pod.join import Pod
 from jaxtrain.pod.watchdog import Watchdog
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.events import Timeline
-from jaxtrain.runs.run import RunDir
+from jaxtrain.runs.folder import RunDir
 from jaxtrain.terminal import Terminal
 
 if TYPE_CHECKING:

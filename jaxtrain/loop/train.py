@@ -29,9 +29,11 @@ from jaxtrain.loop.session import Session
 from jaxtrain.parallel.compile import Compiled, compile_step, compile_train_step
 from jaxtrain.parallel.mesh import abstract_batch, put_batch
 from jaxtrain.pod.join import Pod
-from jaxtrain.runs import run
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.events import Timeline
+from jaxtrain.runs.folder import RunDir
+from jaxtrain.runs.metrics_log import read_metrics, val_of
+from jaxtrain.runs.provenance import provenance
 from jaxtrain.step import evaluate
 from jaxtrain.step.state import TrainState
 from jaxtrain.terminal import Terminal
@@ -85,7 +87,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
       UserError: wrong input, a loss that is not finite, or no room for checkpoints.
       Preempted: stopped by SIGTERM, with the state saved.
     """
-    folder = run.RunDir(storage.path(workdir), writes=jax.process_index() == 0)
+    folder = RunDir(storage.path(workdir), writes=jax.process_index() == 0)
     timeline = Timeline(folder.path, folder.writes)
     clock = Clock(listener=timeline.phase)
     pod.peers.position, pod.peers.on_end = clock.position, timeline.end
@@ -97,7 +99,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
         # Only after the check that the folder belongs to this run.
-        devices, git = job.layout.mesh.size, run.provenance()['git']
+        devices, git = job.layout.mesh.size, provenance()['git']
         timeline.begin(clock, job.steps, jax.process_count(), devices, git)
         if job.start.resumes:
             timeline.open()
@@ -279,7 +281,7 @@ def _start(
 
     Sets the step of the clock and the history of the recorder.
     """
-    logged = run.read_metrics(session.folder.path)
+    logged = read_metrics(session.folder.path)
     steps = sorted(session.manager.all_steps(), reverse=True)
     resumed = checkpoint.resume(session.manager, job.abstract, steps)
     if resumed is None:
@@ -290,7 +292,7 @@ def _start(
         session.timeline.add('lost', step=resumed.step, steps=lost)
         session.terminal.say(f'{lost:,} steps that were done before are lost')
     session.clock.step = int(resumed.state.step)
-    recorder.val |= {s: v for s, v in run.val_of(logged).items() if s <= session.clock.step}
+    recorder.val |= {s: v for s, v in val_of(logged).items() if s <= session.clock.step}
     return resumed.state, resumed.host
 
 

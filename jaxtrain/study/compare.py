@@ -20,8 +20,8 @@ from jaxtrain.data.sources.open import data_name
 from jaxtrain.errors import UserError
 from jaxtrain.loop.train import prepare, train
 from jaxtrain.pod.join import alone
+from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.runs.metric import Metric
-from jaxtrain.runs.run import RunDir, read_config
 from jaxtrain.study import report
 from jaxtrain.study.report import Comparison
 from jaxtrain.study.stats import interval

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtrain.config import Config
 from jaxtrain.data.features import IMAGE
 from jaxtrain.data.sources.open import data_name, open_source
+from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.runs.metric import Metric
-from jaxtrain.runs.run import RunDir, read_config
 from jaxtrain.study.stats import Interval
 from jaxtrain.study.verdict import Arm, Pair
 from jaxtrain.terminal import number, table

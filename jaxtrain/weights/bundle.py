@@ -15,7 +15,7 @@ from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.data.tokenizer import read_definition
 from jaxtrain.errors import UserError
 from jaxtrain.models import fixed_fields, with_defaults
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import read_config
 from jaxtrain.tasks.tasks import best_metric
 
 TOKENIZER = 'tokenizer.json'
@@ -45,7 +45,7 @@ class Bundle:
 
 def of_run(workdir: str | Path) -> Bundle:
     """That of a run directory. UserError if it is none."""
-    found = run.read_config(workdir)
+    found = read_config(workdir)
     config = Config.from_json(found['config']).to_dict()
     classes = found['data']['classes'] if 'data' in found else ()
     return Bundle(
@@ -94,7 +94,7 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
     }
     # The run has its own copy, should the one that it began with be gone.
     given = written['data']['tokenizer']
-    began = run.read_config(workdir)['config']
+    began = read_config(workdir)['config']
     data['tokenizer'] = _tokenizer('' if given == began['data']['tokenizer'] else given, own)
     best = cfg.best_metric or began['best_metric']
     return cfg.updated(best_metric=best, data=data, model=_model(written['model'], own, None))

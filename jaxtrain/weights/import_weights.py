@@ -24,7 +24,7 @@ from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import describe
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import count, from_paths
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.step.state import TrainState
 from jaxtrain.tasks.tasks import TASKS
 from jaxtrain.weights import restore
@@ -153,9 +153,9 @@ def _write(
     variables: tuple[Any, Any],
     data: dict[str, Any] | None,
 ) -> None:
-    files = run.RunDir(folder)
+    files = RunDir(folder)
     files.claim(config, data)
-    files.write_json('config.json', {**run.read_config(folder), 'import': entry})
+    files.write_json('config.json', {**read_config(folder), 'import': entry})
     files.write_json('restore.json', plan.to_json())
     params, model_state = variables
     state = TrainState(

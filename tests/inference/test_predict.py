@@ -11,7 +11,7 @@ import pytest
 from jaxtrain.config import Config
 from jaxtrain.data.sources.open import open_source
 from jaxtrain.inference import trained
-from jaxtrain.runs.run import read_config
+from jaxtrain.runs.folder import read_config
 from tests.runs.test_wrong_input import complaint, contents
 
 

@@ -15,7 +15,7 @@ from jaxtrain.loop import train as loop
 from jaxtrain.loop.recorder import IN_FLIGHT, Averages, Recorder, Work, speed
 from jaxtrain.parallel.compile import Compiled
 from jaxtrain.runs.clock import PHASES
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.tasks.classify import ACCURACY
 from tests.conftest import TINY
 from tests.loop.test_cadence import cadence

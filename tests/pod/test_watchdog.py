@@ -14,7 +14,7 @@ import pytest
 
 from jaxtrain import storage
 from jaxtrain.loop.cadence import _budgets
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.conftest import ROOT, TINY, Outcome, start
 from tests.pod.test_meet import GONE, HOST, free_port, until
 from tests.support.forked import Process

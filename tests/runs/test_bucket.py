@@ -98,12 +98,12 @@ import json
 from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint, checkpoint_list
 from jaxtrain.checkpoints.process import tame_orbax
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import RunDir
 from tests.checkpoints.test_checkpoint import abstract, assert_same_bits, make_state, save
 
 tame_orbax()
 place = storage.path('gs://bucket/run')
-folder = run.RunDir(place)
+folder = RunDir(place)
 folder.check_writable()
 folder.claim({'keep': 3, 'best_metric': 'loss'})
 with checkpoint.open_manager(place, 3) as manager:

@@ -18,7 +18,7 @@ from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint, checkpoint_files, checkpoint_list, fingerprint
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.checkpoints.test_checkpoint import HOST, abstract, assert_same_bits, make_state, save
 from tests.conftest import TINY, start
 from tests.runs.test_kill_anywhere import finish, launch

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxtrain.cli import main
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.conftest import ROOT, TINY, start
 from tests.pod.test_meet import free_port
 

@@ -25,8 +25,9 @@ from orbax.checkpoint._src.path import atomicity
 from jaxtrain.checkpoints import checkpoint
 from jaxtrain.checkpoints.manager import Manager
 from jaxtrain.errors import UserError
-from jaxtrain.runs import run
 from jaxtrain.runs.events import Timeline
+from jaxtrain.runs.folder import RunDir
+from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from tests.checkpoints.test_checkpoint import HOST, abstract, assert_same_bits, make_state
 from tests.conftest import python, start
 from tests.runs.test_damage import events_of, steps_of
@@ -236,12 +237,12 @@ def filled(monkeypatch, owner, name: str, place: Path, number: int = 1) -> None:
 # Moment -> (owner and name of the function before which the disk fills, number of the call, the
 # file that the message names).
 MOMENTS = {
-    'config': (run.RunDir, 'claim', 1, 'config.json'),
-    'log is opened': (run.MetricsLog, '__init__', 1, 'metrics.jsonl'),
-    'a line': (run.MetricsLog, 'append', 33, 'metrics.jsonl'),
-    'test metrics': (run.RunDir, 'write_npz', 1, 'test.npz'),
-    'curves': (run.RunDir, 'write_curves', 1, 'curves.png'),
-    'result': (run.RunDir, 'write_json', 2, 'result.json'),
+    'config': (RunDir, 'claim', 1, 'config.json'),
+    'log is opened': (MetricsLog, '__init__', 1, 'metrics.jsonl'),
+    'a line': (MetricsLog, 'append', 33, 'metrics.jsonl'),
+    'test metrics': (RunDir, 'write_npz', 1, 'test.npz'),
+    'curves': (RunDir, 'write_curves', 1, 'curves.png'),
+    'result': (RunDir, 'write_json', 2, 'result.json'),
 }
 
 
@@ -428,7 +429,7 @@ def test_the_remains_of_a_failed_save_are_removed_for_lines(disk, monkeypatch):
     place = disk(4 * 2**20)
     impatient(monkeypatch)
     with open_with_two(place / 'run') as manager:
-        log = run.MetricsLog(place / 'run', 20, functools.partial(checkpoint.make_room, manager))
+        log = MetricsLog(place / 'run', 20, functools.partial(checkpoint.make_room, manager))
         refuse_in_background(monkeypatch, 1)
         save(manager, 30)
         while manager.is_saving_in_progress():
@@ -440,7 +441,7 @@ def test_the_remains_of_a_failed_save_are_removed_for_lines(disk, monkeypatch):
         log.close()
         assert not left_of_a_save(place / 'run')
         assert checkpoint._settle(manager), 'the next save still reports it'
-    assert [line['step'] for line in run.read_metrics(place / 'run')] == [*range(21, 80)]
+    assert [line['step'] for line in read_metrics(place / 'run')] == [*range(21, 80)]
     assert_holds(place / 'run', 10, 20)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import storage
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.conftest import TINY, start
 from tests.pod.test_meet import free_port
 from tests.runs.test_resume import assert_same

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.conftest import TINY, python, start
 
 STEPS = 20

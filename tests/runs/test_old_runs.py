@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.config.keys import base
-from jaxtrain.runs.run import read_config
+from jaxtrain.runs.folder import read_config
 from tests.conftest import ROOT
 from tests.golden.make_runs import evaluations, run
 

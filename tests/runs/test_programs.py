@@ -11,7 +11,7 @@ import pytest
 
 from jaxtrain.config.files import load
 from jaxtrain.data.datasets.official import OFFICIAL
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.conftest import ROOT
 from tests.runs.test_wrong_input import complaint
 from tests.support import keras_files, surrogates

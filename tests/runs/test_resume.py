@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrain.loop.recorder import TIMES
-from jaxtrain.runs.run import read_metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from tests.conftest import TINY, start
 
 STEPS = 60

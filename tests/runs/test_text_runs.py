@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.data.tokenizer import open_tokenizer
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import read_config
 from jaxtrain.weights.bundle import of_run
 from tests.runs.test_wrong_input import complaint
 from tests.support.texts import word_tokenizer, write_list
@@ -146,7 +146,7 @@ def test_fine_tuning_uses_the_model_and_tokenizer_of_the_weights(root, jaxtrain,
     work = tmp_path / 'tuned'
     outcome = jaxtrain('train', f'--config={root}/classify.py:finetune', f'--workdir={work}')
     assert outcome.code == 0, outcome.err
-    config = run.read_config(work)['config']
+    config = read_config(work)['config']
     assert config['data']['tokenizer'] == str(root / 'first' / 'tokenizer.json')
     assert config['model']['width'] == 16
     assert (work / 'tokenizer.json').exists()

@@ -5,7 +5,7 @@ import pytest
 from jaxtrain.config import Config, base
 from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.errors import UserError
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import RunDir
 from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed
 
 STORED = {
@@ -131,7 +131,7 @@ def test_bundle_of_a_run(pretrained):
 
 def test_resumed_run_keeps_its_settings(tmp_path):
     began = resolve(config(), bundle())
-    run.RunDir(tmp_path).claim({**began.to_dict(), 'model': CNN})
+    RunDir(tmp_path).claim({**began.to_dict(), 'model': CNN})
     changes = {'data__std': (2.0,), 'data__image_size': ()}
     again = resumed(config({'name': ''}, **changes), tmp_path).to_dict()
     assert (again['data']['scale'], again['data']['crop']) == (1.0, 0.875)
@@ -141,7 +141,7 @@ def test_resumed_run_keeps_its_settings(tmp_path):
 
 
 def test_missing_model_field_of_an_old_run_is_its_default(tmp_path):
-    run.RunDir(tmp_path).claim({**resolve(config(), None).to_dict(), 'model': {'name': 'cnn'}})
+    RunDir(tmp_path).claim({**resolve(config(), None).to_dict(), 'model': {'name': 'cnn'}})
     weights = of_run(tmp_path)
     assert weights.model['padding'] == 'SAME'
     assert "with 'SAME'" in fault(config({'name': 'cnn', 'padding': 'VALID'}), weights)
@@ -154,6 +154,6 @@ def test_missing_model_field_of_an_old_run_is_its_default(tmp_path):
 def test_resumed_run_keeps_its_best_metric(before, given, after, tmp_path):
     """The main metric of a task can change between versions: that of language models did."""
     old = resolve(config(task__name='lm', best_metric=before), None)
-    run.RunDir(tmp_path).claim({**old.to_dict(), 'model': CNN})
+    RunDir(tmp_path).claim({**old.to_dict(), 'model': CNN})
     cfg = config(task__name='lm', best_metric=given)
     assert resumed(cfg, tmp_path).best_metric == after

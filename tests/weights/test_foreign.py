@@ -13,7 +13,7 @@ from jaxtrain.config.files import load
 from jaxtrain.errors import UserError
 from jaxtrain.inference.export_weights import export_weights
 from jaxtrain.loop.job import first_state, make_job
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import read_config
 from jaxtrain.weights import restore
 from jaxtrain.weights.import_weights import import_weights
 from jaxtrain.weights.origins import timm
@@ -95,7 +95,7 @@ def spoiled(tmp_path, weights, **changes):
 
 def test_import_writes_a_complete_run_directory(imported, weights):
     out, message = imported
-    stored = run.read_config(out)
+    stored = read_config(out)
     assert stored['config']['model']['name'] == 'vit'
     assert stored['config']['model']['width'] == 192
     assert stored['config']['data']['image_size'] == [32, 32]
@@ -131,7 +131,7 @@ def plan_of(workdir) -> restore.Plan:
     from tests.support.inputs import abstract_variables
 
     stored = of_checkpoint(checkpoint_list.find(workdir, 'last', ''), of_run(workdir))
-    config = Config.from_json(run.read_config(workdir)['config'])
+    config = Config.from_json(read_config(workdir)['config'])
     variables = abstract_variables(make_model(config.model, 4), (32, 32, 3))
     variables = on_mesh(variables, make_mesh())
     return restore.make_plan(stored, *variables, (('.*', 'load'),))

@@ -19,7 +19,7 @@ from jaxtrain.models import make_model
 from jaxtrain.models.vgg import convolutions
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
-from jaxtrain.runs import run
+from jaxtrain.runs.folder import read_config
 from jaxtrain.weights import import_weights, restore
 from jaxtrain.weights.stored import of_checkpoint
 from tests.conftest import ROOT
@@ -64,7 +64,7 @@ def fault(*arguments) -> UserError:
 
 def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
     """Return the model of a run directory, the leaves that the rules load, and the plan."""
-    model = make_model(Config.from_json(run.read_config(out)['config']).model, outputs)
+    model = make_model(Config.from_json(read_config(out)['config']).model, outputs)
     params, _ = on_mesh(abstract_variables(model, image), make_mesh())
     plan = restore.make_plan(
         of_checkpoint(checkpoint_list.find(out, 'best', '')), params, {}, rules
@@ -96,13 +96,13 @@ def test_backbone_is_bit_identical_under_a_new_head(notop, tmp_path):
     for path, leaf in leaves.items():
         _, layer, part = path.split('/')
         np.testing.assert_array_equal(leaf, cached_weight(layer, part, leaf.shape), path)
-    assert 'data' not in run.read_config(tmp_path / 'out')
-    assert run.read_config(tmp_path / 'out')['config']['data']['image_size'] == []
+    assert 'data' not in read_config(tmp_path / 'out')
+    assert read_config(tmp_path / 'out')['config']['data']['image_size'] == []
     assert checkpoint_list.find(tmp_path / 'out', 'last', '').name == '0'
 
 
 def test_config_holds_model_preprocessing_and_origin(imported, top):
-    stored = run.read_config(imported[0])
+    stored = read_config(imported[0])
     config, data = stored['config'], stored['config']['data']
     assert (config['regime'], config['task']['name']) == ('full', 'classify')
     assert config['model'] == {
@@ -146,7 +146,7 @@ def test_message_and_restore_plan(imported):
 def test_1000_outputs_are_the_classes_of_imagenet(tmp_path):
     path = write(tmp_path / 'vgg.h5', 'tf-keras', 16, (2, 2, 1000), 512, value=None)
     weights(path, tmp_path / 'out')
-    classes = run.read_config(tmp_path / 'out')['data']['classes']
+    classes = read_config(tmp_path / 'out')['data']['classes']
     assert (len(set(classes)), classes[0], classes[-1]) == (1000, 'n01440764', 'n15075141')
     assert classes == sorted(classes)
 
@@ -155,7 +155,7 @@ def test_top_with_another_name_has_numbered_classes(tmp_path):
     """Its 1000 classes are unknown; all assumptions are reported."""
     path = write(tmp_path / 'vgg.h5', 'tf-keras3', 16, (2, 2, 1000), 512, value=None)
     message = weights(path, tmp_path / 'out')
-    stored = run.read_config(tmp_path / 'out')
+    stored = read_config(tmp_path / 'out')
     assert stored['data']['classes'] == [str(i) for i in range(1000)]
     assert len(stored['import']['assumed']) == 3
     assert all(
@@ -166,7 +166,7 @@ def test_top_with_another_name_has_numbered_classes(tmp_path):
 def test_one_output_is_a_binary_task(tmp_path):
     path = write(tmp_path / 'vgg.h5', 'tf-keras', 16, (2, 2, 1), 512, value=None)
     weights(path, tmp_path / 'out')
-    stored = run.read_config(tmp_path / 'out')
+    stored = read_config(tmp_path / 'out')
     assert (stored['config']['task']['name'], stored['data']['classes']) == ('binary', ['0', '1'])
 
 
@@ -188,7 +188,7 @@ def test_the_same_import_again_changes_nothing(imported, top):
 def test_folder_in_use_is_not_changed(imported, notop, tmp_path):
     out, _ = imported
     assert 'holds a run already' in str(fault('keras', notop, 'vgg16', out))
-    assert list(run.read_config(out)['import']['files']) == ['top.weights.h5']
+    assert list(read_config(out)['import']['files']) == ['top.weights.h5']
     (tmp_path / 'notes.txt').write_text('mine')
     assert 'holds something else already' in str(fault('keras', notop, 'vgg16', tmp_path))
     assert os.listdir(tmp_path) == ['notes.txt']

@@ -17,20 +17,11 @@
 | curves.png      | the curves, for looking                                                        |
 """
 
-import contextlib
-import functools
-import hashlib
 import io
 import json
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +32,9 @@ from jaxtrain.config import changes, streams
 from jaxtrain.config.closed import flatten
 from jaxtrain.config.keys import RESUMABLE
 from jaxtrain.errors import UserError
-
-METRICS = 'metrics.jsonl'
-PACKAGES = ('jaxtrain', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-def write_json_file(path: str, value: Any) -> None:
-    """Writes a JSON file that the user has named. UserError if that cannot be done."""
-    try:
-        storage.write(storage.path(path), (json.dumps(value, indent=2) + '\n').encode())
-    except OSError as error:
-        raise UserError(
-            f'--output={path} cannot be written ({error.strerror}); name another file'
-        ) from error
+from jaxtrain.runs.curves import draw_curves
+from jaxtrain.runs.metrics_log import MetricsLog, NoLog, read_metrics
+from jaxtrain.runs.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -139,11 +120,11 @@ class RunDir:
     def write_curves(self, metrics: Sequence[str]) -> None:
         """curves.png: metrics by name over steps, by split."""
         if self.writes:
-            self.write_bytes('curves.png', _draw_curves(read_metrics(self.path), metrics))
+            self.write_bytes('curves.png', draw_curves(read_metrics(self.path), metrics))
 
     def open_metrics(
         self, step: int, make_room: Callable[[], None] = lambda: None
-    ) -> 'MetricsLog | NoLog':
+    ) -> MetricsLog | NoLog:
         """The log of a run. Args: as of `MetricsLog`."""
         return MetricsLog(self.path, step, make_room) if self.writes else NoLog()
 
@@ -164,110 +145,6 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
             'give the --workdir of a run'
         )
     return {**found, 'config': changes.current(found['config'], changes.CHANGES)}
-
-
-class MetricsLog:
-    """Appends lines to metrics.jsonl, and the same numbers to TensorBoard.
-
-    Lines are on disk before a checkpoint of their step begins, so after a kill the log holds every
-    line up to the checkpoint that the run resumes from, and those after it are taken out.
-    """
-
-    def __init__(
-        self, workdir: storage.Path, step: int, make_room: Callable[[], None] = lambda: None
-    ):
-        """Opens the log of a run that continues after `step`; `make_room` as of `Appender`."""
-        kept = [line for line in read_metrics(workdir) if line['step'] <= step]
-        # Test is read once, at the very end: a line of it belongs to an end that was cut off.
-        kept = [line for line in kept if line['split'] != 'test']
-        text = ''.join(json.dumps(line) + '\n' for line in kept)
-        storage.write(workdir / METRICS, text.encode())
-        self._lines = storage.Lines(workdir / METRICS, durable=True, make_room=make_room)
-        self._board = Board(workdir / 'tensorboard', step)
-
-    def append(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        self._lines.append({'step': step, 'split': split, **values})
-        self._board.append(step, {f'{split}/{name}': value for name, value in values.items()})
-
-    def sync(self) -> None:
-        """Has all lines on the disk, or in the bucket."""
-        self._lines.sync()
-        self._board.sync()
-
-    def close(self) -> None:
-        self._lines.close()
-        self._board.close()
-
-
-class Board:
-    """Numbers as TensorBoard reads them. What the disk refuses ends no run.
-
-    tensorboardX's SummaryWriter blocks for good once its thread could not write, and neither it nor
-    a bucket can append there; hence its writer of files without the thread, and copies.
-    """
-
-    def __init__(self, folder: storage.Path, step: int):
-        """Begins a file of a run that continues after `step`."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        self._folder, self._remote = folder, storage.is_remote(folder)
-        self._local = Path(tempfile.mkdtemp()) if self._remote else folder
-        self._local.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(self._local / 'events'), f'.{os.getpid()}')
-        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def append(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        numbers = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
-        self._add(step=step, summary=Summary(value=numbers))
-
-    def sync(self) -> None:
-        with contextlib.suppress(OSError, UserError):
-            self._writer.flush()
-            for file in self._local.iterdir() if self._remote else ():
-                storage.write(self._folder / file.name, file.read_bytes())
-
-    def close(self) -> None:
-        self.sync()
-        with contextlib.suppress(OSError):
-            self._writer.close()
-        if self._remote:
-            shutil.rmtree(self._local)
-
-    def _add(self, **values: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        with contextlib.suppress(OSError):
-            self._writer.write_event(Event(wall_time=time.time(), **values))
-
-
-class NoLog:
-    """The log of a process that writes nothing."""
-
-    def append(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        pass
-
-    def sync(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def read_metrics(workdir: storage.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
-    return storage.read_lines(workdir / METRICS)
-
-
-def val_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """The val metrics by step, of the lines of metrics.jsonl."""
-    return {
-        line['step']: {k: v for k, v in line.items() if k not in ('step', 'split')}
-        for line in lines
-        if line['split'] == 'val'
-    }
 
 
 def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,54 +168,3 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, .
         if key not in but and old.get(key) != new.get(key)
     ]
     return '; '.join(found[:3]) + (' ...' if len(found) > 3 else '')
-
-
-def _draw_curves(lines: list[dict[str, Any]], metrics: Sequence[str]) -> bytes:
-    from matplotlib.figure import Figure
-
-    names = [n for n in metrics if any(n in line for line in lines)] or ['loss']
-    figure = Figure(figsize=(4.5 * len(names), 3.4), layout='constrained')
-    for number, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), number + 1)
-        for split, style in (('train', '-'), ('val', 'o-'), ('test', 's')):
-            points = [(x['step'], x[name]) for x in lines if x['split'] == split and name in x]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=split, ms=4, lw=1.4)
-        axes.set(xlabel='step', ylabel=name)
-        axes.grid(alpha=0.3)
-        if lines:
-            axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=120)
-    return buffer.getvalue()
-
-
-def provenance() -> dict[str, Any]:
-    """What runs here: `versions` of packages by name, and the source tree's `git` revision."""
-    versions = {'python': platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {'versions': versions, 'git': _revision()}
-
-
-@functools.cache
-def _revision() -> str | None:
-    """The commit of the source tree, with '+' and a digest where tracked files have changed.
-
-    A copy without git may say it in a file REVISION (launch/tpu.py writes one); else None.
-    """
-    tree = Path(__file__).parents[2]
-    if (tree / 'REVISION').exists():
-        return (tree / 'REVISION').read_text().strip()
-    try:
-        head, changes = (
-            subprocess.run(['git', '-C', tree, *words], capture_output=True, check=True).stdout
-            for words in (['rev-parse', 'HEAD'], ['diff', 'HEAD'])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    changed = f'+{hashlib.sha256(changes).hexdigest()[:12]}' if changes else ''
-    return head.decode().strip() + changed

@@ -1,0 +1,25 @@
+"""The picture of a run's metrics over its steps."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+
+def draw_curves(lines: list[dict[str, Any]], metrics: Sequence[str]) -> bytes:
+    from matplotlib.figure import Figure
+
+    names = [n for n in metrics if any(n in line for line in lines)] or ['loss']
+    figure = Figure(figsize=(4.5 * len(names), 3.4), layout='constrained')
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), number + 1)
+        for split, style in (('train', '-'), ('val', 'o-'), ('test', 's')):
+            points = [(x['step'], x[name]) for x in lines if x['split'] == split and name in x]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=split, ms=4, lw=1.4)
+        axes.set(xlabel='step', ylabel=name)
+        axes.grid(alpha=0.3)
+        if lines:
+            axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=120)
+    return buffer.getvalue()

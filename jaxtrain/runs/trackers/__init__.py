@@ -1,0 +1,1 @@
+"""Services that record the metrics of a run, one per file."""
