@@ -29,8 +29,9 @@ from jaxtrain.step.state import TrainState
 from jaxtrain.tasks.tasks import TASKS
 from jaxtrain.weights import restore
 from jaxtrain.weights.bundle import TOKENIZER, beside, resolve
+from jaxtrain.weights.matching import target_model
 from jaxtrain.weights.origins.names import Match
-from jaxtrain.weights.stored import Stored, open_foreign, target_model
+from jaxtrain.weights.stored import Stored, open_foreign
 
 
 def import_weights(

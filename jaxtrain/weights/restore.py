@@ -20,7 +20,8 @@ from jaxtrain.config import rules
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.params.partition import array_text, by_path
 from jaxtrain.weights import resize
-from jaxtrain.weights.stored import Stored, few
+from jaxtrain.weights.matching import few
+from jaxtrain.weights.stored import Stored
 
 LOAD, INIT, DROP, RESIZE, CLASSES = 'load', 'init', 'drop', 'resize', 'classes'
 TAKEN = (LOAD, RESIZE, CLASSES)  # of a leaf that the weights have a value for

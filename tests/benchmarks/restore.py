@@ -54,12 +54,12 @@ def restored(kind: str, folder: str) -> tuple[float, float]:
     import jax
 
     from jaxtrain.parallel.mesh import make_mesh, on_mesh
-    from jaxtrain.weights import restore, stored
+    from jaxtrain.weights import matching, restore, stored
 
     name, origin, model = FORMATS[kind]
     start = time.perf_counter()
     weights, match, _ = stored.open_foreign(origin, Path(folder) / name, model)
-    target = on_mesh(stored.target_model(match)[1], make_mesh())
+    target = on_mesh(matching.target_model(match)[1], make_mesh())
     plan = restore.make_plan(weights, *target, (('.*', 'load'),))
     planned = time.perf_counter()
     jax.block_until_ready(restore.read(plan, *target))

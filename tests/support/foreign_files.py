@@ -7,8 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxtrain.params.partition import by_path
+from jaxtrain.weights.matching import target_model
 from jaxtrain.weights.origins.names import their_shape
-from jaxtrain.weights.stored import target_model
 from tests.support.inputs import match_of
 
 

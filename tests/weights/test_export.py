@@ -8,9 +8,9 @@ from jaxtrain.errors import UserError
 from jaxtrain.inference.export_weights import export_weights
 from jaxtrain.params.partition import by_path
 from jaxtrain.weights.import_weights import import_weights
+from jaxtrain.weights.matching import target_model
 from jaxtrain.weights.origins import augreg
 from jaxtrain.weights.origins.names import their_shape
-from jaxtrain.weights.stored import target_model
 from tests.support.foreign_files import made
 from tests.support.inputs import match_of
 

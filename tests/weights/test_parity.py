@@ -16,10 +16,10 @@ from jaxtrain.config import Config, base
 from jaxtrain.models import make_model, vgg
 from jaxtrain.params.partition import by_path, from_paths
 from jaxtrain.weights.formats.archive import Archive
+from jaxtrain.weights.matching import of_leftovers, target_model
 from jaxtrain.weights.origins import augreg, keras
 from jaxtrain.weights.origins.names import Match, Part, Row, row, their_shape, to_ours, to_theirs
 from jaxtrain.weights.origins.origins import ORIGINS
-from jaxtrain.weights.stored import of_leftovers, target_model
 from tests.golden.make_weights import CASES, WHOLE, family, inputs, unfolded, weight
 from tests.support.inputs import abstract_variables, match_of
 

@@ -10,7 +10,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
-from jaxtrain.weights import restore, stored
+from jaxtrain.weights import fill, restore, stored
 from jaxtrain.weights.formats import blocks
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins import timm
@@ -37,7 +37,7 @@ def in_pieces(array: np.ndarray, rows: int) -> Archive:
 def filled(entry: Row, shapes, array: np.ndarray, rows: int, paths=None) -> dict[str, np.ndarray]:
     out = {p.path: np.full(shapes[p.path], np.nan, 'f4') for p in entry.parts}
     out = {path: out[path] for path in paths or out}
-    stored.fill(in_pieces(array, rows), entry, shapes, out)
+    fill.fill(in_pieces(array, rows), entry, shapes, out)
     return out
 
 
