@@ -1,1 +1,1 @@
-"""Checkpoints: saved, checked, named, read in part."""
+"""Checkpoints: saving, resuming, checking, finding by name, reading in part."""

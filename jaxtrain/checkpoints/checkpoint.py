@@ -1,10 +1,11 @@
-"""Orbax: save while training goes on, and resume; checkpoint_files.py reads what was saved.
+"""Save the state of a run with Orbax while training continues, and resume from it.
 
 A checkpoint at `RUN/checkpoints/STEP` holds `state` (the arrays of a TrainState; empty parts are
-left out) and `host` (JSON: what the loop carries beside it, and checksums). Orbax commits a
-checkpoint by a rename, or in a bucket by a last file, so one that was cut off is never seen; it is
-removed on the next start. Orbax does not notice when bits of an array change on the disk: each leaf
-has a checksum of ours (fingerprint.py), which is checked whenever it is read.
+left out) and `host` (JSON: the other values that the loop needs, and checksums). Orbax commits a
+checkpoint by a rename, or in a bucket by writing a last file, so that an interrupted save is never
+taken for a checkpoint; the next start removes it. Orbax does not notice when bits of an array
+change on the disk. Each leaf therefore has a checksum (fingerprint.py), which is verified whenever
+the leaf is read.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ if TYPE_CHECKING:
     from jaxtrain.checkpoints.manager import Manager
 
 DAMAGED = 'damaged'
-# Bytes of an array's pieces and of a file of them. Orbax gathers a file in memory before it writes
-# it: with one file for all of it, saving took 1.9 times the state in memory.
+# Bytes per piece of an array, and per file. Orbax assembles a file in memory before it writes it:
+# with a single file, saving took 1.9 times the memory of the state.
 PIECE, FILE = 4 * 2**20, 16 * 2**20
-# Share of the state that is on its way from the disk at a time.
+# Share of the state that is read from the disk at the same time.
 READING = 0.05
 # Seconds that a process waits for the others to write their parts: one of them may have failed.
 TOGETHER = 600
-# Attempts to save, after one has failed, and the most seconds between two.
+# Attempts to save a checkpoint, and the maximum number of seconds between two attempts.
 ATTEMPTS, PAUSE = 4, 20.0
 
 
@@ -48,12 +49,12 @@ def open_manager(
     keep: int,
     best: Callable[[Sequence[int]], int | None] = lambda steps: None,
 ) -> Manager:
-    """A manager of a run's checkpoints that keeps the `keep` latest and the best one.
+    """Open the manager of a run's checkpoints, which keeps the `keep` latest and the best one.
 
     Args:
       workdir: the run directory.
-      keep: how many of the latest to keep, at least 1.
-      best: which of some steps is the best so far, or None.
+      keep: how many of the latest checkpoints to keep, at least 1.
+      best: function that returns the best of the given steps so far, or None.
     """
     import orbax.checkpoint as ocp
 
@@ -76,43 +77,43 @@ def save(
     report: Callable[[str], None],
     wait: bool = False,
 ) -> None:
-    """Starts to save; returns once the arrays are copied. The state may then be donated.
+    """Start to save, and return once the arrays are copied. The state may then be donated.
 
-    Where the save before this one has failed, this one is waited for and tried again.
+    If the previous save has failed, this one is waited for. A save that fails is tried again.
 
     Args:
       manager: as `open_manager` returns it.
-      step: of the state; one that is saved already is left as it is.
-      state: what to save.
-      host: JSON values to keep beside it.
-      report: told why a save failed.
-      wait: until it is on disk.
+      step: the step of the state. A checkpoint of this step that exists already is kept as it is.
+      state: the state to save.
+      host: JSON values to store with it.
+      report: called with the reason when a save has failed.
+      wait: whether to wait until the checkpoint is on disk.
 
     Raises:
-      UserError: it cannot be written, with the checkpoints before it untouched.
+      UserError: the checkpoint cannot be written. Earlier checkpoints remain intact.
     """
-    trouble = _settle(manager)
-    if trouble:
-        report(f'a checkpoint could not be written ({storage.reason(trouble)})')
+    failure = _settle(manager)
+    if failure:
+        report(f'a checkpoint could not be written ({storage.reason(failure)})')
     if step in manager.all_steps():
         return
 
-    def again(attempts: tenacity.RetryCallState) -> None:
+    def before_retry(attempts: tenacity.RetryCallState) -> None:
         _recover(manager)
         report(f'step {step} could not be saved ({storage.reason(storage.failure(attempts))})')
 
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_exponential(max=PAUSE),
-        before_sleep=again,
+        before_sleep=before_retry,
         reraise=True,
     )
     try:
-        retrying(write, manager, step, state, host, wait or bool(trouble))
+        retrying(write, manager, step, state, host, wait or bool(failure))
     except Exception as error:
         _recover(manager)
         last = max(manager.all_steps(), default=None)
-        kept = f'the last one is of step {last}' if last is not None else 'there is none yet'
+        kept = f'the last one is of step {last}' if last is not None else 'there is no earlier one'
         raise UserError(
             f'the checkpoint of step {step} cannot be written to {manager.directory} '
             f'({storage.reason(error)}); {kept}. Make room or mend the disk, and start the same '
@@ -123,7 +124,7 @@ def save(
 def write(
     manager: ocp.CheckpointManager, step: int, state: TrainState, host: dict[str, Any], wait: bool
 ) -> None:
-    """As `save`, with one attempt and whatever error there is."""
+    """Save as `save` does, but in one attempt, and raise any error unchanged."""
     import orbax.checkpoint as ocp
 
     parts = _parts(state)
@@ -140,40 +141,41 @@ def write(
 
 
 def _settle(manager: ocp.CheckpointManager) -> Exception | None:
-    """Waits for a save under way, and removes what is left of one that failed."""
+    """Wait for a pending save. If it has failed, remove its files and return the error."""
     try:
         manager.wait_until_finished()
         manager.check_for_errors()
-    except Exception as error:  # of whatever the disk, the network or Orbax says
+    except Exception as error:  # the disk, the network and Orbax raise many types
         _recover(manager)
         return error
     return None
 
 
 def _recover(manager: ocp.CheckpointManager) -> None:
-    """After a save that failed, has things as they were before it."""
+    """Undo a failed save."""
     with contextlib.suppress(Exception):
         manager.wait_until_finished()
     _tidy(manager)
-    # Orbax has struck off already what that save would have replaced.
+    # Orbax has already removed from its list the checkpoints that this save would have replaced.
     manager.reload()
 
 
 def _tidy(manager: ocp.CheckpointManager) -> None:
-    """Removes unfinished checkpoints. In a bucket they have their final names from the start."""
+    """Remove unfinished checkpoints. In a bucket they have their final names from the start."""
     if jax.process_index():
         return
     folder = storage.path(manager.directory)
     with contextlib.suppress(Exception):  # the next start removes them as well
-        for place in folder.iterdir():
-            cut_off = storage.is_remote(folder) and not (place / checkpoint_list.COMMITTED).exists()
-            if '.orbax-checkpoint-tmp' in place.name or cut_off:
-                _remove(place)
+        for path in folder.iterdir():
+            committed = (path / checkpoint_list.COMMITTED).exists
+            unfinished = storage.is_remote(folder) and not committed()
+            if '.orbax-checkpoint-tmp' in path.name or unfinished:
+                _remove(path)
 
 
 def make_room(manager: ocp.CheckpointManager) -> None:
-    """Removes what is left of a save that failed: the next one, which does so, may be far off."""
-    # False once the processes have all finished, or failed.
+    """Remove the files of a failed save. The next save does so as well, but may be far off."""
+    # False once all processes have finished or failed.
     if not manager.is_saving_in_progress():
         _tidy(manager)
 
@@ -181,7 +183,7 @@ def make_room(manager: ocp.CheckpointManager) -> None:
 def prune(
     manager: ocp.CheckpointManager, keep: int, best: Callable[[Sequence[int]], int | None]
 ) -> None:
-    """Removes what the run does not keep, now that the last one is evaluated as well."""
+    """Remove the checkpoints that the run does not keep, once the last one is evaluated too."""
     from jaxtrain.checkpoints.manager import kept_steps
 
     steps = manager.all_steps()
@@ -191,7 +193,7 @@ def prune(
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint that was read, and those that were found damaged on the way to it."""
+    """A checkpoint that was read; `damaged` has those that were tried before it: step -> reason."""
 
     step: int
     state: TrainState
@@ -202,123 +204,127 @@ class Resumed:
 def resume(
     manager: ocp.CheckpointManager, abstract: TrainState, steps: Sequence[int]
 ) -> Resumed | None:
-    """Reads the first sound checkpoint of some; nothing is initialised first.
+    """Read the first intact checkpoint among the given steps, without initialising a state first.
 
-    Damaged ones before it are put aside, in `RUN/damaged`: the run saves that step again.
+    Damaged checkpoints before it are moved to `RUN/damaged`, since the run saves those steps again.
 
     Args:
       manager: as `open_manager` returns it.
       abstract: the state's shapes, dtypes and shardings.
-      steps: which to try, in order.
+      steps: the steps to try, in order.
 
     Returns:
-      What was read; None if `steps` is empty.
+      The checkpoint that was read, or None if `steps` is empty.
 
     Raises:
-      UserError: all are damaged; then they are left where they are.
+      UserError: all of them are damaged. They are not moved in this case.
     """
     bad: dict[int, str] = {}
     for step in steps:
-        found, why = _try(storage.path(manager.directory) / str(step), abstract)
-        if found:
+        values, reason = _try(storage.path(manager.directory) / str(step), abstract)
+        if values:
             for damaged in bad:
                 put_aside(manager, damaged)
-            return Resumed(step, *found, bad)
-        bad[step] = why
+            return Resumed(step, *values, bad)
+        bad[step] = reason
     if not bad:
         return None
-    said = '; '.join(f'step {step}: {why}' for step, why in bad.items())
+    reasons = '; '.join(f'step {step}: {reason}' for step, reason in bad.items())
     raise UserError(
-        f'no checkpoint in {manager.directory} is sound ({said}); put back a copy of one, or '
-        'remove that folder to begin anew'
+        f'every checkpoint in {manager.directory} is damaged ({reasons}); restore a copy of one, '
+        'or remove that folder to start the run from the beginning'
     )
 
 
 def put_aside(manager: ocp.CheckpointManager, step: int) -> None:
-    """Moves a checkpoint out of the way, and has the manager forget it."""
-    place = storage.path(manager.directory) / str(step)
-    if jax.process_index() == 0 and place.exists():
-        aside = place.parents[1] / DAMAGED / str(step)
-        _remove(aside)
-        if storage.is_remote(place):
-            # Object by object, and first that by which it counts as whole. What a kill leaves is
-            # removed as any unfinished checkpoint.
-            storage.patiently(_move_objects)(place, aside)
+    """Move a checkpoint to `RUN/damaged`, and remove it from the manager's list."""
+    folder = storage.path(manager.directory) / str(step)
+    if jax.process_index() == 0 and folder.exists():
+        target = folder.parents[1] / DAMAGED / str(step)
+        _remove(target)
+        if storage.is_remote(folder):
+            # Objects are moved one by one, beginning with the one that marks the checkpoint as
+            # complete. What remains after a kill is removed like any unfinished checkpoint.
+            storage.patiently(_move_objects)(folder, target)
         else:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            place.rename(aside)
-    _meet(f'put aside {step}')
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+    _barrier(f'put aside {step}')
     manager.reload()
 
 
-def _move_objects(place: storage.Path, aside: storage.Path) -> None:
+def _move_objects(folder: storage.Path, target: storage.Path) -> None:
     for name in [
         checkpoint_list.COMMITTED,
-        *sorted(str(p.relative_to(place)) for p in _objects(place)),
+        *sorted(str(p.relative_to(folder)) for p in _objects(folder)),
     ]:
-        if (place / name).exists():
-            storage.write(aside / name, (place / name).read_bytes())
-            (place / name).unlink()
+        if (folder / name).exists():
+            storage.write(target / name, (folder / name).read_bytes())
+            (folder / name).unlink()
 
 
-def _objects(place: storage.Path) -> Iterator[storage.Path]:
-    for inner in place.iterdir():
-        if inner.is_dir():
-            yield from _objects(inner)
+def _objects(folder: storage.Path) -> Iterator[storage.Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _objects(path)
         else:
-            yield inner
+            yield path
 
 
-def _try(place: Path, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
-    """(what a checkpoint holds, '') or (None, why it cannot be used), the same on all processes."""
+def _try(folder: Path, abstract: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
+    """Return ((state, host values), ''), or (None, why the checkpoint cannot be used).
+
+    All processes agree on whether it can be used.
+    """
     import orbax.checkpoint as ocp
 
-    state, host, why = None, {}, ''
+    state, host, reason = None, {}, ''
     try:
-        host = checkpoint_files.read_host(place)
+        host = checkpoint_files.read_host(folder)
         parts = _parts(abstract)
         restore_args = ocp.checkpoint_utils.construct_restore_args(parts)
         args = ocp.args.PyTreeRestore(parts, restore_args=restore_args)
-        # The handler, since a checkpointer waits for all processes, and one of them may fail here.
-        checkpoint_files.index(place)  # which restoring does without, and other readers do not
+        checkpoint_files.index(folder)  # not needed to restore, but other readers need it
+        # Not a checkpointer, which would wait for all processes although one of them may fail here.
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_at_once(parts))
-        restored = handler.restore(place / 'state', args=args)
+        restored = handler.restore(folder / 'state', args=args)
         state = abstract.replace(**restored)
-    except Exception as error:  # a damaged file shows in as many ways as there are readers
-        why = storage.reason(error)
-    if not _all(not why) or state is None:
-        return None, why or 'another process could not read it'
+    except Exception as error:  # every reader reports a damaged file in its own way
+        reason = storage.reason(error)
+    if not _all(not reason) or state is None:
+        return None, reason or 'another process could not read it'
     if changed := fingerprint.damaged(_parts(state), host.get('fingerprints', {})):
         return None, f'{len(changed)} arrays are not as they were saved, such as {changed[0]}'
     return (state, host), ''
 
 
 def _at_once(parts: Any) -> float:
-    """How many GB Orbax may have on their way from the disk at a time; it needs the largest array.
+    """Return how many GB Orbax may read at the same time, which must hold the largest array.
 
-    Without a bound it is all of them: twice the state in memory.
+    Without a limit, Orbax reads all arrays at once, which takes twice the memory of the state.
     """
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts)]
     return max(1.1 * max(sizes), READING * sum(sizes)) / 1e9
 
 
-def _all(fine: bool) -> bool:
+def _all(value: bool) -> bool:
+    """Whether the value is true on all processes."""
     if jax.process_count() == 1:
-        return fine
-    return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
-def _meet(name: str) -> None:
+def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def _remove(place: storage.Path) -> None:
-    if place.exists():
-        place.rmtree() if storage.is_remote(place) else shutil.rmtree(place)
+def _remove(folder: storage.Path) -> None:
+    if folder.exists():
+        folder.rmtree() if storage.is_remote(folder) else shutil.rmtree(folder)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """The fields of a state that hold arrays: Orbax does not store empty trees."""
+    """Return the fields of a state that hold arrays, since Orbax does not store empty trees."""
     fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
     return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on the disk, checked and read in part; checkpoint_list.py finds them."""
+"""Read and verify parts of a checkpoint on the disk; checkpoint_list.py finds checkpoints."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from jaxtrain.errors import UserError
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """Nested abstract arrays of a checkpoint's state, with nothing read but its index.
+    """Return the nested abstract arrays of a checkpoint's state. Only its index is read.
 
     Raises:
-      UserError: that is damaged.
+      UserError: the index is damaged.
     """
     with _readable(checkpoint):
         tree = index(checkpoint)
@@ -35,11 +35,11 @@ def index(checkpoint: Path) -> Any:
 
 
 def read(checkpoint: Path, wanted: Any) -> Any:
-    """Reads just the leaves that `wanted` names, onto its shardings.
+    """Read only the leaves that `wanted` names, onto its shardings.
 
     Args:
       checkpoint: as `checkpoint_list.find` returns it.
-      wanted: nested dict of ShapeDtypeStructs with shardings, a part of the saved state.
+      wanted: nested dict of ShapeDtypeStructs with shardings, a subset of the saved state.
 
     Raises:
       UserError: a leaf is missing or damaged.
@@ -52,12 +52,12 @@ def read(checkpoint: Path, wanted: Any) -> Any:
         args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
         with ocp.PyTreeCheckpointer() as reader:
             values = reader.restore(checkpoint / 'state', args=args)
-    # Orbax hands back a placeholder for a key that the checkpoint lacks: never let one through.
+    # Orbax returns a placeholder for a key that the checkpoint lacks.
     for path, leaf in jax.tree_util.tree_leaves_with_path(values):
         if not isinstance(leaf, jax.Array):
             raise UserError(f'{checkpoint} has no value for {jax.tree_util.keystr(path)}')
     if changed := fingerprint.damaged(values, checks):
-        raise UserError(f'{checkpoint} is damaged: {changed[0]} is not as it was saved; {_OTHER}')
+        raise UserError(f'{checkpoint} is damaged: {changed[0]} is not as it was saved; {_ADVICE}')
     return values
 
 
@@ -65,21 +65,21 @@ def read(checkpoint: Path, wanted: Any) -> Any:
 def _readable(checkpoint: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a damaged file shows in as many ways as there are readers
+    except Exception as error:  # every reader reports a damaged file in its own way
         raise UserError(
-            f'{checkpoint} cannot be read ({storage.reason(error)}); {_OTHER}'
+            f'{checkpoint} cannot be read ({storage.reason(error)}); {_ADVICE}'
         ) from error
 
 
-_OTHER = 'choose another checkpoint, or put back a copy'
+_ADVICE = 'choose another checkpoint, or restore a copy of this one'
 
 
-def read_host(place: Path) -> dict[str, Any]:
-    """What a checkpoint keeps beside its arrays. ValueError if that is not what was saved."""
-    file = place / 'host' / 'metadata'
+def read_host(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint's host values. ValueError if they are not as they were saved."""
+    file = checkpoint / 'host' / 'metadata'
     content = storage.read(file)
     if content is None:
-        raise FileNotFoundError(f'it has no {file.relative_to(place)}')
+        raise FileNotFoundError(f'it has no {file.relative_to(checkpoint)}')
     host = json.loads(content)
     if 'crc' in host and host.pop('crc') != crc(host):
         raise ValueError('its host values are not as they were saved')

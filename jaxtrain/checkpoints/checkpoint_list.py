@@ -1,7 +1,7 @@
-"""Which checkpoints a run has, by name and by step. Orbax is not needed here, JAX for 'best' alone.
+"""Find the checkpoints of a run by name and step, without Orbax; only 'best' needs JAX.
 
 A checkpoint lies at `RUN/checkpoints/STEP`. Orbax writes it under another name and renames it when
-it is whole; in a bucket, where a folder cannot be renamed, it adds a last file.
+it is complete. In a bucket, where a folder cannot be renamed, Orbax adds a last file instead.
 """
 
 from pathlib import Path
@@ -14,20 +14,21 @@ from jaxtrain.runs.metric import best_of
 from jaxtrain.runs.metrics_log import read_metrics, val_of
 
 FOLDER = 'checkpoints'
-# Orbax's mark of a whole checkpoint in a bucket.
+# Orbax's mark of a complete checkpoint in a bucket.
 COMMITTED = 'commit_success.txt'
 
 
 def find(run: str | Path, name: str, where: str) -> Path:
-    """The folder of a checkpoint of a finished or unfinished run.
+    """Return the folder of a checkpoint of a finished or unfinished run.
 
     Args:
       run: the run directory.
-      name: 'best' (by the run's val metric, else the last), 'last' or a step number.
+      name: 'best' (by the run's val metric, or the last if there is no val metric), 'last', or a
+        step number.
       where: the flag or config key, for messages.
 
     Raises:
-      UserError: no run, no checkpoint, or not that one.
+      UserError: the folder is not a run, or the run does not have this checkpoint.
     """
     folder = folder_of(run)
     steps = saved_steps(run)
@@ -49,15 +50,15 @@ def find(run: str | Path, name: str, where: str) -> Path:
 
 
 def saved_steps(run: str | Path) -> list[int]:
-    """The steps at which a run has whole checkpoints, in order."""
+    """Return the steps of a run's complete checkpoints, in order."""
     folder = folder_of(run)
     if not folder.exists():
         return []
-    return sorted(int(place.name) for place in folder.iterdir() if _is_whole(place))
+    return sorted(int(path.name) for path in folder.iterdir() if _is_complete(path))
 
 
 def best_step(run: str | Path) -> int | None:
-    """The step with the best val metric, by the run's own config; None without metrics."""
+    """Return the step with the best val metric by the run's config, or None without metrics."""
     from jaxtrain.tasks.tasks import best_metric
 
     metric = best_metric(Config.from_json(read_config(run)['config']))
@@ -65,10 +66,10 @@ def best_step(run: str | Path) -> int | None:
 
 
 def folder_of(run: str | Path) -> Path:
-    return storage.absolute(storage.path(run)) / FOLDER  # Orbax takes no relative path
+    return storage.absolute(storage.path(run)) / FOLDER  # Orbax requires an absolute path
 
 
-def _is_whole(place: storage.Path) -> bool:
-    if not place.name.isdigit():
+def _is_complete(path: storage.Path) -> bool:
+    if not path.name.isdigit():
         return False
-    return (place / COMMITTED).exists() if storage.is_remote(place) else place.is_dir()
+    return (path / COMMITTED).exists() if storage.is_remote(path) else path.is_dir()

@@ -1,10 +1,10 @@
-"""Checksums of arrays, taken on the devices: the same on any mesh, other after any flipped bit.
+"""Checksums of arrays, computed on the devices: equal on any mesh, different after any flipped bit.
 
 Each array is read as unsigned 32-bit words `w_i`, and its fingerprint is the pair of sums
-`sum(f(w_i, i))` and `sum(g(w_i, i))` modulo 2^32. For each `i`, f and g have an inverse, so any
-change of a single word shows in both; and they mix its bits with those of `i`, so several changes
-cancel each other by chance alone (of weighted sums, any two changed signs would). Sums of integers
-do not depend on their order, so an array that is cut over devices need not be gathered.
+`sum(f(w_i, i))` and `sum(g(w_i, i))` modulo 2^32. For each `i`, f and g are invertible, so that any
+change of a single word changes both sums. They mix the bits of the word with those of `i`, so that
+several changes cancel only by chance; in weighted sums, any two changed signs would cancel. Sums of
+integers do not depend on the order, so that a sharded array need not be gathered.
 """
 
 import zlib
@@ -15,36 +15,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Odd multipliers of 32 bits: Knuth's golden ratio, and four of MurmurHash3 and xxHash.
+# Odd 32-bit multipliers: Knuth's golden ratio, and four from MurmurHash3 and xxHash.
 _INDEX, _INNER, _OUTER = 2654435761, 2246822519, 3266489917
 _FIRST = (2246822507, 3266489909)
 
 
 def fingerprints(tree: Any) -> dict[str, list[int]]:
-    """Of each leaf by its path ('params/head/kernel'): two numbers of 32 bits.
+    """Return the fingerprint of each leaf, two 32-bit numbers, by path ('params/head/kernel').
 
     Args:
-      tree: nested dicts, lists or named tuples of arrays, over all devices of all processes.
+      tree: nested dicts, lists or named tuples of arrays, which may be sharded over all processes.
     """
     leaves = {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    # All are under way before the first is waited for.
+    # All computations are dispatched before the first result is fetched.
     values = jax.device_get({path: _of_array(leaf) for path, leaf in leaves.items()})
     return {path: [int(n) for n in pair] for path, pair in values.items()}
 
 
 def damaged(tree: Any, expected: Mapping[str, list[int]]) -> list[str]:
-    """The paths of leaves that are not what they were; those that `expected` lacks are passed."""
-    found = fingerprints(tree)
-    return [path for path, pair in found.items() if path in expected and expected[path] != pair]
+    """Return the paths of leaves whose fingerprints differ; those not in `expected` are skipped."""
+    actual = fingerprints(tree)
+    return [path for path, pair in actual.items() if path in expected and expected[path] != pair]
 
 
 def path_text(path: tuple) -> str:
-    """Keys of a path joined by '/', the same for a named tuple and the dict that it is saved as."""
+    """Join the keys of a path by '/', the same for a named tuple and the dict it is saved as."""
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
 
 def of_text(text: str) -> int:
-    """Checksum of a text."""
+    """Return the CRC-32 of a text."""
     return zlib.crc32(text.encode())
 
 
@@ -54,27 +54,27 @@ def _of_array(x: jax.Array) -> jax.Array:
     index = jnp.zeros((1,) * words.ndim, jnp.uint32)
     for axis, size in enumerate(words.shape):
         index = index * np.uint32(size % 2**32)
-        index += jax.lax.broadcasted_iota(jnp.uint32, _line(words, axis), axis)
-    place = _mixed(index * np.uint32(_INDEX), _INNER)
+        index += jax.lax.broadcasted_iota(jnp.uint32, _line_shape(words, axis), axis)
+    position = _mixed(index * np.uint32(_INDEX), _INNER)
     sums = []
     for multiplier in _FIRST:
-        mixed = _mixed((words ^ place) * np.uint32(multiplier), _INNER)
+        mixed = _mixed((words ^ position) * np.uint32(multiplier), _INNER)
         sums.append(jnp.sum(_mixed(mixed, _OUTER), dtype=jnp.uint32))
     return jnp.stack(sums)
 
 
 def _mixed(x: jax.Array, multiplier: int) -> jax.Array:
-    """Has each bit change others; it can be undone, so no two words become the same."""
+    """Mix the bits of each word. This is invertible, so that different words stay different."""
     x = (x ^ (x >> 15)) * np.uint32(multiplier)
     return x ^ (x >> 13)
 
 
-def _line(words: jax.Array, axis: int) -> tuple[int, ...]:
+def _line_shape(words: jax.Array, axis: int) -> tuple[int, ...]:
     return tuple(size if a == axis else 1 for a, size in enumerate(words.shape))
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of an array as uint32; wider numbers have an axis more."""
+    """Return the bits of an array as uint32. Numbers wider than 32 bits get an additional axis."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

@@ -1,4 +1,4 @@
-"""Orbax's manager of checkpoints, as a run needs it. Importing it imports Orbax."""
+"""Orbax's checkpoint manager, adapted to a run. Importing this module imports Orbax."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from orbax.checkpoint import checkpoint_managers
 
 @dataclass(frozen=True)
 class KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the `latest` newest checkpoints, and the one that `best` names.
+    """Policy that keeps the `latest` newest checkpoints, and the one that `best` returns.
 
-    Orbax asks before it removes anything, which it does once a new checkpoint is whole.
+    Orbax applies the policy whenever a new checkpoint is complete, before it removes any.
     """
 
     latest: int
@@ -27,12 +27,12 @@ class KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
 def kept_steps(
     steps: Sequence[int], latest: int, best: Callable[[Sequence[int]], int | None]
 ) -> set:
-    """The `latest` newest of some steps, and the best one."""
+    """Return the `latest` newest of some steps, and the best one."""
     return {*steps[-max(latest, 1) :], best(steps)}
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's, which an error ends as itself, also where a save under way fails then."""
+    """Orbax's manager, whose context re-raises the first error if a pending save fails too."""
 
     def __exit__(self, kind, error, trace) -> bool | None:
         try:

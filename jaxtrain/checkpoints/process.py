@@ -1,19 +1,20 @@
-"""What Orbax needs of the process in which it runs: an event loop that closes late, and silence."""
+"""Prepare a process for Orbax: event loops that wait before they close, and fewer log messages."""
 
 import asyncio
 import logging
 import warnings
 
-# Seconds to wait for the reads or writes that are under way when one has failed.
-UNDER_WAY = 60.0
+# Seconds to wait for pending reads or writes when one has failed.
+PENDING = 60.0
 
 
 def tame_orbax() -> None:
-    """Prepares this process for reading and writing checkpoints; to be called when a command
-    starts, and more often does no harm.
+    """Prepare this process for reading and writing checkpoints.
+
+    Every command calls this when it starts. Further calls have no effect.
     """
-    # Orbax logs each error with its traceback before it raises it; here it is told in a line. And
-    # what it has not begun by then, it leaves.
+    # Orbax logs each error with its traceback before it raises it, but the command line reports it
+    # in one line. Orbax also leaves coroutines that it has not started by then.
     warnings.filterwarnings('ignore', r"coroutine '.*Handler.*' was never awaited", RuntimeWarning)
     logging.getLogger('absl').addFilter(_not_from_orbax)
     asyncio.set_event_loop_policy(_Policy())
@@ -24,24 +25,24 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Waits for what is under way before it closes.
+    """Event loop that waits for pending tasks before it closes.
 
-    Orbax closes its loops at the first error. What ends at that time or later would print a
-    traceback for each array, and writes would go on in a folder that is being removed.
+    Orbax closes its loops at the first error. Tasks that fail then or later would each print a
+    traceback, and writes would continue in a folder that is being removed.
     """
 
     def close(self) -> None:
-        # A loop that is dropped while another one runs cannot be run any more.
+        # A loop that is closed while another one runs cannot be run any more.
         if not (self.is_closed() or self.is_running() or asyncio._get_running_loop()):
-            self.run_until_complete(_rest(asyncio.all_tasks(self)))
+            self.run_until_complete(_finish(asyncio.all_tasks(self)))
         super().close()
 
 
-async def _rest(left: set[asyncio.Task]) -> None:
-    await asyncio.sleep(0)  # those that have ended just now tell it to whoever gathers them
-    if left:
-        done, _ = await asyncio.wait(left, timeout=UNDER_WAY)
-        _ = [task.cancelled() or task.exception() for task in done]  # they are known
+async def _finish(tasks: set[asyncio.Task]) -> None:
+    await asyncio.sleep(0)  # lets tasks that have just ended notify those that await them
+    if tasks:
+        done, _ = await asyncio.wait(tasks, timeout=PENDING)
+        _ = [task.cancelled() or task.exception() for task in done]  # marks errors as retrieved
 
 
 class _Policy(asyncio.DefaultEventLoopPolicy):

@@ -1,1 +1,1 @@
-"""The run directory: its files, its timeline, its clock."""
+"""The run directory: its files, metrics log, curves, provenance, timeline and clock."""

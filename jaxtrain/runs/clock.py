@@ -1,4 +1,4 @@
-"""Where the time of a run goes, by phase."""
+"""The time that a run spends in each phase."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,17 +8,18 @@ PHASES = ('init', 'restore', 'compile', 'train', 'data_wait', 'eval', 'save')
 
 
 class Clock:
-    """Adds up the seconds of each phase, also over restarts.
+    """Clock that adds up the seconds of each phase, also over restarts.
 
-    A phase inside another is taken out of it, so the phases add up to the time that passed.
+    The time of a phase inside another does not count for the outer one, so that the phases add up
+    to the elapsed time.
 
     Args:
       before: seconds by phase that earlier starts of the run spent.
-      listener: told (phase, None) when a phase begins, and (phase, seconds since it began) when it
-        has ended without an error.
+      listener: called with (phase, None) when a phase begins, and with (phase, seconds since it
+        began) when it has ended without an error.
 
     Attributes:
-      step: how many are done, as far as the loop has said.
+      step: the last step done, which the loop sets.
     """
 
     def __init__(
@@ -46,17 +47,17 @@ class Clock:
         self._listener(name, self._since - began)
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase up to now."""
+        """Return the seconds by phase up to now."""
         self._settle()
         return dict(self.seconds)
 
     def position(self) -> tuple[str, int, float]:
-        """(phase, step, seconds since a phase last began or ended), for other threads to read."""
+        """Return (phase, step, seconds since a phase last began or ended), for other threads."""
         phase = next(iter(self._open[-1:]), 'end')
         return phase, self.step, time.perf_counter() - self._since
 
     def add(self, before: Mapping[str, float]) -> None:
-        """Takes in the seconds that earlier starts of the run spent."""
+        """Add the seconds that earlier starts of the run spent."""
         for phase, seconds in before.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 

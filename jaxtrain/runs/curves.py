@@ -1,4 +1,4 @@
-"""The picture of a run's metrics over its steps."""
+"""A figure of a run's metrics over its steps."""
 
 import io
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 
 def draw_curves(lines: list[dict[str, Any]], metrics: Sequence[str]) -> bytes:
+    """Draw one panel per metric that the lines of metrics.jsonl have. Returns a PNG file."""
     from matplotlib.figure import Figure
 
     names = [n for n in metrics if any(n in line for line in lines)] or ['loss']

@@ -1,26 +1,26 @@
-"""The timeline of a run, over all its starts: events.jsonl, one JSON object a line.
+"""The timeline of a run over all its starts: events.jsonl, one JSON object per line.
 
-| event   | when                                         | with                               |
+| event   | when                                         | keys                               |
 |---------|----------------------------------------------|------------------------------------|
-| start   | the run begins or goes on                    | steps, processes, devices, host,   |
+| start   | the run begins or resumes                    | steps, processes, devices, host,   |
 |         |                                              | pid, git                           |
 | begin   | one of the phases below begins               | phase                              |
-| init    | config, data and model are checked           | seconds                            |
-| restore | the state was read, or made                  | seconds                            |
-| lost    | steps done before were not in the checkpoint | steps                              |
+| init    | config, data and model have been checked     | seconds                            |
+| restore | the state has been read or initialised       | seconds                            |
+| lost    | earlier steps were not in the checkpoint     | steps                              |
 | damaged | a checkpoint could not be used               | why                                |
-| compile | the programs are there                       | seconds                            |
+| compile | the programs have been compiled              | seconds                            |
 | train   | steps were logged (every 10 s at most)       |                                    |
-| alive   | nothing else was said for a minute           | phase, seconds                     |
+| alive   | there was no other event for a minute        | phase, seconds                     |
 | eval    | a split was evaluated                        | seconds                            |
-| save    | a checkpoint was begun                       | seconds that training waited       |
+| save    | a checkpoint was begun                       | seconds for which training waited  |
 | failed  | a checkpoint could not be written            | why                                |
-| hang    | nothing moved for longer than allowed        | why                                |
+| hang    | no progress for longer than allowed          | why                                |
 | exit    | the process ends                             | code, why                          |
 
-Each has `event`, `time` (seconds since 1970), `start` (0 for the first) and `step`, the last done.
-A start without an exit was killed. Process 0 writes, and does not wait for the disk: a line may be
-lost where the machine is.
+Each has `event`, `time` (seconds since 1970), `start` (0 for the first) and `step`, the last step
+done. A start without an exit was killed. Process 0 writes the file without waiting for the disk, so
+that lines may be lost if the machine fails.
 """
 
 import os
@@ -37,36 +37,36 @@ from jaxtrain.runs.clock import Clock
 NAME = 'events.jsonl'
 # Seconds between two `train` events.
 TRAIN_EVERY = 10.0
-# Seconds of silence before an `alive` event.
+# Seconds without an event before an `alive` event.
 ALIVE_EVERY = 60.0
 PHASES = ('init', 'restore', 'compile', 'eval', 'save')
 
 
 class Timeline(AbstractContextManager):
-    """Appends the events of one start of a run; leaving the context writes its exit.
+    """Timeline that appends the events of one start of a run; leaving the context adds the exit.
 
     Args:
       workdir: the run directory.
       writes: whether this process writes.
 
     Attributes:
-      reached: the last step that earlier starts are known to have done.
+      reached: the last step that earlier starts have recorded.
     """
 
     def __init__(self, workdir: storage.Path, writes: bool = True):
-        self._place, self._writes = workdir / NAME, writes
+        self._path, self._writes = workdir / NAME, writes
         self._lines: storage.Lines | None = None
         self._held: list[dict[str, Any]] = []
         self._clock: Clock | None = None
-        self._start, self._trained, self._said = 0, 0.0, 0.0
-        self._one = threading.Lock()  # the watchdog and the peers have threads of their own
+        self._start, self._last_train, self._last_event = 0, 0.0, 0.0
+        self._lock = threading.Lock()  # the watchdog and the peers have threads of their own
         self.reached = 0
 
     def begin(
         self, clock: Clock, steps: int, processes: int, devices: int, git: str | None
     ) -> None:
-        """Says what begins. It is held until `open`: a run that cannot begin leaves nothing."""
-        before = storage.read_lines(self._place)
+        """Add the start, which is held until `open`: a run that cannot begin leaves no file."""
+        before = storage.read_lines(self._path)
         self._start = 1 + max((event['start'] for event in before), default=-1)
         self.reached = max((event['step'] for event in before), default=0)
         self._clock = clock
@@ -76,10 +76,10 @@ class Timeline(AbstractContextManager):
         )  # fmt: skip
 
     def open(self) -> None:
-        """Writes what was held, and from now on what comes."""
-        with self._one:
+        """Write the events held so far, and each later event at once."""
+        with self._lock:
             if self._writes and not self._lines:
-                self._lines = storage.Lines(self._place)
+                self._lines = storage.Lines(self._path)
                 for line in self._held:
                     self._lines.append(line)
 
@@ -88,12 +88,12 @@ class Timeline(AbstractContextManager):
             return
         head = {'event': event, 'time': round(time.time(), 3), 'start': self._start}
         line = head | {'step': self._clock.step} | values
-        with self._one:
-            self._said = time.monotonic()
+        with self._lock:
+            self._last_event = time.monotonic()
             self._lines.append(line) if self._lines else self._held.append(line)
 
     def phase(self, name: str, seconds: float | None) -> None:
-        """A phase of the clock begins, or has ended after so many seconds."""
+        """Add the beginning of a phase, or its end after this many seconds (a `Clock` listener)."""
         if name not in PHASES:
             return
         if seconds is None:
@@ -102,14 +102,14 @@ class Timeline(AbstractContextManager):
             self.add(name, seconds=round(seconds, 3))
 
     def trained(self, step: int) -> None:
-        """Steps were logged."""
-        if time.monotonic() - self._trained > TRAIN_EVERY:
-            self._trained = time.monotonic()
+        """Add that steps were logged, at most every `TRAIN_EVERY` seconds."""
+        if time.monotonic() - self._last_train > TRAIN_EVERY:
+            self._last_train = time.monotonic()
             self.add('train', step=step)
 
     def alive(self) -> None:
-        """The run goes on, as far as its watchdog can see."""
-        if self._clock and time.monotonic() - self._said > ALIVE_EVERY:
+        """Add that the run makes progress, if there was no event for `ALIVE_EVERY` seconds."""
+        if self._clock and time.monotonic() - self._last_event > ALIVE_EVERY:
             phase, _, seconds = self._clock.position()
             self.add('alive', phase=phase, seconds=round(seconds, 1))
 
@@ -118,10 +118,10 @@ class Timeline(AbstractContextManager):
 
     def end(self, why: str, code: int) -> None:
         self.add('exit', code=code, why=why)
-        with self._one:
+        with self._lock:
             if self._lines:
                 self._lines.close()
-            self._writes = False  # of two threads that end a run the first one says why
+            self._writes = False  # if two threads end a run, the first exit counts
 
     def __exit__(self, kind, error, trace) -> None:
         self.end(one_line(error), exit_code(error))

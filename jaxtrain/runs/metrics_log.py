@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl: read, and appended while a run goes on."""
+"""Reading metrics.jsonl, and appending lines to it while a run trains."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -11,18 +11,19 @@ METRICS = 'metrics.jsonl'
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl, and the same numbers to TensorBoard.
+    """Log that appends lines to metrics.jsonl, and the same numbers to TensorBoard.
 
-    Lines are on disk before a checkpoint of their step begins, so after a kill the log holds every
-    line up to the checkpoint that the run resumes from, and those after it are taken out.
+    Lines are on disk before a checkpoint of their step is begun. After a kill, the log therefore
+    has every line up to the checkpoint that the run resumes from, and later lines are removed.
     """
 
     def __init__(
         self, workdir: storage.Path, step: int, make_room: Callable[[], None] = lambda: None
     ):
-        """Opens the log of a run that continues after `step`; `make_room` as of `Appender`."""
+        """Open the log of a run that continues after `step`; `make_room` as in `storage.Lines`."""
         kept = [line for line in read_metrics(workdir) if line['step'] <= step]
-        # Test is read once, at the very end: a line of it belongs to an end that was cut off.
+        # The test split is evaluated at the very end. A run that was killed after that evaluates it
+        # again.
         kept = [line for line in kept if line['split'] != 'test']
         text = ''.join(json.dumps(line) + '\n' for line in kept)
         storage.write(workdir / METRICS, text.encode())
@@ -34,7 +35,7 @@ class MetricsLog:
         self._board.append(step, {f'{split}/{name}': value for name, value in values.items()})
 
     def sync(self) -> None:
-        """Has all lines on the disk, or in the bucket."""
+        """Write all lines to the disk or the bucket."""
         self._lines.sync()
         self._board.sync()
 
@@ -44,7 +45,7 @@ class MetricsLog:
 
 
 class NoLog:
-    """The log of a process that writes nothing."""
+    """Log of a process that writes nothing."""
 
     def append(self, step: int, split: str, values: Mapping[str, float]) -> None:
         pass
@@ -57,12 +58,12 @@ class NoLog:
 
 
 def read_metrics(workdir: storage.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+    """Read the lines of metrics.jsonl, except a last line that a kill has truncated."""
     return storage.read_lines(workdir / METRICS)
 
 
 def val_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """The val metrics by step, of the lines of metrics.jsonl."""
+    """Return the val metrics by step from the lines of metrics.jsonl."""
     return {
         line['step']: {k: v for k, v in line.items() if k not in ('step', 'split')}
         for line in lines

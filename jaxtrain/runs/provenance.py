@@ -1,4 +1,4 @@
-"""What a run was made with: versions of packages, and the revision of the source tree."""
+"""The versions of packages and the revision of the source tree that a run is made with."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ PACKAGES = ('jaxtrain', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'n
 
 
 def provenance() -> dict[str, Any]:
-    """What runs here: `versions` of packages by name, and the source tree's `git` revision."""
+    """Return `versions` of packages by name, and the `git` revision of the source tree."""
     versions = {'python': platform.python_version()}
     for package in PACKAGES:
         try:
@@ -24,9 +24,10 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def _revision() -> str | None:
-    """The commit of the source tree, with '+' and a digest where tracked files have changed.
+    """Return the commit of the source tree, plus '+' and a digest if tracked files have changed.
 
-    A copy without git may say it in a file REVISION (launch/tpu.py writes one); else None.
+    A copy without git may have it in a file REVISION, which launch/tpu.py writes. Otherwise the
+    result is None.
     """
     tree = Path(__file__).parents[2]
     if (tree / 'REVISION').exists():

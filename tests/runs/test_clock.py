@@ -1,4 +1,4 @@
-"""Seconds by phase, with a time that the test moves by hand."""
+"""Seconds by phase, with a time that each test sets."""
 
 import pytest
 
@@ -20,10 +20,11 @@ def time(monkeypatch):
 
 
 def used(clock: Clock) -> dict[str, float]:
+    """Return the phases that have taken time."""
     return {phase: seconds for phase, seconds in clock.read().items() if seconds}
 
 
-def test_a_phase_takes_its_own_time(time):
+def test_a_phase_counts_only_its_own_time(time):
     clock = Clock()
     time.now += 50  # outside of all phases
     with clock.phase('init'):
@@ -35,7 +36,7 @@ def test_a_phase_takes_its_own_time(time):
     assert set(clock.read()) == set(PHASES)
 
 
-def test_inner_phases_are_taken_out_of_the_outer(time):
+def test_inner_phases_do_not_count_for_the_outer(time):
     clock = Clock()
     with clock.phase('train'):
         time.now += 1
@@ -61,7 +62,7 @@ def test_reading_counts_an_open_phase_up_to_now(time):
     assert used(clock) == {'save': 5}
 
 
-def test_what_was_read_does_not_change_later(time):
+def test_a_reading_does_not_change_later(time):
     clock = Clock()
     before = clock.read()
     with clock.phase('train'):
@@ -89,7 +90,7 @@ def test_earlier_starts_of_a_run_count(time):
     assert used(clock) == {'train': 112, 'save': 7}
 
 
-def test_seconds_given_are_not_changed(time):
+def test_the_given_seconds_are_not_modified(time):
     before = {'train': 10.0}
     clock = Clock(before)
     clock.add({'train': 1.0})

@@ -289,7 +289,7 @@ def test_if_all_are_damaged_nothing_is_changed(saved, tmp_path):
     with pytest.raises(UserError) as caught:
         resume(workdir)
     message = str(caught.value)
-    assert f'no checkpoint in {workdir}/checkpoints is sound' in message
+    assert f'every checkpoint in {workdir}/checkpoints is damaged' in message
     assert all(f'step {step}: ' in message for step in SAVED)
     assert contents(workdir) == before
 
@@ -377,7 +377,7 @@ def test_a_run_without_a_sound_checkpoint_fails(straight, jaxtrain, tmp_path):
         damage(workdir / 'checkpoints' / str(step) / 'state' / 'manifest.ocdbt')
     before = contents(workdir)
     line = complaint(jaxtrain('train', *CONFIG, f'--workdir={workdir}'))
-    assert 'no checkpoint in' in line and 'put back a copy of one' in line
+    assert 'every checkpoint in' in line and 'restore a copy of one' in line
     after = contents(workdir)
     assert after.pop(Path('events.jsonl')).startswith(before.pop(Path('events.jsonl')))
     assert after == before

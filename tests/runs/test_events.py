@@ -1,4 +1,4 @@
-"""The timeline of a run: what is written, over several starts, and when nothing is."""
+"""The timeline of a run: which events are written, over several starts, and when none are."""
 
 import pytest
 
@@ -20,18 +20,19 @@ def lines(workdir) -> list[dict]:
     return storage.read_lines(workdir / 'events.jsonl')
 
 
-def test_starts_are_counted_and_nothing_of_before_is_lost(tmp_path):
+def test_starts_are_counted_and_earlier_events_are_kept(tmp_path):
     for _ in range(3):
         with begun(tmp_path) as timeline:
             timeline.add('eval', seconds=1.5)
-    found = lines(tmp_path)
-    assert [line['event'] for line in found] == ['start', 'eval', 'exit'] * 3
-    assert [line['start'] for line in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert found[0] | {'processes': 2, 'devices': 4, 'git': 'abc', 'steps': 60} == found[0]
-    assert found[1]['seconds'] == 1.5 and found[2]['code'] == 0
+    events_read = lines(tmp_path)
+    assert [line['event'] for line in events_read] == ['start', 'eval', 'exit'] * 3
+    assert [line['start'] for line in events_read] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    begin, evaluated, end = events_read[:3]
+    assert begin | {'processes': 2, 'devices': 4, 'git': 'abc', 'steps': 60} == begin
+    assert evaluated['seconds'] == 1.5 and end['code'] == 0
 
 
-def test_a_torn_line_of_a_killed_start_is_cut_off(tmp_path):
+def test_a_truncated_line_of_a_killed_start_is_dropped(tmp_path):
     begun(tmp_path)
     with (tmp_path / 'events.jsonl').open('a') as file:
         file.write('{"event": "tra')
@@ -48,14 +49,14 @@ def test_a_torn_line_of_a_killed_start_is_cut_off(tmp_path):
         (KeyboardInterrupt(), 130, 'KeyboardInterrupt'),
     ],
 )
-def test_the_exit_says_why(error, code, why, tmp_path):
+def test_the_exit_has_its_reason(error, code, why, tmp_path):
     with pytest.raises(type(error)), begun(tmp_path):
         raise error
     last = lines(tmp_path)[-1]
     assert (last['event'], last['code'], last['why']) == ('exit', code, why)
 
 
-def test_nothing_is_written_before_the_run_is_known_to_be_ones_own_nor_by_other_processes(tmp_path):
+def test_nothing_is_written_before_the_run_begins_nor_by_other_processes(tmp_path):
     timeline = Timeline(tmp_path)
     timeline.phase('init', None)
     timeline.end('wrong config', 2)
@@ -63,7 +64,7 @@ def test_nothing_is_written_before_the_run_is_known_to_be_ones_own_nor_by_other_
     assert not list(tmp_path.iterdir())
 
 
-def test_what_comes_before_the_weights_proved_to_be_sound_is_held(tmp_path):
+def test_events_are_held_until_the_weights_have_been_checked(tmp_path):
     with pytest.raises(UserError), Timeline(tmp_path) as timeline:
         timeline.begin(Clock(), steps=60, processes=1, devices=1, git=None)
         raise UserError('the weights are nan')
@@ -75,28 +76,30 @@ def test_what_comes_before_the_weights_proved_to_be_sound_is_held(tmp_path):
     assert [line['event'] for line in lines(tmp_path)] == ['start', 'restore', 'exit']
 
 
-def test_phases_are_told_with_their_step_and_their_seconds(tmp_path, monkeypatch):
+def test_phases_are_written_with_their_step_and_seconds(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr('jaxtrain.runs.clock.time.perf_counter', lambda: now[0])
     timeline = Timeline(tmp_path)
     clock = Clock(listener=timeline.phase)
     timeline.begin(clock, steps=60, processes=1, devices=1, git=None)
     timeline.open()
-    with clock.phase('train'):  # a frame around the others, of no interest by itself
+    with clock.phase('train'):  # encloses the others and has no event of its own
         clock.step = 20
         with clock.phase('save'):
             now[0] += 2.5
         with pytest.raises(ValueError), clock.phase('eval'):
             raise ValueError
-    found = [(x['event'], x.get('phase'), x['step'], x.get('seconds')) for x in lines(tmp_path)[1:]]
-    assert found == [
+    written = [
+        (x['event'], x.get('phase'), x['step'], x.get('seconds')) for x in lines(tmp_path)[1:]
+    ]
+    assert written == [
         ('begin', 'save', 20, None),
         ('save', None, 20, 2.5),
         ('begin', 'eval', 20, None),  # it did not end
     ]
 
 
-def test_train_and_alive_are_told_now_and_then(tmp_path, monkeypatch):
+def test_train_and_alive_events_are_rate_limited(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr('jaxtrain.runs.events.time.monotonic', lambda: now[0])
     timeline = begun(tmp_path)
@@ -111,7 +114,7 @@ def test_train_and_alive_are_told_now_and_then(tmp_path, monkeypatch):
     assert [x['event'] for x in lines(tmp_path)][-2:] == ['train', 'alive']
 
 
-def test_it_knows_how_far_earlier_starts_came(tmp_path):
+def test_reached_is_the_last_step_of_earlier_starts(tmp_path):
     timeline = begun(tmp_path)
     timeline.add('train', step=35)
     timeline.add('save', step=28)

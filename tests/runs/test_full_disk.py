@@ -404,7 +404,7 @@ def test_a_last_save_that_failed_is_noticed(tmp_path, monkeypatch):
 def test_the_first_of_all_saves_fails(tmp_path, monkeypatch):
     with checkpoint.open_manager(tmp_path, 1) as manager:
         refuse_in_background(monkeypatch, 99)
-        with pytest.raises(UserError, match='there is none yet. Make room'):
+        with pytest.raises(UserError, match='there is no earlier one. Make room'):
             save(manager, 10, wait=True)
     assert_holds(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Runs made by the revision of tests/golden/runs.tar.xz: they resume, restore and evaluate."""
+"""Runs in tests/golden/runs.tar.xz, made by an older revision, resume, restore and evaluate."""
 
 import json
 import tarfile
@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 from tests.golden.make_runs import evaluations, run
 
 ARCHIVE = ROOT / 'tests' / 'golden' / 'runs.tar.xz'
-# On the machine that made them the losses differ by 1e-7, as the tests compile otherwise; other
-# batches, or other random numbers, by 1e-5 to 4e-3.
+# On the machine that made the runs, the losses differ by 1e-7, since the tests use other compiler
+# options. With other batches or other random numbers they differ by 1e-5 to 4e-3.
 CLOSE = 5e-6
 
 
@@ -21,7 +21,7 @@ CLOSE = 5e-6
 def runs(tmp_path, monkeypatch) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter='data')
-    monkeypatch.chdir(tmp_path)  # their configs name each other
+    monkeypatch.chdir(tmp_path)  # the configs refer to each other by relative paths
     return tmp_path
 
 
@@ -29,15 +29,16 @@ def expected(runs: Path, name: str) -> list[dict]:
     return json.loads((runs / 'expected.json').read_text())[name]
 
 
-def check(found: list[dict], lines: list[dict]) -> None:
-    assert [(x['step'], x['split']) for x in found] == [(x['step'], x['split']) for x in lines]
-    for ours, theirs in zip(found, lines, strict=True):
-        assert ours['loss'] == pytest.approx(theirs['loss'], abs=CLOSE)
-        assert ours['accuracy'] == pytest.approx(theirs['accuracy'], abs=0.01)
+def check(actual: list[dict], expected: list[dict]) -> None:
+    places = [[(line['step'], line['split']) for line in lines] for lines in (actual, expected)]
+    assert places[0] == places[1]
+    for new, old in zip(actual, expected, strict=True):
+        assert new['loss'] == pytest.approx(old['loss'], abs=CLOSE)
+        assert new['accuracy'] == pytest.approx(old['accuracy'], abs=0.01)
 
 
 def without_defaults(runs: Path, name: str) -> None:
-    """Takes from a run's config.json what an even older one would lack."""
+    """Remove the default values from a run's config.json, as if their keys did not exist then."""
     path = runs / name / 'config.json'
     written = json.loads(path.read_text())
 
@@ -54,7 +55,7 @@ def without_defaults(runs: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(('name', 'lacks_keys'), [('scratch', False), ('text', True)])
-def test_it_goes_on_as_it_would_have(runs, name, lacks_keys):
+def test_an_old_run_resumes_with_the_same_losses(runs, name, lacks_keys):
     if lacks_keys:
         without_defaults(runs, name)
     assert 'streams' not in read_config(name)
@@ -62,21 +63,21 @@ def test_it_goes_on_as_it_would_have(runs, name, lacks_keys):
     check(evaluations(runs / name), expected(runs, name))
 
 
-def test_it_is_finished(runs, capsys):
+def test_an_old_finished_run_counts_as_finished(runs, capsys):
     assert run('linear') == 0
     assert 'is finished' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['full', 'linear'])
-def test_it_is_evaluated(runs, name, jaxtrain):
+def test_an_old_run_is_evaluated(runs, name, jaxtrain):
     outcome = jaxtrain('evaluate', f'--workdir={name}', '--split=test')
     line = expected(runs, name)[-1]
     assert outcome.code == 0, outcome.err
-    found = dict(word.split('=') for word in outcome.out.split() if '=' in word)
-    assert float(found['loss']) == pytest.approx(line['loss'], abs=1e-3)  # as printed
+    printed = dict(word.split('=') for word in outcome.out.split() if '=' in word)
+    assert float(printed['loss']) == pytest.approx(line['loss'], abs=1e-3)  # the printed precision
 
 
-def test_what_starts_from_it_learns_the_same(runs):
+def test_a_run_that_starts_from_an_old_one_has_the_same_losses(runs):
     (runs / 'linear').rename(runs / 'before')
     assert run('linear') == 0
     check(evaluations(runs / 'linear'), expected(runs, 'linear'))

@@ -1,4 +1,4 @@
-"""The run directory: nothing half-written, one config a folder, a log that fits its checkpoint."""
+"""The run directory: files are replaced as a whole, it has one config, its log fits its checkpoint."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+import jaxtrain
 from jaxtrain.config import Config, base, changes
 from jaxtrain.config.changes import Changes
 from jaxtrain.config.keys import RESUMABLE
@@ -34,20 +35,20 @@ def test_write_replaces_the_whole_file(tmp_path):
     assert names(tmp_path) == {'x.json'}
 
 
-@pytest.mark.parametrize('cut', ['write_bytes', 'replace'])
-def test_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch, cut):
+@pytest.mark.parametrize('interrupted', ['write_bytes', 'replace'])
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, interrupted):
     path = tmp_path / 'x.json'
     write(path, b'the old content')
-    whole = Path.write_bytes
+    write_bytes = Path.write_bytes
 
     def half(self, data):
-        whole(self, data[: len(data) // 2])
+        write_bytes(self, data[: len(data) // 2])
         raise KeyboardInterrupt
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    if cut == 'write_bytes':
+    if interrupted == 'write_bytes':
         monkeypatch.setattr(Path, 'write_bytes', half)
     else:
         monkeypatch.setattr(os, 'replace', stop)
@@ -73,7 +74,7 @@ def test_read_json(tmp_path):
     assert (tmp_path / 'a.json').read_text().endswith('}\n')
 
 
-def test_claim_writes_the_config_with_its_origin(tmp_path):
+def test_claim_writes_the_config_with_its_provenance(tmp_path):
     RunDir(tmp_path).claim(CONFIG)
     stored = read_config(tmp_path)
     assert Config.from_json(stored['config']).to_dict() == CONFIG
@@ -86,14 +87,14 @@ def changed(**changes) -> dict:
     return Config(CONFIG).replace(**changes).to_dict()
 
 
-def test_claim_by_the_same_config_changes_nothing(tmp_path):
+def test_claim_with_the_same_config_changes_nothing(tmp_path):
     RunDir(tmp_path).claim(CONFIG)
     before = (tmp_path / 'config.json').read_bytes()
     RunDir(tmp_path).claim(changed())
     assert (tmp_path / 'config.json').read_bytes() == before
 
 
-def test_claim_by_another_config_names_the_keys(tmp_path):
+def test_claim_with_another_config_names_the_keys(tmp_path):
     RunDir(tmp_path).claim(CONFIG)
     with pytest.raises(UserError) as caught:
         RunDir(tmp_path).claim(changed(optim__lr=0.5, groups=(('.*', 'one'),)))
@@ -103,21 +104,21 @@ def test_claim_by_another_config_names_the_keys(tmp_path):
     assert 'seed' not in message and str(tmp_path) in message and '...' not in message
 
 
-def test_claim_names_three_keys_at_most(tmp_path):
+def test_claim_names_at_most_three_keys(tmp_path):
     RunDir(tmp_path).claim(CONFIG)
     with pytest.raises(UserError, match=r'batch_size .*; ema .*; keep .* \.\.\.;') as caught:
         RunDir(tmp_path).claim(changed(batch_size=1, ema=0.5, keep=9, seed=1, steps=3))
     assert 'steps is' not in str(caught.value)
 
 
-def test_claim_with_a_key_more_or_less_names_it(tmp_path):
+def test_claim_with_an_additional_or_missing_key_names_it(tmp_path):
     RunDir(tmp_path).claim(CONFIG | {'model': {'name': 'cnn', 'norm': 'none'}})
     with pytest.raises(UserError, match=r"model\.norm is 'none' there and 'batch' here"):
         RunDir(tmp_path).claim(CONFIG)
 
 
 def rewrite(folder: Path, change) -> None:
-    """Changes the content of config.json in place."""
+    """Change the content of config.json in place."""
     written = json.loads((folder / 'config.json').read_text())
     change(written)
     (folder / 'config.json').write_text(json.dumps(written))
@@ -134,13 +135,13 @@ def test_a_run_from_before_a_key_existed_has_its_default(tmp_path):
 
 def test_a_run_from_before_a_field_of_its_model_existed_has_its_default(tmp_path):
     RunDir(tmp_path).claim(CONFIG | {'model': {'name': 'cnn', 'widths': (4,)}})
-    whole = {'name': 'cnn', 'widths': (4,), 'padding': 'SAME', 'norm': 'batch'}
-    RunDir(tmp_path).claim(CONFIG | {'model': whole})
+    complete = {'name': 'cnn', 'widths': (4,), 'padding': 'SAME', 'norm': 'batch'}
+    RunDir(tmp_path).claim(CONFIG | {'model': complete})
     with pytest.raises(UserError, match=r"model\.padding is 'SAME' there and 'VALID' here"):
-        RunDir(tmp_path).claim(CONFIG | {'model': {**whole, 'padding': 'VALID'}})
+        RunDir(tmp_path).claim(CONFIG | {'model': {**complete, 'padding': 'VALID'}})
 
 
-def test_keys_and_values_of_a_run_have_the_names_of_today(tmp_path, monkeypatch):
+def test_renamed_keys_and_values_of_a_run_are_translated(tmp_path, monkeypatch):
     RunDir(tmp_path).claim(changed(optim__lr=0.5, best_metric='accuracy'))
 
     def age(written) -> None:
@@ -153,45 +154,46 @@ def test_keys_and_values_of_a_run_have_the_names_of_today(tmp_path, monkeypatch)
     renamed = Changes(names={'lr': 'optim.lr'}, values={'best_metric': {'right': 'accuracy'}})
     monkeypatch.setattr(changes, 'CHANGES', renamed)
     config = read_config(tmp_path)['config']
-    assert (config['optim']['lr'], config['best_metric'], 'lr' in config) == (
-        0.5,
-        'accuracy',
-        False,
-    )
+    values = config['optim']['lr'], config['best_metric'], 'lr' in config
+    assert values == (0.5, 'accuracy', False)
     RunDir(tmp_path).claim(changed(optim__lr=0.5, best_metric='accuracy'))
     assert (tmp_path / 'config.json').read_bytes() == before
     with pytest.raises(UserError, match=r'optim\.lr is 0\.5 there and 0\.001 here'):
         RunDir(tmp_path).claim(changed(best_metric='accuracy'))
 
 
-def test_config_json_is_read_with_the_names_of_today_wherever_it_is_read():
-    package = Path(changes.__file__).parents[1]
-    lines = [line.strip() for p in package.rglob('*.py') for line in p.read_text().splitlines()]
-    assert sorted(line for line in lines if re.search(r"read_json\(.*'config\.json'", line)) == [
-        # Where weights come from, in `import`; the other two translate it.
-        "def read_json(archive: Archive, name: str = 'config.json') -> dict[str, Any]:",
-        "found = storage.read_json(storage.path(workdir) / 'config.json')",
-        "there = storage.read_json(out / 'config.json') if out.is_dir() else None",
-        "written = storage.read_json(self.path / 'config.json')",
+def test_config_json_is_read_only_where_renamed_keys_are_translated():
+    package = Path(jaxtrain.__file__).parent
+    places = [
+        str(path.relative_to(package))
+        for path in package.rglob('*.py')
+        for line in path.read_text().splitlines()
+        if re.search(r"read_json\(.*'config\.json'", line)
+    ]
+    assert sorted(places) == [
+        'runs/folder.py',  # `check` and `read_config`, which translate
+        'runs/folder.py',
+        'weights/hub.py',  # the config.json of another framework
+        'weights/import_weights.py',  # reads only the entry 'import'
     ]
 
 
-def test_more_may_be_recorded_of_data_today_than_when_the_run_began(tmp_path):
+def test_a_later_version_may_record_more_about_the_data(tmp_path):
     RunDir(tmp_path).claim(CONFIG, {'examples': 7})
     RunDir(tmp_path).claim(CONFIG, {'examples': 7, 'colours': 3})
     with pytest.raises(UserError, match='examples is 7 there and None here'):
         RunDir(tmp_path).claim(CONFIG, {'colours': 3})
 
 
-def test_a_run_that_recorded_no_version_of_its_streams_has_the_first(tmp_path):
+def test_a_run_without_a_version_of_the_random_streams_has_the_first(tmp_path):
     RunDir(tmp_path).claim(CONFIG)
     rewrite(tmp_path, lambda written: written.pop('streams'))
     RunDir(tmp_path).claim(CONFIG)
-    assert 'streams' not in read_config(tmp_path)  # nor gets one
+    assert 'streams' not in read_config(tmp_path)  # and none is added
 
 
 @pytest.mark.parametrize('version', [2, 0, '1'])
-def test_a_run_with_streams_that_are_not_known(tmp_path, version):
+def test_a_run_with_an_unknown_version_of_the_random_streams(tmp_path, version):
     RunDir(tmp_path).claim(CONFIG)
     rewrite(tmp_path, lambda written: written.update(streams=version))
     with pytest.raises(UserError) as caught:
@@ -201,7 +203,7 @@ def test_a_run_with_streams_that_are_not_known(tmp_path, version):
     assert '\n' not in message and 'later than 1' in message
 
 
-def test_claim_by_other_data_names_what_changed(tmp_path):
+def test_claim_with_changed_data_names_the_change(tmp_path):
     RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 7})
     RunDir(tmp_path).claim(CONFIG, {'classes': ('cat', 'dog'), 'examples': 7})
     before = (tmp_path / 'config.json').read_bytes()
@@ -219,12 +221,12 @@ def test_resumable_keys_may_differ(tmp_path, key):
     RunDir(tmp_path).claim(changed(**{key.replace('.', '__'): value}))
 
 
-def test_folder_that_is_no_run(tmp_path):
+def test_folder_that_is_not_a_run(tmp_path):
     with pytest.raises(UserError, match='is not a run directory'):
         read_config(tmp_path)
 
 
-def test_check_writable_makes_the_folder_and_leaves_nothing(tmp_path):
+def test_check_writable_makes_an_empty_folder(tmp_path):
     RunDir(tmp_path / 'a' / 'b').check_writable()
     assert names(tmp_path / 'a' / 'b') == set()
 
@@ -251,13 +253,14 @@ def test_npz(tmp_path):
 
 
 def log(folder: Path, step: int, lines) -> None:
+    """Open the log of a run that continues after `step`, and append lines of these splits."""
     opened = RunDir(folder).open_metrics(step)
     for number, split in lines:
         opened.append(number, split, {'loss': 1 / number})
     opened.close()
 
 
-def test_log_holds_every_line_at_once(tmp_path):
+def test_log_writes_every_line_at_once(tmp_path):
     opened = RunDir(tmp_path).open_metrics(0)
     opened.append(5, 'train', {'loss': 0.5, 'accuracy': 1.0})
     expected = {'step': 5, 'split': 'train', 'loss': 0.5, 'accuracy': 1.0}
@@ -266,7 +269,7 @@ def test_log_holds_every_line_at_once(tmp_path):
     assert list((tmp_path / 'tensorboard').iterdir())
 
 
-def test_resumed_log_drops_what_came_after_its_step(tmp_path):
+def test_resumed_log_drops_lines_after_its_step(tmp_path):
     log(tmp_path, 0, [(5, 'train'), (10, 'train'), (10, 'val'), (15, 'train'), (20, 'val')])
     log(tmp_path, 10, [(15, 'train')])
     kept = [(line['step'], line['split']) for line in read_metrics(tmp_path)]
@@ -280,17 +283,17 @@ def test_resumed_log_drops_test_lines(tmp_path):
     assert [line['split'] for line in read_metrics(tmp_path)] == ['train', 'val']
 
 
-@pytest.mark.parametrize('torn', ['{"step": 7, "spl', '{"step": 7, "split": "train"}'])
-def test_line_without_its_newline_was_cut_off(tmp_path, torn):
+@pytest.mark.parametrize('truncated', ['{"step": 7, "spl', '{"step": 7, "split": "train"}'])
+def test_line_without_its_newline_is_dropped(tmp_path, truncated):
     log(tmp_path, 0, [(5, 'train')])
     with (tmp_path / 'metrics.jsonl').open('a') as file:
-        file.write(torn)
+        file.write(truncated)
     assert [line['step'] for line in read_metrics(tmp_path)] == [5]
     log(tmp_path, 9, [(10, 'train')])
     assert [line['step'] for line in read_metrics(tmp_path)] == [5, 10]
 
 
-def test_no_log_has_no_lines(tmp_path):
+def test_folder_without_a_log_has_no_lines(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
@@ -328,8 +331,8 @@ def test_curves_are_drawn(tmp_path, drawing):
     first = pixels()
     height, width, _ = first.shape
     assert height > 200 and width > 300
-    coloured = np.ptp(first.astype(int), axis=-1) > 60
-    assert coloured.sum() > 200  # lines, not just axes
+    colored = np.ptp(first.astype(int), axis=-1) > 60
+    assert colored.sum() > 200  # lines, not only axes
     log(tmp_path, 3, [(4, 'train'), (4, 'val')])
     assert (pixels() != first).any()
 
@@ -345,7 +348,7 @@ def test_curves_have_one_panel_per_metric(tmp_path, names):
     assert image.shape[1] == pytest.approx(4.5 * 120 * len(names), abs=2)
 
 
-def test_the_best_comes_first_and_of_equal_ones_the_later():
+def test_ranked_has_the_best_first_and_the_later_of_equal_ones():
     val = {5: {'loss': 1.0, 'f1': 0.2}, 10: {'loss': 1.0}, 15: {'loss': 2.0, 'f1': 0.2}, 20: {}}
     loss, f1 = Metric('loss', higher_is_better=False), Metric('f1', higher_is_better=True)
     assert ranked(val, loss, [5, 10, 15, 20, 25]) == [10, 5, 15]

@@ -1,4 +1,4 @@
-"""The metrics of a run as TensorBoard's event files."""
+"""The metrics of a run as TensorBoard event files."""
 
 import contextlib
 import os
@@ -14,14 +14,15 @@ from jaxtrain.errors import UserError
 
 
 class Board:
-    """Numbers as TensorBoard reads them. What the disk refuses ends no run.
+    """Writer of event files. A disk that cannot be written to does not end the run.
 
-    tensorboardX's SummaryWriter blocks for good once its thread could not write, and neither it nor
-    a bucket can append there; hence its writer of files without the thread, and copies.
+    tensorboardX's SummaryWriter blocks forever once its thread has failed to write, and its files
+    cannot be appended to in a bucket. This class therefore uses its file writer without the thread,
+    and copies the files to the bucket.
     """
 
     def __init__(self, folder: storage.Path, step: int):
-        """Begins a file of a run that continues after `step`."""
+        """Begin a file for a run that continues after `step`."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
