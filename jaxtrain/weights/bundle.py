@@ -1,7 +1,7 @@
-"""What weights bring along beside their arrays: the model they are of, preprocessing and classes.
+"""The settings that belong to weights: their model, preprocessing, classes and tokenizer.
 
-Every run directory holds it, in config.json; so does a file from elsewhere, as its origin's map
-reads it. A run that starts from them takes it over (`resolve`).
+Every run directory has them in config.json; for a file of another framework, the module of its
+origin reads them. A run that starts from the weights adopts them (`resolve`).
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ from jaxtrain.runs.folder import read_config
 from jaxtrain.tasks.tasks import best_metric
 
 TOKENIZER = 'tokenizer.json'
-# The keys of PREPROCESSING in which a config may differ from the weights: the same network may well
-# be trained on with larger images.
+# The keys of PREPROCESSING in which a config may differ from the weights, since a network may, for
+# example, be trained further on larger images.
 FREE = ('image_size', 'crop', 'interpolation')
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What weights bring along.
+    """The settings that belong to weights.
 
     Attributes:
-      where: where they are, for messages.
-      model: `config.model` that they are of.
+      where: the folder or file of the weights, for messages.
+      model: the `config.model` of the weights.
       data: values for the keys of `PREPROCESSING`.
-      classes: class names by output of the head, () without one.
-      tokenizer: path of the tokenizer.json that text is read with, '' without one.
+      classes: class names by output of the head, () without a head.
+      tokenizer: path of the tokenizer.json for text, '' without one.
     """
 
     where: str
@@ -44,10 +44,10 @@ class Bundle:
 
 
 def of_run(workdir: str | Path) -> Bundle:
-    """That of a run directory. UserError if it is none."""
-    found = read_config(workdir)
-    config = Config.from_json(found['config']).to_dict()
-    classes = found['data']['classes'] if 'data' in found else ()
+    """Return the bundle of a run directory. UserError if the folder is not a run directory."""
+    written = read_config(workdir)
+    config = Config.from_json(written['config']).to_dict()
+    classes = written['data']['classes'] if 'data' in written else ()
     return Bundle(
         where=str(workdir),
         model=with_defaults(config['model']),
@@ -58,91 +58,98 @@ def of_run(workdir: str | Path) -> Bundle:
 
 
 def beside(folder: Path) -> str:
-    """The path of the tokenizer.json in a folder, '' if there is none."""
+    """Return the path of the tokenizer.json in a folder, or '' if the folder has none."""
     return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else ''
 
 
 def resolve(cfg: Config, bundle: Bundle | None) -> Config:
-    """The config with nothing left open, by the weights that it starts from.
+    """Return the config with every open setting filled in from the weights or the defaults.
 
     Args:
-      cfg: as it was written.
-      bundle: of the weights in `config.init_from`, None if it starts from random parameters.
+      cfg: the config as the user wrote it.
+      bundle: the bundle of `config.init_from`, or None if the parameters are random.
 
     Raises:
-      UserError: the config says something else than the weights, or leaves the model open.
+      UserError: the config contradicts the weights, or has no model.
     """
-    theirs = bundle if _asks(cfg) else None
+    reference = bundle if _follows_weights(cfg) else None
     written = cfg.to_dict()
-    data = {key: _data(key, written['data'][key], theirs) for key in PREPROCESSING}
-    data['tokenizer'] = _tokenizer(written['data']['tokenizer'], theirs)
-    model = _model(written['model'], bundle, theirs)
+    data = {key: _data(key, written['data'][key], reference) for key in PREPROCESSING}
+    data['tokenizer'] = _tokenizer(written['data']['tokenizer'], reference)
+    model = _model(written['model'], bundle, reference)
     return cfg.updated(best_metric=best_metric(cfg).name, data=data, model=model)
 
 
 def resumed(cfg: Config, workdir: str | Path) -> Config:
-    """The config of a run that goes on; what it leaves open is as it was when the run began.
+    """Return the config of a resumed run, whose open settings are as they were when the run began.
 
-    Without a run directory it is what no weights have a say in.
+    Without a run directory, the open settings have their defaults.
     """
-    _asks(cfg)
+    _follows_weights(cfg)  # raises if the key is wrong
     if not str(workdir) or not (storage.path(workdir) / 'config.json').exists():
         return resolve(cfg, None)
-    own, written = of_run(workdir), cfg.to_dict()
+    bundle, written = of_run(workdir), cfg.to_dict()
     data = {
-        k: own.data[k] if written['data'][k] is None else written['data'][k] for k in PREPROCESSING
+        key: bundle.data[key] if written['data'][key] is None else written['data'][key]
+        for key in PREPROCESSING
     }
-    # The run has its own copy, should the one that it began with be gone.
-    given = written['data']['tokenizer']
-    began = read_config(workdir)['config']
-    data['tokenizer'] = _tokenizer('' if given == began['data']['tokenizer'] else given, own)
-    best = cfg.best_metric or began['best_metric']
-    return cfg.updated(best_metric=best, data=data, model=_model(written['model'], own, None))
+    # The run has a copy of its tokenizer, in case the original no longer exists.
+    tokenizer = written['data']['tokenizer']
+    before = read_config(workdir)['config']
+    if tokenizer == before['data']['tokenizer']:
+        tokenizer = ''
+    data['tokenizer'] = _tokenizer(tokenizer, bundle)
+    best = cfg.best_metric or before['best_metric']
+    return cfg.updated(best_metric=best, data=data, model=_model(written['model'], bundle, None))
 
 
-def _asks(cfg: Config) -> bool:
+def _follows_weights(cfg: Config) -> bool:
+    """Whether the settings of the weights apply, by `config.restore.settings`."""
     return cfg.restore.choose('settings', ('weights', 'config')) == 'weights'
 
 
-def _data(key: str, value: Any, theirs: Bundle | None) -> Any:
-    wanted = theirs.data[key] if theirs else PREPROCESSING[key]
+def _data(key: str, value: Any, bundle: Bundle | None) -> Any:
+    expected = bundle.data[key] if bundle else PREPROCESSING[key]
     if value is None:
-        return wanted
-    if theirs and key not in FREE and value != wanted:
+        return expected
+    if bundle and key not in FREE and value != expected:
         raise UserError(
-            f'config.data.{key}={value!r}, but the weights of {theirs.where} go by {wanted!r}; '
-            "leave it out, or set config.restore.settings='config' to do so nevertheless"
+            f'config.data.{key}={value!r}, but the weights of {bundle.where} use {expected!r}; '
+            "omit the key, or set config.restore.settings='config' to use your value anyway"
         )
     return value
 
 
-def _tokenizer(given: str, theirs: Bundle | None) -> str:
-    if theirs is None or not theirs.tokenizer:
-        return given
-    if given and read_definition(given) != read_definition(theirs.tokenizer):
+def _tokenizer(path: str, bundle: Bundle | None) -> str:
+    if bundle is None or not bundle.tokenizer:
+        return path
+    if path and read_definition(path) != read_definition(bundle.tokenizer):
         raise UserError(
-            f'config.data.tokenizer={given!r} is not that of {theirs.where}; leave it out, or '
-            "set config.restore.settings='config' to take it nevertheless"
+            f'config.data.tokenizer={path!r} is not that of {bundle.where}; omit the key, or set '
+            "config.restore.settings='config' to use your tokenizer anyway"
         )
-    return theirs.tokenizer
+    return bundle.tokenizer
 
 
-def _model(given: dict[str, Any], bundle: Bundle | None, theirs: Bundle | None) -> dict[str, Any]:
-    if not given['name']:
+def _model(
+    model: dict[str, Any], bundle: Bundle | None, reference: Bundle | None
+) -> dict[str, Any]:
+    """Fill in the model that `config.model` leaves open, and check it against `reference`."""
+    if not model['name']:
         if bundle is None:
             raise UserError(
                 "config.model.name='' is the model of the weights in config.init_from, which is "
                 'empty; name a model'
             )
-        return {**bundle.model, **given, 'name': bundle.model['name']}
-    if theirs is None or theirs.model['name'] != given['name']:
-        return given
-    for field, default in fixed_fields(given['name']).items():
-        value, wanted = given.get(field, default), theirs.model[field]
-        if value != wanted:
+        return {**bundle.model, **model, 'name': bundle.model['name']}
+    if reference is None or reference.model['name'] != model['name']:
+        return model
+    for field, default in fixed_fields(model['name']).items():
+        value, expected = model.get(field, default), reference.model[field]
+        if value != expected:
             raise UserError(
-                f'config.model.{field}={value!r}, but the weights of {theirs.where} are of a model '
-                f"with {wanted!r}; set it so, or config.restore.settings='config' to take them "
-                'nevertheless'
+                f'config.model.{field}={value!r}, but the weights of {reference.where} are of a '
+                f"model with {expected!r}; set this value, or config.restore.settings='config' to "
+                'use the weights anyway'
             )
-    return given
+    return model

@@ -1,4 +1,4 @@
-"""Arrays of a file, piece by piece into the arrays of a model."""
+"""Reading the arrays of a file, piece by piece, into the arrays of a model."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,66 +14,76 @@ from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins.names import Part, Row, their_shape
 
 
-def fill(archive: Archive, found: Row, shapes: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
-    """Reads an array of theirs, piece by piece, into those of ours by path that lie in it."""
-    places, high = [], 0
-    for part in found.parts:
-        low, high = high, high + their_shape(Row(found.theirs, (part,)), shapes)[found.axis]
+def fill(archive: Archive, row: Row, shapes: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
+    """Read an array of a file, piece by piece, into the model's arrays that are parts of it.
+
+    Args:
+      archive: the open file.
+      row: the key in the file, and the parameters that its array consists of.
+      shapes: shapes of the model's leaves by path.
+      arrays: the arrays to fill, by path; parts that are not among them are skipped.
+    """
+    targets, high = [], 0
+    for part in row.parts:
+        low, high = high, high + their_shape(Row(row.theirs, (part,)), shapes)[row.axis]
         if part.path in arrays:
-            places.append((low, high, _in_their_order(part, arrays[part.path])))
+            targets.append((low, high, _in_file_order(part, arrays[part.path])))
     first = 0
-    for piece in _finite_pieces(archive, found.theirs, np.float32):
-        for low, high, ours in places:
-            if found.axis:
-                at, taken = first, piece[(slice(None),) * found.axis + (slice(low, high),)]
+    for piece in _finite_pieces(archive, row.theirs, np.float32):
+        for low, high, target in targets:
+            if row.axis:
+                start, values = first, piece[(slice(None),) * row.axis + (slice(low, high),)]
             else:
-                at, taken = max(first - low, 0), piece[max(low - first, 0) : max(high - first, 0)]
-            ours = ours[at : at + len(taken)]
-            ours[...] = taken.reshape(ours.shape)
+                start = max(first - low, 0)
+                values = piece[max(low - first, 0) : max(high - first, 0)]
+            target = target[start : start + len(values)]
+            target[...] = values.reshape(target.shape)
         first += len(piece)
 
 
-def fill_alike(archive: Archive, key: str, array: np.ndarray) -> None:
-    """Reads an array that lies as it does there."""
-    flat, at = array.reshape(-1), 0
+def fill_unchanged(archive: Archive, key: str, array: np.ndarray) -> None:
+    """Read an array that has the same shape and order of axes in the file."""
+    flat, start = array.reshape(-1), 0
     for piece in _finite_pieces(archive, key, array.dtype):
-        flat[at : at + piece.size] = piece.reshape(-1)
-        at += piece.size
+        flat[start : start + piece.size] = piece.reshape(-1)
+        start += piece.size
 
 
 def _finite_pieces(archive: Archive, key: str, dtype: Any) -> Iterator[np.ndarray]:
-    """The pieces of an array in a dtype. UserError if one holds a value that is no number."""
+    """Yield the pieces of an array, converted to a dtype. UserError if one has NaN or Inf."""
     for piece in archive.read(key):
         with np.errstate(over='ignore', invalid='ignore'):
             piece = piece.astype(dtype, copy=False)
             flat = piece.reshape(-1)
-            # The sum of squares is a number if all are, unless it overflows; it takes a fifth of
-            # the time.
+            # The sum of squares is finite if all values are, unless it overflows; it takes a fifth
+            # of the time.
             finite = np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all()
         if not finite:
             raise UserError(
-                f'{archive.path}: {key} holds NaN or Inf (as {np.dtype(dtype)}); take weights from '
-                'before the training that did so diverged'
+                f'{archive.path}: {key} holds NaN or Inf (as {np.dtype(dtype)}); use weights from '
+                'before that training diverged'
             )
         yield piece
 
 
-def _in_their_order(part: Part, array: np.ndarray) -> np.ndarray:
-    """A view of our array with the axes of theirs: the first as it is, the others taken apart
-    where they are in brackets, for no view could join them again.
+def _in_file_order(part: Part, array: np.ndarray) -> np.ndarray:
+    """Return a view of a model's array with the axes in the order of the file.
+
+    The first axis is as in the file. Others that the pattern joins in brackets stay separate, since
+    no view can join them.
     """
-    ours, theirs = part.pattern.split('->')
-    axes = re.fullmatch(r'\s*(\([^)]*\)|\S+)(.*)', theirs)
+    model_axes, file_axes = part.pattern.split('->')
+    axes = re.fullmatch(r'\s*(\([^)]*\)|\S+)(.*)', file_axes)
     assert axes is not None, part.pattern
     first, others = axes.groups()
     others = others.replace('(', ' ').replace(')', ' ')
-    found = rearrange(array, f'{ours} -> {first} {others}', **dict(part.sizes))
-    assert np.may_share_memory(found, array), f'{part.pattern}: what is written would be lost'
-    return found
+    view = rearrange(array, f'{model_axes} -> {first} {others}', **dict(part.sizes))
+    assert np.may_share_memory(view, array), f'{part.pattern}: writes to a copy would be lost'
+    return view
 
 
 def aligned(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Memory for a leaf, which JAX takes as its own and does not copy: aligned to 64 bytes."""
+    """Allocate memory for a leaf, aligned to 64 bytes, so that JAX uses it without a copy."""
     memory = np.empty(nbytes(leaf) + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + nbytes(leaf)].view(leaf.dtype).reshape(leaf.shape)

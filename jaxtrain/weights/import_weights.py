@@ -1,7 +1,7 @@
-"""The command import: a file of weights from elsewhere becomes a run directory to start from.
+"""The command import: makes a run directory from a file of weights of another framework.
 
-The file is checked as a whole, by name and shape, before an array of it is read; the run directory
-is written beside its place and renamed, so that it is whole or it is not there.
+The names and shapes of the whole file are checked before any array is read. The run directory is
+written under another name and renamed once it is complete.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ from jaxtrain.weights.stored import Stored, open_foreign
 def import_weights(
     origin: str, file: str, model: str, workdir: str, drop: Sequence[str] = ()
 ) -> str:
-    """Makes a run directory of weights, for `config.init_from`, `evaluate` and `predict`.
+    """Make a run directory from weights, for `config.init_from`, `evaluate` and `predict`.
 
     Args:
       origin: one of `weights.origins.ORIGINS`.
-      file: the file, or the folder that holds it.
-      model: a model that the origin's map knows.
-      workdir: the folder to make. The same import again leaves it as it is.
-      drop: regular expressions of keys in the file that are not wanted.
+      file: the file, or the folder that contains it.
+      model: one of the models of the origin.
+      workdir: the folder to make. Repeating an import does not change it.
+      drop: regular expressions for keys in the file that are not wanted.
 
     Returns:
-      What happened, in lines.
+      A summary of several lines.
 
     Raises:
-      UserError: wrong input, or a file that is not this model from the first to the last array.
+      UserError: wrong input, or a file whose arrays are not exactly those of the model.
     """
     path, out = Path(file), storage.on_disk(workdir, 'import')
     stored, match, files = open_foreign(origin, path, model)
@@ -78,24 +78,24 @@ def import_weights(
 
 
 def _check_unknown(stored: Stored, match: Match, drop: Sequence[str]) -> None:
-    """UserError if the file holds a key that neither the map nor the user has a word for."""
+    """Raise a UserError if the file has a key that neither the map nor `drop` covers."""
     known = {part.path for row in match.rows for part in row.parts}
     spare = [path for path in stored.leaves if path not in known]
     for pattern in drop:
         try:
             used = any(re.fullmatch(pattern, key) for key in spare)
         except re.error as error:
-            raise UserError(f'--drop={pattern!r} is no regular expression ({error})') from error
+            raise UserError(f'--drop={pattern!r} is not a regular expression ({error})') from error
         if not used:
             raise UserError(
                 f'--drop={pattern!r} matches none of the keys that are left over'
-                f'{nearest(pattern, spare)}; take it away'
+                f'{nearest(pattern, spare)}; remove this flag'
             )
     unknown = [key for key in spare if not any(re.fullmatch(p, key) for p in drop)]
     if unknown:
         keys = [row.theirs for row in match.rows]
         raise UserError(
-            f'{stored.where}: {len(unknown)} of its keys are no part of the model, first '
+            f'{stored.where}: {len(unknown)} of its keys are not part of the model, first '
             f'{unknown[0]!r}{nearest(unknown[0], keys)}; if they are not wanted, add '
             f"--drop='{re.escape(unknown[0])}'",
             details='\n'.join(f'  {key}' for key in unknown),
@@ -103,7 +103,7 @@ def _check_unknown(stored: Stored, match: Match, drop: Sequence[str]) -> None:
 
 
 def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
-    """(config that the weights stand for, abstract params, abstract model_state)."""
+    """Return (config of the weights, abstract params, abstract model_state)."""
     c = base()
     c.regime = 'full'
     c.task.name = match.task
@@ -119,21 +119,21 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
 
 
 def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very import. UserError if it holds anything else."""
-    there = storage.read_json(out / 'config.json') if out.is_dir() else None
-    if there is not None and there.get('import') == entry:
+    """Whether the folder has this import already. UserError if it has any other content."""
+    written = storage.read_json(out / 'config.json') if out.is_dir() else None
+    if written is not None and written.get('import') == entry:
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        what = 'a run' if there is not None else 'something else'
+        what = 'a run' if written is not None else 'something else'
         raise UserError(f'--workdir={out} holds {what} already; give another folder, or remove it')
     return False
 
 
 @contextlib.contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well, else is removed."""
-    place = out.absolute()
-    folder = place.parent / f'.{place.name}.{os.getpid()}'
+    """Make a folder next to `out`, which replaces `out` on success and is removed otherwise."""
+    target = out.absolute()
+    folder = target.parent / f'.{target.name}.{os.getpid()}'
     try:
         folder.mkdir(parents=True)
         yield folder
@@ -169,7 +169,7 @@ def _write(
 
 
 def _data(match: Match) -> dict[str, Any] | None:
-    """config.json's entry for what the model is made for; None for images without a head."""
+    """Return the entry `data` of config.json, or None for an image model without a head."""
     text = match.inputs.meaning == TOKENS
     if not (text or match.outputs):
         return None
@@ -178,15 +178,18 @@ def _data(match: Match) -> dict[str, Any] | None:
         classes = _numbers(match)
     shape = match.inputs.shape
     if text:
-        assert match.preprocessing is not None  # it holds the length of texts
+        assert match.preprocessing is not None  # it has the length of texts
         shape = (match.preprocessing['length'],)
     return {'classes': list(classes), 'shape': list(shape), 'examples': 0}
 
 
 def _numbers(match: Match) -> list[str]:
-    """ImageNet's WordNet ids for 1000 outputs, whose order all its models share; else numbers."""
+    """Return class names: the WordNet ids of ImageNet for 1000 outputs, otherwise numbers.
+
+    All models of ImageNet with 1000 outputs have the same order of classes.
+    """
     package = importlib.util.find_spec('tensorflow_datasets')
-    assert package is not None and package.origin is not None  # jaxtrain needs it
+    assert package is not None and package.origin is not None  # a dependency of jaxtrain
     labels = Path(package.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
     if match.outputs == 1000 and not match.assumed and labels.exists():
         return labels.read_text().split()
@@ -203,7 +206,7 @@ def _summary(out: Path, entry: Mapping, plan: restore.Plan, match: Match, params
     if others - {'float32'}:
         lines.append(f'converted to float32 from {", ".join(sorted(others - {"float32"}))}')
     lines += [f'left out {key}: {why}' for key, why in plan.stored.ignored.items()]
-    lines += [f'assumed, as the file does not say: {text}' for text in match.assumed]
+    lines += [f'assumed, since the file does not state it: {text}' for text in match.assumed]
     return '\n'.join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Compares a file of weights with the name map of its origin: arrays that fit, lack or are left."""
+"""Comparison of a file of weights with the name map of its origin."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -18,36 +18,42 @@ from jaxtrain.weights.origins.names import Match, their_shape
 
 
 def target_model(match: Match) -> tuple[Family, Variables]:
-    """The model that a file is for, and its abstract (params, model_state)."""
+    """Return the model that a file is for, and its abstract (params, model_state)."""
     c = base()
     c.model = dict(match.fields)
     return make_network(Config(c.to_dict()).model, match.outputs or 1, match.inputs)
 
 
 def shapes_of(match: Match) -> dict[str, tuple[int, ...]]:
-    """The shapes of that model's leaves, but for those of a head where the file has none."""
+    """Return the shapes of the model's leaves by path, without a head if the file has none."""
     leaves = by_path(*target_model(match)[1])
     return {p: x.shape for p, x in leaves.items() if match.outputs or not p.startswith('head/')}
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """An array of the map that the file lacks ('-'), or has in another shape or of no float."""
+    """An array of the map that the file lacks, or has in another shape or with a dtype of integers.
+
+    Attributes:
+      key: its key in the file.
+      actual: 'shape dtype' in the file, '-' if the file lacks it.
+      expected: 'shape float', as the map has it.
+    """
 
     key: str
-    found: str
-    wanted: str
+    actual: str
+    expected: str
 
 
-def faults_of(archive: Archive, match: Match, shapes: Mapping) -> list[_Fault]:
+def find_faults(archive: Archive, match: Match, shapes: Mapping) -> list[_Fault]:
     faults = []
-    for found in match.rows:
-        wanted, there = their_shape(found, shapes), archive.arrays.get(found.theirs)
-        if there is None:
-            faults.append(_Fault(found.theirs, '-', array_text(wanted, 'float')))
-        elif there.shape != wanted or not jnp.issubdtype(there.dtype, jnp.floating):
-            text = array_text(there.shape, there.dtype)
-            faults.append(_Fault(found.theirs, text, array_text(wanted, 'float')))
+    for row in match.rows:
+        shape, leaf = their_shape(row, shapes), archive.arrays.get(row.theirs)
+        expected = array_text(shape, 'float')
+        if leaf is None:
+            faults.append(_Fault(row.theirs, '-', expected))
+        elif leaf.shape != shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            faults.append(_Fault(row.theirs, array_text(leaf.shape, leaf.dtype), expected))
     return faults
 
 
@@ -59,45 +65,45 @@ def misfit(
     model: str,
     flag: str,
 ) -> UserError:
-    """What to say of a file that does not hold this model whole."""
+    """Return the error for a file that does not contain the whole model."""
     others = [name for name in known if name != model and _fits(archive, known[name], name)]
     if others:
         return UserError(
             f'{archive.path} holds {others[0]}, and not {model}; give {flag}model={others[0]}'
         )
     fault, total = faults[0], len(match.rows)
-    if len(faults) == total and all(f.found == '-' for f in faults):
+    if len(faults) == total and all(f.actual == '-' for f in faults):
         reason = f'none of its {len(archive.arrays)} keys is one of {model} ({few(archive.arrays)})'
-    elif fault.found == '-':
+    elif fault.actual == '-':
         spare = [key for key in archive.arrays if key not in {r.theirs for r in match.rows}]
-        reason = f'{len(faults)} of {total} arrays, first {fault.key} {fault.wanted}, are missing'
+        reason = f'{len(faults)} of {total} arrays, first {fault.key} {fault.expected}, are missing'
         reason += nearest(fault.key, spare)
     else:
         reason = (
             f'{len(faults)} of {total} arrays do not fit {model}, first {fault.key}, which is '
-            f'{fault.found} and should be {fault.wanted}'
+            f'{fault.actual} and should be {fault.expected}'
         )
     return UserError(
-        f'{archive.path}: {reason}; give the whole weights of that model, or another {flag}model',
-        details='\n'.join(f'  {f.key}: {f.found}, should be {f.wanted}' for f in faults),
+        f'{archive.path}: {reason}; give all weights of that model, or another {flag}model',
+        details='\n'.join(f'  {f.key}: {f.actual}, should be {f.expected}' for f in faults),
     )
 
 
 def _fits(archive: Archive, module, model: str) -> bool:
     try:
         match = module.match(archive, model)
-        # Keys first: the shapes of a large model take a second.
-        if any(found.theirs not in archive.arrays for found in match.rows):
+        # Keys are compared first, since the shapes of a large model take a second.
+        if any(row.theirs not in archive.arrays for row in match.rows):
             return False
-        return not faults_of(archive, match, shapes_of(match))
+        return not find_faults(archive, match, shapes_of(match))
     except UserError:
         return False
 
 
 def of_leftovers(archive: Archive, match: Match) -> tuple[list, list[str]]:
-    """(what of the map does not fit the file, keys of the file that nothing has a word for)."""
+    """Return (faults of the file, keys of the file that neither the map nor `ignored` covers)."""
     shapes = shapes_of(match)
-    faults = faults_of(archive, match, shapes)
+    faults = find_faults(archive, match, shapes)
     leaves = {} if faults else leaves_of(archive, match, shapes)[0]
     return faults, [key for key in leaves if key not in shapes]
 
@@ -105,15 +111,15 @@ def of_leftovers(archive: Archive, match: Match) -> tuple[list, list[str]]:
 def leaves_of(
     archive: Archive, match: Match, shapes: Mapping
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, str], dict[str, str]]:
-    """(leaves by path, path -> key and form in the file, keys that are no weights -> why)."""
+    """Return (leaves by path, path -> key and form in the file, ignored keys -> reason)."""
     ignored: dict[str, list[str]] = {}
     leaves, keys = {}, {}
-    for found in match.rows:
-        there = archive.arrays[found.theirs]
-        for part in found.parts:
+    for row in match.rows:
+        stored = archive.arrays[row.theirs]
+        for part in row.parts:
             leaves[part.path] = jax.ShapeDtypeStruct(shapes[part.path], np.float32)
-            keys[part.path] = f'{found.theirs} {array_text(there.shape, there.dtype)}'
-    used = {found.theirs for found in match.rows}
+            keys[part.path] = f'{row.theirs} {array_text(stored.shape, stored.dtype)}'
+    used = {row.theirs for row in match.rows}
     for key, leaf in archive.arrays.items():
         if key in used:
             continue
@@ -130,6 +136,6 @@ def _and_others(names: list[str]) -> str:
 
 
 def few(names: Iterable[str]) -> str:
-    """The first three of some names, and whether there are more: 'a, b, c ...'."""
+    """Return the first three names, followed by ' ...' if there are more."""
     names = list(names)
     return ', '.join(names[:3]) + (' ...' if len(names) > 3 else '')

@@ -1,9 +1,9 @@
-"""The restore plan: what becomes of every leaf, decided and checked before anything is read.
+"""The restore plan: what happens to every leaf, decided and checked before any array is read.
 
-Every leaf of the model is loaded or freshly initialised, every key of the weights is used or
-explicitly dropped, and shapes and dtypes agree or a rule says how one becomes the other; otherwise
-there is no plan but an error with the whole comparison. Leaves are named by parameter path;
-BatchNorm statistics go by theirs (`backbone/norm_0/mean`).
+Every leaf of the model is loaded or initialised, every key of the weights is used or explicitly
+dropped, and shapes and dtypes agree or a rule resizes the leaf. Otherwise the plan fails with an
+error that lists every leaf. Leaves are named by parameter path, and BatchNorm statistics by theirs
+(`backbone/norm_0/mean`).
 """
 
 import re
@@ -24,9 +24,9 @@ from jaxtrain.weights.matching import few
 from jaxtrain.weights.stored import Stored
 
 LOAD, INIT, DROP, RESIZE, CLASSES = 'load', 'init', 'drop', 'resize', 'classes'
-TAKEN = (LOAD, RESIZE, CLASSES)  # of a leaf that the weights have a value for
+TAKEN = (LOAD, RESIZE, CLASSES)  # actions that use a value of the weights
 ACTIONS = (*TAKEN, INIT, DROP)
-DIFFERS = 'DIFFERS'  # in shape or dtype, and no rule makes it fit
+DIFFERS = 'DIFFERS'  # in shape or dtype, and no rule resizes it
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Leaf:
 
     Attributes:
       path: parameter path.
-      action: one of ACTIONS; or, in a plan that fails, what is wrong.
-      source, target: 'shape dtype' in the weights and in the model, '-' where it is absent; of a
-        file from elsewhere with its key there.
-      key: the path in the weights that it is taken from, or that does not fit; '' if none is.
+      action: one of ACTIONS; or, in a plan that fails, the fault.
+      source, target: 'shape dtype' in the weights and in the model, '-' where it is absent. For a
+        foreign file the source has its key as well.
+      key: the path in the weights that it is loaded from, or that does not fit; otherwise ''.
     """
 
     path: str
@@ -50,12 +50,12 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is restored from where.
+    """What is restored, and from where.
 
     Attributes:
       stored: the weights.
       leaves: one per path of the model or of the weights.
-      classes: for the action 'classes', (class, its output in the model, its output there).
+      classes: for the action 'classes', (class, output in the model, output in the weights).
     """
 
     stored: Stored
@@ -70,15 +70,14 @@ class Plan:
         return [leaf.path for leaf in self.leaves if leaf.action in actions]
 
     def to_json(self) -> dict[str, Any]:
-        found = {'checkpoint': self.checkpoint, 'leaves': [asdict(leaf) for leaf in self.leaves]}
-        return (
-            {**found, 'classes': [name for name, _, _ in self.classes]} if self.classes else found
-        )
+        content = {'checkpoint': self.checkpoint, 'leaves': [asdict(leaf) for leaf in self.leaves]}
+        classes = [name for name, _, _ in self.classes]
+        return {**content, 'classes': classes} if classes else content
 
     def summary(self) -> str:
         counts = {a: len(self.paths(a)) for a in ACTIONS}
-        said = [f'{a} {n}' + _whose(self.paths(a)) for a, n in counts.items() if n]
-        text = f'restore from {self.checkpoint}: {", ".join(said)}'
+        parts = [f'{a} {n}' + _roots(self.paths(a)) for a, n in counts.items() if n]
+        text = f'restore from {self.checkpoint}: {", ".join(parts)}'
         if self.classes:
             names = [name for name, _, _ in self.classes]
             text += f'; {len(names)} classes by name ({few(names)})'
@@ -88,7 +87,7 @@ class Plan:
 def make_plan(
     stored: Stored, params: Any, model_state: Any, rule_value: tuple, classes: tuple[str, ...] = ()
 ) -> Plan:
-    """The plan for weights.
+    """Make the plan to restore weights into a model.
 
     Args:
       stored: the weights, not read yet.
@@ -97,7 +96,7 @@ def make_plan(
       classes: class names by output of the model.
 
     Raises:
-      UserError: a rule at fault, or a leaf that the rules leave without a value; its `details` list
+      UserError: a rule is wrong, or a leaf has no value by the rules. The error's `details` list
         every leaf.
     """
     where = 'config.restore.rules'
@@ -105,8 +104,8 @@ def make_plan(
     for pattern, action in rule_list:
         if action not in ACTIONS and not re.fullmatch(r'load \S+', action):
             raise UserError(
-                f'{where}: rule {pattern!r} says {action!r}; choose from {", ".join(ACTIONS)} or '
-                "'load OTHER/PATH'"
+                f'{where}: rule {pattern!r} has the action {action!r}; choose from '
+                f"{', '.join(ACTIONS)} or 'load OTHER/PATH'"
             )
     target = by_path(params, model_state)
     assigned = rules.assign(rule_list, sorted({*stored.leaves, *target}), where)
@@ -126,43 +125,43 @@ def make_plan(
 
 
 def read(plan: Plan, params: Any, model_state: Any) -> dict[str, jax.Array]:
-    """Reads the leaves to load or resize: path -> array, on the shardings of those given."""
+    """Read the leaves to load or resize: path -> array, with the shardings of the given leaves."""
     target = by_path(params, model_state)
-    taken = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action in (LOAD, RESIZE)}
-    stored = _stored_leaves(plan, {path: target[path] for path in taken}, taken)
+    keys = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action in (LOAD, RESIZE)}
+    stored = _stored_leaves(plan, {path: target[path] for path in keys}, keys)
     values = plan.stored.read(stored)
-    found, given = {}, set()
-    for path, key in taken.items():
+    arrays, used = {}, set()
+    for path, key in keys.items():
         value, leaf = values[key], target[path]
-        if key in given:  # the step gives its buffers away, each of them once
+        if key in used:  # the step donates its buffers, each of them once
             value = jnp.copy(value)
-        given.add(key)
+        used.add(key)
         if value.shape != leaf.shape:
             value = jax.device_put(resize.resize(path, value, leaf.shape), leaf.sharding)
-        found[path] = value
-    return found
+        arrays[path] = value
+    return arrays
 
 
 def with_classes(plan: Plan, fresh: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Fresh leaves of the head, with the outputs of classes that the weights know put in."""
-    taken = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action == CLASSES}
-    if not taken:
+    """Replace the outputs of classes that the weights know in the fresh leaves of the head."""
+    keys = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action == CLASSES}
+    if not keys:
         return dict(fresh)
-    values = plan.stored.read(_stored_leaves(plan, {p: fresh[p] for p in taken}, taken))
-    ours = np.array([i for _, i, _ in plan.classes])
-    theirs = np.array([i for _, _, i in plan.classes])
+    values = plan.stored.read(_stored_leaves(plan, {p: fresh[p] for p in keys}, keys))
+    new = np.array([i for _, i, _ in plan.classes])
+    old = np.array([i for _, _, i in plan.classes])
     known = {
         path: jax.device_put(
-            jnp.asarray(fresh[path]).at[..., ours].set(values[key][..., theirs]),
+            jnp.asarray(fresh[path]).at[..., new].set(values[key][..., old]),
             fresh[path].sharding,
         )
-        for path, key in taken.items()
+        for path, key in keys.items()
     }
     return {**fresh, **known}
 
 
 def to_text(leaves: tuple[Leaf, ...]) -> str:
-    """The plan as aligned lines: action, path, what the weights have, what the model wants."""
+    """Format the plan as aligned lines: action, path, source -> target."""
     width = max(len(leaf.path) for leaf in leaves)
     action = max(len(leaf.action) for leaf in leaves)
     return '\n'.join(
@@ -172,7 +171,7 @@ def to_text(leaves: tuple[Leaf, ...]) -> str:
 
 
 def _expanded(path: str, action: str, rule_list: rules.Rules, where: str) -> str:
-    """The action with groups of the rule that wins put in: 'load old/\\1' -> 'load old/kernel'."""
+    """Insert the groups of the first rule that matches: 'load old/\\1' -> 'load old/kernel'."""
     if ' ' not in action:
         return action
     match = next(m for pattern, _ in rule_list if (m := re.fullmatch(pattern, path)))
@@ -181,12 +180,12 @@ def _expanded(path: str, action: str, rule_list: rules.Rules, where: str) -> str
     except (re.error, IndexError) as error:
         raise UserError(
             f'{where}: {action!r} does not fit the rule {match.re.pattern!r} ({error}); \\1 is '
-            'what its first brackets match'
+            'the match of its first group'
         ) from error
 
 
 def _check_sources(stored: Stored, actions: Mapping[str, str], where: str) -> None:
-    """UserError if a leaf is to be loaded from a path that the weights do not have."""
+    """Raise a UserError if a leaf is to be loaded from a path that the weights do not have."""
     keys = {path: action.split()[1] for path, action in actions.items() if ' ' in action}
     missing = {path: key for path, key in keys.items() if key not in stored.leaves}
     if missing:
@@ -205,7 +204,7 @@ def _leaf(
     key = key or path
     have, want = stored.leaves.get(key), target.get(path)
     if want is None:
-        # Only the weights have it: an 'init' rule for a head covers the old head's extra leaves.
+        # Only the weights have it: the 'init' rule of a head covers extra leaves of the old head.
         outcome = DROP if action in (DROP, INIT) else 'NOT IN MODEL'
     elif action == INIT:
         outcome = INIT
@@ -216,16 +215,16 @@ def _leaf(
     source = stored.keys.get(key) or _text(have)
     if key != path and have is not None:
         source = f'{key} {source}'
-    taken = outcome in (*TAKEN, DIFFERS)
-    return Leaf(path, outcome, source, _text(want), key if taken else '')
+    keyed = outcome in (*TAKEN, DIFFERS)
+    return Leaf(path, outcome, source, _text(want), key if keyed else '')
 
 
 def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[str, ...]) -> str:
-    """What becomes of a leaf that both have, by a rule that takes it."""
+    """Return what happens to a leaf that both have, by a rule that loads it."""
     if have.dtype != want.dtype:
         return DIFFERS
     if action == CLASSES:
-        assert stored.bundle is not None  # else `_same_classes` has found no class
+        assert stored.bundle is not None  # otherwise `_same_classes` has raised
         known = len(stored.bundle.classes)
         fits = have.shape[-1:] == (known,) and want.shape[-1:] == (len(classes),)
         return CLASSES if fits and have.shape[:-1] == want.shape[:-1] else 'NO OUTPUT PER CLASS'
@@ -237,26 +236,26 @@ def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[
 
 
 def _same_classes(stored: Stored, classes: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
-    """(class, output in the model, output in the weights) of those that both know."""
+    """Return (class, output in the model, output in the weights) for the classes of both."""
     known = {name: i for i, name in enumerate(stored.bundle.classes)} if stored.bundle else {}
-    found = tuple((name, i, known[name]) for i, name in enumerate(classes) if name in known)
-    if not found:
+    shared = tuple((name, i, known[name]) for i, name in enumerate(classes) if name in known)
+    if not shared:
         raise UserError(
             f"config.restore.rules: 'classes' finds none of the {len(classes)} classes of the data "
             f'({few(classes)}) among the {len(known)} of {stored.where} '
             f"({few(known) or 'none'}); write 'init' for a new head"
         )
-    return found
+    return shared
 
 
-def _stored_leaves(plan: Plan, leaves: Mapping, taken: Mapping[str, str]) -> dict[str, Any]:
-    """What to ask the weights for: key -> the leaf as it is stored there, on devices as here."""
+def _stored_leaves(plan: Plan, leaves: Mapping, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the leaves to request: key -> leaf with the stored shape, and the model's sharding."""
     wanted = {}
     for path, leaf in leaves.items():
-        shape, sharding = plan.stored.leaves[taken[path]].shape, leaf.sharding
+        shape, sharding = plan.stored.leaves[keys[path]].shape, leaf.sharding
         if shape != leaf.shape and isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
-        wanted[taken[path]] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+        wanted[keys[path]] = jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
     return wanted
 
 
@@ -269,24 +268,24 @@ def _advice(stored: Stored, faults: list[Leaf], target: Mapping) -> str:
             f'{start}: its head differs ({leaf.path}: {leaf.source} -> {leaf.target}); for a new '
             f"head add the rule ('head/.*', 'init') in front of config.restore.rules"
         )
-    resizable = [leaf for leaf in faults if _resizes(leaf, stored, target)]
+    resizable = [leaf for leaf in faults if _can_resize(leaf, stored, target)]
     leaf = (resizable or faults)[0]
-    said = (
+    fault = (
         f'{start}: {len(faults)} of {len({*stored.leaves, *target})} leaves, first {leaf.path} '
         f'({leaf.action}: {leaf.source} -> {leaf.target})'
     )
     if resizable:
-        return f"{said}; add the rule ('{leaf.path}', 'resize') in front of config.restore.rules"
+        return f"{fault}; add the rule ('{leaf.path}', 'resize') in front of config.restore.rules"
     spare = {leaf.path for leaf in faults if leaf.target == '-'}
     guess = nearest(leaf.path, spare) if leaf.source == '-' else ''
     return (
-        f'{said}{guess}; make config.model that of the checkpoint, or say what to init or drop in '
-        'config.restore.rules'
+        f'{fault}{guess}; set config.model to that of the checkpoint, or add rules with init or '
+        'drop to config.restore.rules'
     )
 
 
-def _resizes(leaf: Leaf, stored: Stored, target: Mapping) -> bool:
-    """Whether the rule 'resize' mends a fault; not where a rule takes it from another path."""
+def _can_resize(leaf: Leaf, stored: Stored, target: Mapping) -> bool:
+    """Whether the action 'resize' fixes a fault; not if a rule loads the leaf from another path."""
     if leaf.action != DIFFERS or leaf.key != leaf.path:
         return False
     have, want = stored.leaves[leaf.path], target[leaf.path]
@@ -297,6 +296,6 @@ def _text(leaf: Any) -> str:
     return '-' if leaf is None else array_text(leaf.shape, leaf.dtype)
 
 
-def _whose(paths: list[str]) -> str:
-    parts = sorted({path.split('/')[0] for path in paths})
-    return f' ({", ".join(parts)})'
+def _roots(paths: list[str]) -> str:
+    roots = sorted({path.split('/')[0] for path in paths})
+    return f' ({", ".join(roots)})'

@@ -1,4 +1,4 @@
-"""The run directory: files are replaced as a whole, it has one config, its log fits its checkpoint."""
+"""The run directory: files are replaced as a whole, one config, a log that fits its checkpoint."""
 
 import json
 import os

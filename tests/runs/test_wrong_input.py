@@ -232,7 +232,7 @@ def test_evaluate_a_run(words, parts, jaxtrain, pretrained):
             ['model.widths=(8,12)'],
             True,
             ['config.init_from', 'backbone/conv_1/kernel', '3x3x8x16 float32 -> 3x3x8x12', '5 of']
-            + ['make config.model that of the checkpoint', 'config.restore.rules'],
+            + ['set config.model to that of the checkpoint', 'config.restore.rules'],
         ),
         (
             ["restore.rules=(('.*','load'),)", 'model.hidden=(4,)'],

@@ -72,7 +72,7 @@ def test_preprocessing_that_differs_from_the_weights_is_an_error(changes):
     ((name, value),) = changes.items()
     key = name.split('__')[1]
     message = fault(config(**changes), bundle())
-    assert f'config.data.{key}={value!r}, but the weights of runs/there go by' in message
+    assert f'config.data.{key}={value!r}, but the weights of runs/there use' in message
     assert repr(STORED[key]) in message and "config.restore.settings='config'" in message
 
 

@@ -199,7 +199,7 @@ def test_inspect_lists_what_fine_tuning_loads(imported, config, jaxtrain, tmp_pa
 
 
 def test_a_file_needs_its_origin(file, config):
-    with pytest.raises(UserError, match='is a file; say whence'):
+    with pytest.raises(UserError, match='is a file; name its origin'):
         make_job(config(f'init_from={file}'))
 
 
@@ -245,7 +245,7 @@ def test_misspelt_key(weights, tmp_path):
 def test_unknown_key_and_how_to_drop_it(weights, tmp_path):
     file = spoiled(tmp_path, weights, extra=np.ones(3, 'f4'))
     message = fault('timm', file, 'vit_ti16', tmp_path / 'o')
-    assert "1 of its keys are no part of the model, first 'extra'" in message
+    assert "1 of its keys are not part of the model, first 'extra'" in message
     assert "--drop='extra'" in message
     import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'), drop=['ext.*'])
     plan = json.loads((tmp_path / 'o' / 'restore.json').read_text())

@@ -159,7 +159,8 @@ def test_top_with_another_name_has_numbered_classes(tmp_path):
     assert stored['data']['classes'] == [str(i) for i in range(1000)]
     assert len(stored['import']['assumed']) == 3
     assert all(
-        f'assumed, as the file does not say: {t}' in message for t in stored['import']['assumed']
+        f'assumed, since the file does not state it: {t}' in message
+        for t in stored['import']['assumed']
     )
 
 

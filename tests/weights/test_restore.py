@@ -310,7 +310,9 @@ def test_an_action_that_does_not_fit_its_rule(action, folder):
 
 def test_load_from_nowhere(folder):
     rules = (('backbone/conv/.*', 'load '), *ALL)
-    assert "rule 'backbone/conv/.*' says 'load '" in str(refusal(folder, PARAMS, STATS, rules))
+    assert "rule 'backbone/conv/.*' has the action 'load '" in str(
+        refusal(folder, PARAMS, STATS, rules)
+    )
 
 
 def test_unused_leaves_must_be_dropped(folder):
