@@ -1,7 +1,7 @@
 """Save the state of a run with Orbax while training continues, and resume from it.
 
-A checkpoint at `RUN/checkpoints/STEP` holds `state` (the arrays of a TrainState; empty parts are
-left out) and `host` (JSON: the other values that the loop needs, and checksums). Orbax commits a
+A checkpoint at `RUN/checkpoints/STEP` has `state` (the arrays of a TrainState, without its empty
+parts) and `host` (JSON: the other values that the loop needs, and checksums). Orbax commits a
 checkpoint by a rename, or in a bucket by writing a last file, so that an interrupted save is never
 taken for a checkpoint; the next start removes it. Orbax does not notice when bits of an array
 change on the disk. Each leaf therefore has a checksum (fingerprint.py), which is verified whenever
@@ -36,10 +36,10 @@ DAMAGED = 'damaged'
 # Bytes per piece of an array, and per file. Orbax assembles a file in memory before it writes it:
 # with a single file, saving took 1.9 times the memory of the state.
 PIECE, FILE = 4 * 2**20, 16 * 2**20
-# Share of the state that is read from the disk at the same time.
-READING = 0.05
+# Fraction of the state that is read from the disk at the same time.
+READ_FRACTION = 0.05
 # Seconds that a process waits for the others to write their parts: one of them may have failed.
-TOGETHER = 600
+SAVE_TIMEOUT = 600
 # Attempts to save a checkpoint, and the maximum number of seconds between two attempts.
 ATTEMPTS, PAUSE = 4, 20.0
 
@@ -64,7 +64,7 @@ def open_manager(
         preservation_policy=KeepLatestAndBest(keep, best),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
-        async_options=ocp.AsyncOptions(timeout_secs=TOGETHER),
+        async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT),
     )
     return Manager(checkpoint_list.folder_of(workdir), options=options)
 
@@ -79,7 +79,8 @@ def save(
 ) -> None:
     """Start to save, and return once the arrays are copied. The state may then be donated.
 
-    If the previous save has failed, this one is waited for. A save that fails is tried again.
+    If the previous save has failed, the function waits until this one is on disk. An attempt that
+    fails is repeated, up to `ATTEMPTS` times.
 
     Args:
       manager: as `open_manager` returns it.
@@ -249,7 +250,7 @@ def put_aside(manager: ocp.CheckpointManager, step: int) -> None:
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)
-    _barrier(f'put aside {step}')
+    _barrier(f'move damaged {step}')
     manager.reload()
 
 
@@ -304,7 +305,7 @@ def _at_once(parts: Any) -> float:
     Without a limit, Orbax reads all arrays at once, which takes twice the memory of the state.
     """
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts)]
-    return max(1.1 * max(sizes), READING * sum(sizes)) / 1e9
+    return max(1.1 * max(sizes), READ_FRACTION * sum(sizes)) / 1e9
 
 
 def _all(value: bool) -> bool:

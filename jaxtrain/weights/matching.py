@@ -32,7 +32,7 @@ def shapes_of(match: Match) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Fault:
-    """An array of the map that the file lacks, or has in another shape or with a dtype of integers.
+    """An array that the file lacks, or has in another shape or with a dtype that is not floating.
 
     Attributes:
       key: its key in the file.
