@@ -200,7 +200,7 @@ def test_a_run_with_an_unknown_version_of_the_random_streams(tmp_path, version):
         RunDir(tmp_path, writes=False).check(CONFIG)
     message = str(caught.value)
     assert f'--workdir={tmp_path}' in message and f'version {version!r}' in message
-    assert '\n' not in message and 'later than 1' in message
+    assert '\n' not in message and 'versions up to 1' in message
 
 
 def test_claim_with_changed_data_names_the_change(tmp_path):
