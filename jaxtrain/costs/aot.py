@@ -97,7 +97,7 @@ def measure(
 
 
 def folder() -> Path:
-    """The folder of cached results, beside the compilation cache (`compile.use_compilation_cache`)."""
+    """The folder of cached results, beside the cache of `compile.use_compilation_cache`."""
     default = Path.home() / '.cache' / 'jaxtrain' / 'xla'
     return Path(os.environ.get('JAX_COMPILATION_CACHE_DIR', default)).parent / 'plans'
 

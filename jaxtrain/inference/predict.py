@@ -7,7 +7,7 @@ text from a list also has its `line`.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ import numpy as np
 
 from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_list
-from jaxtrain.data.features import TOKENS, classified_image, continued_tokens
+from jaxtrain.data.features import (
+    ARRAYS,
+    CLASS,
+    TOKENS,
+    classified_image,
+    continued_tokens,
+    feature,
+)
 from jaxtrain.data.images.decode import BadImage
 from jaxtrain.data.images.find import find
 from jaxtrain.data.images.transforms import image_settings, make_transforms, read_image
@@ -137,7 +144,7 @@ def _of_images(
 
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         images = [read(i) for i in indices.tolist()]
-        return {'image': np.stack(images), 'label': np.zeros(len(images), np.int32)}
+        return {'image': np.stack(images), ARRAYS[CLASS]: np.zeros(len(images), np.int32)}
 
     source = Source(fetch, len(files), classified_image(*shape), 'image', record.classes)
     predictions = _predicted(record, folder, source, top)
@@ -174,7 +181,10 @@ def _of_texts(
 
 def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[dict[str, Any]]:
     """The prediction for each example, as the task declares it."""
-    trained = load(record.cfg, folder, source)
+    # The examples have no labels, and a prediction reads none; only the task's check needs them.
+    label = task_of(record.cfg).label
+    features = {**source.features, ARRAYS[label]: feature(label)}
+    trained = load(record.cfg, folder, replace(source, features=features))
     arrays = apply(record.cfg, trained.state, trained.learner.predict_step(), source)
     prediction = trained.learner.task.prediction
     assert prediction is not None  # tasks without one continue prompts instead

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxtrain.config import Config
-from jaxtrain.data.features import IMAGE
+from jaxtrain.data.features import ARRAYS, CLASS, IMAGE
 from jaxtrain.data.sources.open import data_name, open_source
 from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.runs.metric import Metric
@@ -125,7 +125,7 @@ def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
     from matplotlib.figure import Figure
 
     source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
-    shows = source.model_input.meaning == IMAGE and bool(source.classes)
+    shows = source.model_input.meaning == IMAGE and ARRAYS[CLASS] in source.features
     figure = Figure(figsize=(7.2, 4.8), layout='constrained')
     halves: Any = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
     upper, lower = halves
@@ -166,8 +166,9 @@ def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
 def _draw_examples(figure, source) -> None:
     """Draws a strip of images, one of each of the first classes."""
     strip = source.fetch(_one_per_class(source))
-    for place, (image, label) in enumerate(zip(strip[source.inputs], strip['label'], strict=True)):
-        tile = figure.add_subplot(1, len(strip['label']), place + 1)
+    images, labels = strip[source.inputs], strip[ARRAYS[CLASS]]
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+        tile = figure.add_subplot(1, len(labels), place + 1)
         tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
         tile.set_title(source.classes[label], fontsize=9)
         tile.axis('off')
@@ -177,7 +178,7 @@ def _one_per_class(source) -> np.ndarray:
     """Indices of the first example of each of the first classes."""
     labels = source.labels
     if labels is None:
-        labels = source.fetch(np.arange(min(len(source), 4096)))['label']
+        labels = source.fetch(np.arange(min(len(source), 4096)))[ARRAYS[CLASS]]
     classes = np.unique(labels)[:STRIP]
     return np.array([np.flatnonzero(labels == c)[0] for c in classes])
 

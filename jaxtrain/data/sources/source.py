@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxtrain.data.features import TOKENS, Feature
+from jaxtrain.data.features import ARRAYS, CLASS, TOKENS, Feature
 from jaxtrain.data.tokenizer import Tokenizer
 from jaxtrain.errors import UserError, nearest
 
@@ -93,7 +93,7 @@ def in_memory(source: Source) -> Source:
     def fetch(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {name: array[indices] for name, array in kept.items()}
 
-    return replace(source, fetch=fetch, labels=kept['label'])
+    return replace(source, fetch=fetch, labels=kept.get(ARRAYS[CLASS]))
 
 
 def first_per_class(source: Source, limit: int, where: str) -> Source:
@@ -102,15 +102,16 @@ def first_per_class(source: Source, limit: int, where: str) -> Source:
     Raises:
       UserError: If a class has fewer, or there are no classes; `where` names the data in messages.
     """
-    if not source.classes:
+    name = ARRAYS[CLASS]
+    if name not in source.features:
         raise UserError(
-            f'config.data.limit={limit} counts the examples of each class, and {where} has no '
-            'classes; set it to 0'
+            f'config.data.limit={limit} counts the examples of each class, and {where} does not '
+            'give every example one class; set it to 0'
         )
     kept: list[int] = []
     counts = np.zeros(len(source.classes), int)
     for block in _blocks(len(source)):
-        labels = source.fetch(block)['label'] if source.labels is None else source.labels[block]
+        labels = source.fetch(block)[name] if source.labels is None else source.labels[block]
         for index, label in zip(block.tolist(), labels.tolist(), strict=True):
             if counts[label] < limit:
                 counts[label] += 1
