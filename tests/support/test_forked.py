@@ -105,10 +105,12 @@ def test_the_longest_files_are_there():
 
 
 @pytest.mark.parametrize(
-    ('held', 'spent', 'over'), [(True, 500, False), (True, 500.9, True), (False, 501, False)]
+    ('held', 'spent', 'slowness', 'over'),
+    [(True, 500, 1, False), (True, 501, 1, True), (True, 501, 2, False), (False, 501, 1, False)],
 )
-def test_the_budget(held, spent, over, monkeypatch):
+def test_the_budget(held, spent, slowness, over, monkeypatch):
     monkeypatch.setattr(conftest, 'cpu_seconds', lambda: spent)
+    monkeypatch.setattr(conftest, 'slowness', lambda: slowness)
     config = SimpleNamespace(getini=lambda _: '500', getoption=lambda _: held)
     assert bool(conftest.over_budget(config)) == over
 
