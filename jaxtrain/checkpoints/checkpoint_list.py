@@ -59,10 +59,12 @@ def saved_steps(run: str | Path) -> list[int]:
 
 def best_step(run: str | Path) -> int | None:
     """Return the step with the best val metric by the run's config, or None without metrics."""
+    val, steps = val_of(read_metrics(storage.path(run))), saved_steps(run)
+    if not val or not steps:
+        return None
     from jaxtrain.tasks.tasks import best_metric
 
-    metric = best_metric(Config.from_json(read_config(run)['config']))
-    return best_of(val_of(read_metrics(storage.path(run))), metric, saved_steps(run))
+    return best_of(val, best_metric(Config.from_json(read_config(run)['config'])), steps)
 
 
 def folder_of(run: str | Path) -> Path:

@@ -20,7 +20,7 @@ WORDS = ''
 
 
 def run(given: Arguments) -> None:
-    # Without JAX, so that it is fast, and works while a run holds the devices.
+    # Devices are not touched, so that it works while a run holds them.
     from jaxtrain.inspection import status, status_text
 
     result = status.status(given.flags.workdir)

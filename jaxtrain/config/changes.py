@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtrain.config.closed import flatten, tuples, unflatten
-from jaxtrain.config.keys import base
+from jaxtrain.config.keys import PREPROCESSING, base
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ CHANGES = Changes(
         'data.std': {(): None},
         'data.channel_order': {'': None},
     },
+    # Runs without these keys did what the keys' defaults were before they could be left open.
+    before={f'data.{key}': value for key, value in PREPROCESSING.items()}
+    | {'best_metric': 'accuracy'},
 )
 
 

@@ -154,7 +154,10 @@ def make_job(
     """
     stored = _open_weights(cfg, resumes)
     settings = stored.bundle if stored else None
-    cfg = bundle.resumed(cfg, workdir) if resumes else bundle.resolve(cfg, settings)
+    if resumes:
+        cfg = bundle.resumed(cfg, workdir)
+    else:
+        cfg = bundle.resolve(bundle.with_recorded_metric(cfg, workdir), settings)
     axes, parallel = cfg.mesh, cfg.choose('parallel', PARALLEL)
     mesh = meshes.make_mesh((axes.data, axes.fsdp, axes.tensor), devices)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)

@@ -103,6 +103,19 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
     return cfg.updated(best_metric=best, data=data, model=_model(written['model'], bundle, None))
 
 
+def with_recorded_metric(cfg: Config, workdir: str | Path) -> Config:
+    """Return the config with the best_metric that a run recorded, if the config leaves it open.
+
+    A run that stopped before its first checkpoint starts again, perhaps with a version of the task
+    that has another main metric.
+    """
+    if cfg.best_metric or not str(workdir):
+        return cfg
+    if not (storage.path(workdir) / 'config.json').exists():
+        return cfg
+    return cfg.updated(best_metric=read_config(workdir)['config']['best_metric'])
+
+
 def _follows_weights(cfg: Config) -> bool:
     """Whether the settings of the weights apply, by `config.restore.settings`."""
     return cfg.restore.choose('settings', ('weights', 'config')) == 'weights'

@@ -121,12 +121,17 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
 def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the folder has this import already. UserError if it has any other content."""
     written = storage.read_json(out / 'config.json') if out.is_dir() else None
-    if written is not None and written.get('import') == entry:
+    if written is not None and _identity(written.get('import', {})) == _identity(entry):
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         what = 'a run' if written is not None else 'something else'
         raise UserError(f'--workdir={out} holds {what} already; give another folder, or remove it')
     return False
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells imports apart. Assumptions are counted, since their wording may change."""
+    return {**entry, 'assumed': len(entry.get('assumed', ()))}
 
 
 @contextlib.contextmanager

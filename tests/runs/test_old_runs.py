@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain.config.keys import base
+from jaxtrain.config.keys import PREPROCESSING, base
 from jaxtrain.runs.folder import read_config
 from tests.conftest import ROOT
 from tests.golden.make_runs import evaluations, run
@@ -68,8 +68,14 @@ def test_an_old_finished_run_counts_as_finished(runs, capsys):
     assert 'is finished' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['full', 'linear'])
-def test_an_old_run_is_evaluated(runs, name, jaxtrain):
+@pytest.mark.parametrize(('name', 'lacks_keys'), [('full', True), ('linear', False)])
+def test_an_old_run_is_evaluated(runs, name, lacks_keys, jaxtrain):
+    if lacks_keys:  # as runs from before preprocessing had keys
+        path = runs / name / 'config.json'
+        written = json.loads(path.read_text())
+        for key in PREPROCESSING:
+            del written['config']['data'][key]
+        path.write_text(json.dumps(written))
     outcome = jaxtrain('evaluate', f'--workdir={name}', '--split=test')
     line = expected(runs, name)[-1]
     assert outcome.code == 0, outcome.err

@@ -6,7 +6,7 @@ from jaxtrain.config import Config, base
 from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.errors import UserError
 from jaxtrain.runs.folder import RunDir
-from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed
+from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed, with_recorded_metric
 
 STORED = {
     'image_size': (224, 224),
@@ -157,3 +157,13 @@ def test_resumed_run_keeps_its_best_metric(before, given, after, tmp_path):
     RunDir(tmp_path).claim({**old.to_dict(), 'model': CNN})
     cfg = config(task__name='lm', best_metric=given)
     assert resumed(cfg, tmp_path).best_metric == after
+
+
+@pytest.mark.parametrize(('given', 'after'), [('', 'accuracy'), ('loss', 'loss')])
+def test_run_without_a_checkpoint_keeps_its_best_metric(given, after, tmp_path):
+    """Such a run starts again, and its config.json must agree with the config."""
+    old = resolve(config(task__name='lm', best_metric='accuracy'), None)
+    RunDir(tmp_path).claim({**old.to_dict(), 'model': CNN})
+    cfg = config(task__name='lm', best_metric=given)
+    assert with_recorded_metric(cfg, tmp_path).best_metric == after
+    assert with_recorded_metric(cfg, tmp_path / 'new').best_metric == given

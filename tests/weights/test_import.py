@@ -186,6 +186,19 @@ def test_the_same_import_again_changes_nothing(imported, top):
     assert {p: p.stat().st_mtime_ns for p in out.rglob('*')} == before
 
 
+def test_import_with_assumptions_in_other_words_is_the_same(tmp_path):
+    path = write(tmp_path / 'vgg.h5', 'tf-keras3', 16, (2, 2, 1000), 512, value=None)
+    weights(path, tmp_path / 'out')
+    config = tmp_path / 'out' / 'config.json'
+    written = json.loads(config.read_text())
+    written['import']['assumed'] = [f'earlier: {words}' for words in written['import']['assumed']]
+    config.write_text(json.dumps(written))
+    assert 'holds this import already' in weights(path, tmp_path / 'out')
+    written['import']['assumed'].pop()
+    config.write_text(json.dumps(written))
+    assert 'holds a run already' in str(fault('keras', path, 'vgg16', tmp_path / 'out'))
+
+
 def test_folder_in_use_is_not_changed(imported, notop, tmp_path):
     out, _ = imported
     assert 'holds a run already' in str(fault('keras', notop, 'vgg16', out))
