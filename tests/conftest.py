@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,9 @@ _XLA_FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_spli
 if version('jaxlib').startswith('0.10.'):  # a third of the compiling; later ones have no such flag
     _XLA_FLAGS += ' --xla_cpu_use_fusion_emitters=false'
 if _MAIN:
+    # nohup, and a shell that starts the tests in the background, have them ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     _SHARED = Path(tempfile.mkdtemp(prefix='jaxtrain-tests-'))
     os.environ |= {
         'JAXTRAIN_TESTS': str(_SHARED),
