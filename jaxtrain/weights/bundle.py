@@ -95,12 +95,11 @@ def resumed(cfg: Config, workdir: str | Path) -> Config:
     }
     # The run has a copy of its tokenizer, in case the original no longer exists.
     tokenizer = written['data']['tokenizer']
-    before = read_config(workdir)['config']
-    if tokenizer == before['data']['tokenizer']:
+    if tokenizer == read_config(workdir)['config']['data']['tokenizer']:
         tokenizer = ''
     data['tokenizer'] = _tokenizer(tokenizer, bundle)
-    best = cfg.best_metric or before['best_metric']
-    return cfg.updated(best_metric=best, data=data, model=_model(written['model'], bundle, None))
+    cfg = with_recorded_metric(cfg, workdir)
+    return cfg.updated(data=data, model=_model(written['model'], bundle, None))
 
 
 def with_recorded_metric(cfg: Config, workdir: str | Path) -> Config:
