@@ -179,7 +179,17 @@ def _run(how: str, what: str, *words: str) -> None:
         exec(compile(what, '<string>', 'exec'), module.__dict__)
 
 
+def by_default() -> None:
+    """Restores what pytest's process ignores once it has used JAX's profiler or libtpu.
+
+    A process that ignores a signal has its children ignore it as well.
+    """
+    for number in (signal.SIGHUP, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _main(control: socket.socket) -> None:
+    by_default()
     import grain.python  # noqa: F401
     import matplotlib.backends.backend_agg  # noqa: F401
     import matplotlib.figure  # noqa: F401

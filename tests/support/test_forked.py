@@ -11,15 +11,13 @@ import pytest
 
 from tests import conftest
 from tests.conftest import LONGEST, ROOT, python
-from tests.support.forked import Process
+from tests.support.forked import Process, by_default
 
 # How a process finds things, line by line.
-# Without SIGPROF, which this process ignores once a test has used JAX's profiler.
 FOUND = """
 import os, signal, sys, threading
 print(sys.argv[1:], os.getcwd(), sorted(os.environ.items()))
-signals = sorted(signal.valid_signals() - {signal.SIGPROF})
-print([signal.getsignal(number) for number in signals])
+print([signal.getsignal(number) for number in sorted(signal.valid_signals())])
 print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), os.getpgrp(), os.nice(0))
 print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1], os.listdir('/proc/self/task') == [str(os.getpid())])
 print(os.isatty(0), sys.stdin.read(), sys.stdout.line_buffering, sys.stderr.line_buffering)
@@ -36,7 +34,7 @@ def test_it_is_as_a_fresh_one_is():
     env = os.environ | {'XLA_FLAGS': '', 'X': 'y'}
     fresh = subprocess.run(
         [sys.executable, '-c', code, *words], env=env, cwd=ROOT, text=True,
-        stdin=subprocess.DEVNULL, capture_output=True, check=True,
+        stdin=subprocess.DEVNULL, capture_output=True, check=True, preexec_fn=by_default,
     )  # fmt: skip
     assert python('-c', code, *words, XLA_FLAGS='', X='y') == (0, fresh.stdout, fresh.stderr)
 
