@@ -49,12 +49,14 @@ def test_operations_of_a_gpt_are_those_of_palm(tmp_path):
 
 # The parameters and the GMACs of a forward pass are from torchvision's table of models, which
 # rounds the GMACs and calls them GFLOPS.
+@pytest.mark.slow
 def test_the_large_vit_is_the_published_one(tmp_path):
     job = foundation_ours.job_of(written(SPECS['vit_b16'], tmp_path, batch_size=1))
     assert count(job.abstract.params) == 86_567_656
     assert foundation_ours.flops(job) == pytest.approx(6 * 17.56e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_large_resnet_is_the_published_one(tmp_path):
     job = foundation_ours.job_of(written(SPECS['resnet50'], tmp_path, batch_size=1))
     assert count(job.abstract.params) == 25_557_032

@@ -90,6 +90,7 @@ def test_imagenet_can_be_planned_without_it(name):
     assert job.steps == math.ceil(cfg.epochs * len(job.train) / cfg.batch_size)
 
 
+@pytest.mark.slow
 def test_gpt2_small_is_the_published_size():
     """With GPT-2's 50,257 tokens there are 124,439,808 parameters; with bytes there are fewer."""
     cfg = load(path('gpt2_small'), [])

@@ -163,7 +163,12 @@ def corpus(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('model', FIELDS)
+SLOW = ('resnet', 'gpt')  # others have their convolutions and their attention
+
+
+@pytest.mark.parametrize(
+    'model', [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in FIELDS]
+)
 def test_a_whole_step_agrees_with_the_compiler(model, corpus):
     traced = trace_step(*job(model, corpus).program())
     flops = of_jaxpr(traced.jaxpr)

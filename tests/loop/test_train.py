@@ -256,7 +256,7 @@ def test_other_runs_restore_the_moving_average(averaging):
 
 def test_a_run_stopped_by_sigterm_resumes(jaxtrain, tmp_path):
     # Each step has exactly one line, including the step at which the run stops.
-    words = ['--config.steps=300', '--config.eval_every=150', '--config.log_every=1']
+    words = ['--config.steps=150', '--config.eval_every=75', '--config.log_every=1']
     straight, stopped = tmp_path / 'straight', tmp_path / 'stopped'
     command = ['train', f'--config={TINY}', f'--workdir={stopped}', *words]
     child = start(*command)
@@ -268,7 +268,7 @@ def test_a_run_stopped_by_sigterm_resumes(jaxtrain, tmp_path):
     assert child.returncode == 42, output
     assert 'state saved' in output and output.splitlines()[-1].endswith('command again to go on')
     reached = max(int(p.name) for p in (stopped / 'checkpoints').iterdir())
-    assert 5 <= reached < 300 and f'stopped at step {reached} of 300' in output
+    assert 5 <= reached < 150 and f'stopped at step {reached} of 150' in output
     assert not (stopped / 'result.json').exists()
 
     outcome = jaxtrain(*command)

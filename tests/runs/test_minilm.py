@@ -47,6 +47,7 @@ def test_tokens_are_those_of_the_reference(folder):
     assert cut == 1
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_the_reference(imported, jaxtrain, tmp_path):
     out = shutil.copytree(imported[0], tmp_path / 'minilm')
     config = json.loads((out / 'config.json').read_text())
@@ -76,6 +77,7 @@ def test_the_output_of_the_import(imported, folder):
     assert (out / 'tokenizer.json').read_text() == (folder / 'tokenizer.json').read_text()
 
 
+@pytest.mark.slow
 def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
     """Without a tokenizer, commands fail with a line that names the key to set."""
     weights = tmp_path / 'weights'

@@ -56,8 +56,8 @@ def get_config():
     c.data.length = 32
     c.data.tokenizer = 'bytes'
     c.batch_size = 16
-    c.steps = 150
-    c.eval_every = 75
+    c.steps = 120
+    c.eval_every = 60
     c.optim.lr = 1e-2
     c.model.name = 'gpt'
     c.model.width = 32

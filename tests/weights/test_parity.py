@@ -36,7 +36,7 @@ MAPS = [*{family(name): name for name in CASES if not name.startswith('keras')}.
 
 
 # Slow cases: a smaller case has the same map, or only the image size differs.
-LARGE = [name for name in CASES if 'resnet50' in name and name != 'keras_resnet50_even']
+LARGE = [n for n in CASES if re.search('resnet34|resnet50', n) and n != 'keras_resnet50_even']
 
 
 def slower(names, slow) -> list:

@@ -119,6 +119,7 @@ def run_python(code: str, *args: str, **env: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_two_preparations_are_equal_whatever_the_hash_seed(greek, tmp_path):
     """And where stderr is no terminal, nothing is printed."""
     code = """
@@ -176,6 +177,7 @@ def test_latin_cyrillic_has_54000_3000_3000_images_of_90_classes():
     assert sum('CYRILLIC' in unicodedata.name(c) for c in characters) == 38
 
 
+@pytest.mark.slow
 def test_latin_cyrillic_generates_balanced_splits_of_the_documented_sizes(tmp_path, monkeypatch):
     """The real generator runs over all 60,000 indices; only the drawing is left out."""
     monkeypatch.setattr(glyphs, 'render', lambda character, face: None)
