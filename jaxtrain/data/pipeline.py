@@ -53,6 +53,36 @@ class Slice:
         return batch[self.index * share : (self.index + 1) * share]
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which examples of a step this process reads.
+
+    Attributes:
+      batch_size: examples in the global batch.
+      seed: the seed of the permutations, and of the random numbers.
+      part: this process's share.
+    """
+
+    batch_size: int
+    seed: int
+    part: Slice = Slice()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are read ahead of time.
+
+    Attributes:
+      threads: the number of host threads.
+      ahead: the number of items to prepare in advance.
+      workers: the number of processes to use in place of threads; 0 uses threads.
+    """
+
+    threads: int = 1
+    ahead: int = 1
+    workers: int = 0
+
+
 def train_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Return the indices of the examples in a step's global batch, int64 [batch_size].
 
@@ -84,33 +114,24 @@ def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    source: Source,
-    batch_size: int,
-    seed: int,
-    bounds: Sequence[int] | np.ndarray,
-    part: Slice,
-    threads: int,
-    ahead: int,
-    workers: int = 0,
+    source: Source, bounds: Sequence[int] | np.ndarray, order: Order, reading: Reading = Reading()
 ) -> Batches:
     """Return this process's batches, arrays by name as `Source.features` declares them.
 
     Args:
       source: the training examples.
-      batch_size: examples in the global batch.
-      seed: the seed of the order.
       bounds: ascending steps: item `i` has the steps from `bounds[i]` up to `bounds[i + 1]`. An
         item of several steps has a leading axis of steps.
-      part: this process's share.
-      threads: the number of host threads.
-      ahead: the number of items to prepare in advance.
-      workers: the number of processes to use in place of threads; 0 uses threads.
+      order: which examples each step has.
+      reading: how they are read.
 
     Returns:
       An iterator whose `close()` ends its threads or processes. Each worker gets a copy of
       `source`.
     """
     import grain.python as grain
+
+    batch_size, seed, part = order.batch_size, order.seed, order.part
 
     def batch(item: int) -> Batch:
         steps = range(int(bounds[item]), int(bounds[item + 1]))
@@ -122,17 +143,17 @@ def train_batches(
         return {k: v.reshape(len(steps), -1, *v.shape[1:]) for k, v in examples.items()}
 
     dataset = grain.MapDataset.range(len(bounds) - 1).map(batch)
-    if not workers:
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+    if not reading.workers:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(reading.threads, reading.ahead)))
     if not flags.FLAGS.is_parsed():  # Grain passes its flags on to the workers
         flags.FLAGS.mark_as_parsed()
     # JAX releases the last batch, whose memory is shared with a worker, in the next garbage
     # collection. Without one at exit, a warning about the shared memory would be printed.
     atexit.register(gc.collect)
-    each = max(1, -(-ahead // workers))
+    each = max(1, -(-reading.ahead // reading.workers))
     dataset = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
     return _with_blocked_signals(
-        dataset.mp_prefetch(grain.MultiprocessingOptions(workers, each), _start_worker)
+        dataset.mp_prefetch(grain.MultiprocessingOptions(reading.workers, each), _start_worker)
     )
 
 

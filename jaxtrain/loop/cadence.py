@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.config import Config
-from jaxtrain.data.pipeline import check_batch_size
+from jaxtrain.data.pipeline import Reading, check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
 from jaxtrain.loop.job import Job
@@ -29,6 +29,7 @@ class Cadence:
       profile: first and last step to trace.
       best_metric: the val metric that decides which checkpoint is the best.
       budgets: seconds by phase, without phases that have no limit.
+      reading: how training batches are read.
       val, test: sources to evaluate on, or None.
     """
 
@@ -45,9 +46,7 @@ class Cadence:
     budgets: Mapping[str, float]
     keep: int
     best_metric: Metric
-    threads: int
-    workers: int
-    prefetch: int
+    reading: Reading
     val: Source | None
     test: Source | None
 
@@ -139,9 +138,7 @@ def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_sour
         budgets=_budgets(cfg),
         keep=cfg.keep,
         best_metric=best_metric(cfg),
-        threads=data.threads,
-        workers=data.workers,
-        prefetch=data.prefetch,
+        reading=Reading(data.threads, data.prefetch, data.workers),
         val=val,
         test=test,
     )

@@ -17,7 +17,7 @@ from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint, checkpoint_list
 from jaxtrain.config import Config
 from jaxtrain.costs.chips import chip_of
-from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.data.pipeline import Order, Slice, train_batches
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
@@ -324,10 +324,8 @@ def _batches(loop: Loop) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Yields (number of steps, their batches on the devices) for each call."""
     job, cadence, calls = loop.job, loop.cadence, loop.programs.calls
     part = Slice(jax.process_index(), jax.process_count())
-    batches = train_batches(
-        job.train, cadence.batch_size, cadence.seed, calls, part, cadence.threads, cadence.prefetch,
-        cadence.workers,
-    )  # fmt: skip
+    order = Order(cadence.batch_size, cadence.seed, part)
+    batches = train_batches(job.train, calls, order, cadence.reading)
     with contextlib.closing(batches):
         for count in np.diff(calls).tolist():
             with loop.session.clock.phase('data_wait'):

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxtrain.config import Config, base
 from jaxtrain.costs.chips import chip_of
-from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.data.pipeline import Order, train_batches
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.parallel.compile import compile_train_step, use_compilation_cache
 from jaxtrain.parallel.mesh import put_batch
@@ -97,9 +97,9 @@ def make_steps(job: Job) -> Callable[[int], jax.Array]:
     Each call continues from the state of the one before. As in the training loop, the step is
     compiled, the state made, and batches put on the device, where these few batches stay.
     """
-    size, seed = job.cfg.batch_size, job.cfg.seed
+    seed = job.cfg.seed
     step = compile_train_step(*job.program()).call
-    read = train_batches(job.train, size, seed, range(BATCHES + 1), Slice(), threads=1, ahead=1)
+    read = train_batches(job.train, range(BATCHES + 1), Order(job.cfg.batch_size, seed))
     batches = itertools.cycle([put_batch(batch, job.layout.mesh) for batch in read])
     state = first_state(job, seed)
 

@@ -17,6 +17,8 @@ import pytest
 from jaxtrain.config import Config, base
 from jaxtrain.data.features import classified_image
 from jaxtrain.data.pipeline import (
+    Order,
+    Reading,
     Slice,
     check_batch_size,
     eval_batches,
@@ -30,6 +32,7 @@ from jaxtrain.weights.bundle import resolve
 
 SIZE = 23
 WHOLE = Slice()
+ORDER = Order(batch_size=8, seed=0)
 LIMIT = 180  # seconds; processes that take longer to start and end are assumed to hang
 
 
@@ -48,7 +51,9 @@ def numbered(indices: np.ndarray, numbers: np.ndarray | None = None) -> dict[str
 
 def read(source, batch_size=8, seed=0, steps=range(10), part=WHOLE, threads=2, ahead=4, workers=0):
     bounds = range(steps.start, steps.stop + 1)
-    batches = train_batches(source, batch_size, seed, bounds, part, threads, ahead, workers)
+    batches = train_batches(
+        source, bounds, Order(batch_size, seed, part), Reading(threads, ahead, workers)
+    )
     result = list(batches)
     batches.close()
     return result
@@ -130,7 +135,7 @@ def test_random_numbers_depend_on_the_position_in_the_stream():
 def test_numbers_do_not_change_the_examples_and_evaluation_has_none():
     source = replace(SOURCE, fetch=numbered)
     assert [batch['label'].tolist() for batch in read(source)] == labels()
-    several = next(train_batches(source, 4, 0, [0, 3], WHOLE, 1, 1))
+    several = next(train_batches(source, [0, 3], Order(4, 0)))
     assert several['number'].tolist() == numbers(batch_size=4, steps=range(3))
     assert 'number' not in next(eval_batches(source, 4, WHOLE))
 
@@ -141,7 +146,7 @@ def test_workers_make_the_same_batches_of_a_data_set_on_disk():
     cfg = Config(base().to_dict()).replace(**{f'data__{k}': v for k, v in changes.items()})
     source = open_source(resolve(cfg, None).data, 'train', 'config.data.train')
     one = read(source, steps=range(2, 7))
-    batches = train_batches(source, 8, 0, range(2, 8), WHOLE, 2, 4, workers=2)
+    batches = train_batches(source, range(2, 8), ORDER, Reading(2, 4, workers=2))
     done = threading.Event()
 
     def signal_workers():  # as a scheduler does that stops a whole job, but repeatedly
@@ -175,7 +180,7 @@ def broken(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_an_error_in_a_worker_is_raised_in_the_parent():
     first = train_indices(SIZE, 8, 0, 0)[0]
-    batches = train_batches(replace(SOURCE, fetch=broken), 8, 0, range(9), WHOLE, 1, 1, workers=1)
+    batches = train_batches(replace(SOURCE, fetch=broken), range(9), ORDER, Reading(workers=1))
     with pytest.raises(UserError, match=f'example {first} is broken'):
         next(batches)
     batches.close()
@@ -184,9 +189,9 @@ def test_an_error_in_a_worker_is_raised_in_the_parent():
 
 KILLED = """
 import multiprocessing, os
-from tests.data.test_pipeline import SOURCE, WHOLE, train_batches
+from tests.data.test_pipeline import ORDER, SOURCE, Reading, train_batches
 if __name__ == '__main__':
-    batches = train_batches(SOURCE, 8, 0, range(99), WHOLE, 1, 1, workers=1)
+    batches = train_batches(SOURCE, range(99), ORDER, Reading(workers=1))
     next(batches)
     print(len(multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), 9)
@@ -203,7 +208,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
 
 
 def test_batches_are_uint8_images_and_int32_labels():
-    batch = next(train_batches(SOURCE, 8, 0, range(2), WHOLE, 1, 1))
+    batch = next(train_batches(SOURCE, range(2), ORDER))
     assert (batch['image'].shape, batch['image'].dtype) == ((8, 2, 2, 1), np.uint8)
     assert (batch['label'].shape, batch['label'].dtype) == ((8,), np.int32)
     np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], batch['label'])

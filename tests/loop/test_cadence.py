@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxtrain.config import Config
+from jaxtrain.data.pipeline import Reading
 from jaxtrain.errors import UserError
 from jaxtrain.loop.cadence import Cadence, make_cadence
 from jaxtrain.parallel.mesh import AXES
@@ -18,8 +19,8 @@ from tests.support.inputs import image_source
 def cadence(**changes) -> Cadence:
     values = dict(
         seed=0, steps=20, batch_size=4, eval_batch_size=4, unit=4, log_every=5, eval_every=0,
-        save_every=0, steps_per_call=1, keep=1, best_metric=None, threads=1, workers=0,
-        prefetch=1, profile=None, budgets={}, val=None, test=None,
+        save_every=0, steps_per_call=1, keep=1, best_metric=None, reading=Reading(),
+        profile=None, budgets={}, val=None, test=None,
     )  # fmt: skip
     return Cadence(**{**values, **changes})
 
@@ -89,8 +90,8 @@ def test_a_cadence_has_the_values_of_the_config():
     )  # fmt: skip
     assert plan == Cadence(
         seed=7, steps=20, batch_size=8, eval_batch_size=8, unit=8, log_every=5, eval_every=10,
-        save_every=3, steps_per_call=5, profile=(2, 4), keep=2, best_metric=LOSS, threads=3,
-        workers=1, prefetch=6, val='source of val', test='source of test',
+        save_every=3, steps_per_call=5, profile=(2, 4), keep=2, best_metric=LOSS,
+        reading=Reading(threads=3, ahead=6, workers=1), val='source of val', test='source of test',
         # A budget of 0 is no budget; waiting for data counts as part of a step.
         budgets={'restore': 3.0, 'eval': 4.0, 'save': 5.0, 'train': 1.0, 'data_wait': 1.0},
     )  # fmt: skip
@@ -132,7 +133,11 @@ def test_values_out_of_range(changes, key):
 def test_the_smallest_values():
     least = dict(log_every=1, eval_every=0, save_every=0, eval_batch_size=0, keep=1, seed=0)
     plan, _ = made(**least, data__workers=0, budgets__step=0.0)
-    assert (plan.workers, plan.seed, plan.budgets.keys() & {'train', 'data_wait'}) == (0, 0, set())
+    assert (plan.reading.workers, plan.seed, plan.budgets.keys() & {'train', 'data_wait'}) == (
+        0,
+        0,
+        set(),
+    )
     assert made(seed=2**32 - 1)[0].seed == 2**32 - 1
 
 

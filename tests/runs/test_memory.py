@@ -29,7 +29,7 @@ import jax
 import jaxtrain.checkpoints.manager  # so that Orbax is in memory before
 from jaxtrain.checkpoints import checkpoint
 from jaxtrain.config.files import load
-from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.data.pipeline import Order, train_batches
 from jaxtrain.loop.job import first_state, make_job
 from jaxtrain.parallel.compile import compile_train_step, use_compilation_cache
 from jaxtrain.parallel.mesh import put_batch
@@ -43,7 +43,7 @@ use_compilation_cache()
 how, path, workdir = sys.argv[1:]
 job = make_job(load(path, []), how == 'resume', workdir)
 step = compile_train_step(*job.program())
-batch = next(train_batches(job.train, 32, 0, range(2), Slice(), 1, 1))
+batch = next(train_batches(job.train, range(2), Order(batch_size=32, seed=0)))
 before = peak()
 if how == 'resume':
     with checkpoint.open_manager(workdir, 1) as manager:

@@ -33,11 +33,11 @@ def compared(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp('compare') / 'runs'
     seen, whole = [], loop.train_batches
 
-    def note(source, batch_size, seed, *rest):
+    def note(source, bounds, order, reading):
         examples = source.fetch(np.arange(len(source)))
         digest = hashlib.sha256(examples['image'].tobytes() + examples['label'].tobytes())
-        seen.append([len(source), digest.hexdigest(), batch_size, seed])
-        return whole(source, batch_size, seed, *rest)
+        seen.append([len(source), digest.hexdigest(), order.batch_size, order.seed])
+        return whole(source, bounds, order, reading)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, 'train_batches', note)

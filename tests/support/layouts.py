@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxtrain.config import Config, base
-from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.data.pipeline import Order, train_batches
 from jaxtrain.loop.job import first_state, make_job
 from jaxtrain.parallel.compile import compile_train_step
 from jaxtrain.parallel.mesh import put_batch
@@ -60,7 +60,7 @@ def losses(cfg: Config, devices: list, steps: int) -> dict:
     """The metrics of the steps, the leaves whose sharding has changed, and the bytes per device."""
     job = make_job(cfg, devices=devices)
     state, compiled = first_state(job, 0), compile_train_step(*job.program())
-    batches = train_batches(job.train, 32, 0, np.arange(steps + 1), Slice(), 1, 1)
+    batches = train_batches(job.train, np.arange(steps + 1), Order(batch_size=32, seed=0))
     rows = []
     for batch in batches:
         state, metrics = compiled.call(state, put_batch(batch, job.layout.mesh))

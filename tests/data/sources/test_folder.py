@@ -10,7 +10,7 @@ import pytest
 
 from jaxtrain.config import Config, base
 from jaxtrain.data.images.find import walk
-from jaxtrain.data.pipeline import Slice, train_batches
+from jaxtrain.data.pipeline import Order, Reading, train_batches
 from jaxtrain.data.sources import files
 from jaxtrain.data.sources.open import open_source
 from jaxtrain.errors import UserError
@@ -281,7 +281,7 @@ def test_a_class_without_readable_images_is_refused(broken):
 
 
 def test_threads_that_make_batches_raise_one_line_that_names_the_file(broken):
-    batches = train_batches(source(broken, memory_mib=0), 2, 0, range(9), Slice(), 2, 4)
+    batches = train_batches(source(broken, memory_mib=0), range(9), Order(2, 0), Reading(2, 4))
     with pytest.raises(UserError, match=r'train/[ab]/[23]\.\w+ cannot be read as an image') as got:
         list(batches)
     assert '\n' not in str(got.value)
