@@ -32,7 +32,8 @@ WORDS = 'PATH...'
 def run(given: Arguments) -> None:
     values = given.flags
     start_jax()
-    from jaxtrain.inference.predict import Sampling, predict
+    from jaxtrain.inference.generate import Sampling
+    from jaxtrain.inference.predict import predict
     from jaxtrain.terminal import predictions
 
     sampling = Sampling(

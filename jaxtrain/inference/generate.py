@@ -7,27 +7,58 @@ padding token, and no mask for it.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from jaxtrain.errors import UserError
 
 
-def generate(
-    model,
-    variables: Any,
-    prompts: jax.Array | np.ndarray,
-    lengths: jax.Array | np.ndarray,
-    new_tokens: int,
-    key: jax.Array,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop: int = -1,
-) -> jax.Array:
+@struct.dataclass
+class Prompts:
+    """A batch of prompts.
+
+    Attributes:
+      tokens: int32 [batch, length], padded on the right.
+      lengths: int32 [batch], number of tokens of each prompt; at least 1.
+      key: seeds the sampling; unused if the temperature is 0.
+    """
+
+    tokens: jax.Array | np.ndarray
+    lengths: jax.Array | np.ndarray
+    key: jax.Array
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a language model's continuation.
+
+    Attributes:
+      new_tokens: number of tokens to add.
+      temperature: divides the logits; 0 always takes the most probable token.
+      top_k: sample from this many most probable tokens; 0 samples from all.
+      top_p: sample from the most probable tokens that together have this probability.
+      seed: makes the key of each batch.
+      stop: the token that ends a row; -1 for none.
+    """
+
+    new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: int = -1
+
+    def key(self, first: int) -> jax.Array:
+        """The key of the batch that begins with the prompt of this number."""
+        return jax.random.fold_in(jax.random.key(self.seed), first)
+
+
+def generate(model, variables: Any, prompts: Prompts, sampling: Sampling) -> jax.Array:
     """Continues prompts, with a cache of keys and values.
 
     One program is compiled for each combination of shapes and sampling settings. One step processes
@@ -36,14 +67,8 @@ def generate(
     Args:
       model: has the methods `features` and `logits` of `models.gpt.GPT`.
       variables: {'params': ...}.
-      prompts: int32 [batch, length], padded on the right.
-      lengths: int32 [batch], number of tokens of each prompt; at least 1.
-      new_tokens: number of tokens to add.
-      key: seeds the sampling; unused if temperature is 0.
-      temperature: divides the logits; 0 always takes the most probable token.
-      top_k: sample from this many most probable tokens; 0 samples from all.
-      top_p: sample from the most probable tokens that together have this probability.
-      stop: the token that ends a row; -1 for none.
+      prompts: the prompts to continue.
+      sampling: how they are continued.
 
     Returns:
       int32 [batch, new_tokens]: the continuation of each prompt, including the stop token, which is
@@ -53,21 +78,15 @@ def generate(
       UserError: more tokens than the model's context, a length that does not fit its prompt, or a
         number out of range.
     """
-    batch, length = prompts.shape
-    _check(model.context, length, np.asarray(lengths), batch, new_tokens)
-    _check_choice(temperature, top_k, top_p)
-    return _generate(
-        model, variables, prompts, jnp.asarray(lengths, jnp.int32), new_tokens, key,
-        float(temperature), int(top_k), float(top_p), int(stop),
-    )  # fmt: skip
+    _check(model.context, prompts, sampling.new_tokens)
+    _check_choice(sampling.temperature, sampling.top_k, sampling.top_p)
+    return _generate(model, variables, prompts, sampling)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=('model', 'new_tokens', 'temperature', 'top_k', 'top_p', 'stop'),
-)
-def _generate(model, variables, prompts, lengths, new_tokens, key, temperature, top_k, top_p, stop):
-    batch, length = prompts.shape
+@functools.partial(jax.jit, static_argnames=('model', 'sampling'))
+def _generate(model, variables: Any, prompts: Prompts, sampling: Sampling) -> jax.Array:
+    (batch, length), new_tokens, stop = prompts.tokens.shape, sampling.new_tokens, sampling.stop
+    lengths = jnp.asarray(prompts.lengths, jnp.int32)
 
     def step(cache, tokens, start, at):
         """The logits after token `at` of each row, [batch, outputs], and the cache."""
@@ -84,24 +103,22 @@ def _generate(model, variables, prompts, lengths, new_tokens, key, temperature, 
 
     def add(carry):
         i, out, logits, cache, stopped = carry
-        chosen = choose(jax.random.fold_in(key, i), logits, temperature, top_k, top_p)
+        chosen = choose(jax.random.fold_in(prompts.key, i), logits, sampling)
         chosen = jnp.where(stopped, stop, chosen)
         logits, cache = step(cache, chosen[:, None], lengths + i, jnp.zeros_like(lengths))
         return i + 1, out.at[:, i].set(chosen), logits, cache, chosen == stop
 
-    logits, cache = step({}, prompts, jnp.zeros_like(lengths), lengths - 1)
+    logits, cache = step({}, prompts.tokens, jnp.zeros_like(lengths), lengths - 1)
     out = jnp.full((batch, new_tokens), stop, jnp.int32)
     carry = (0, out, logits, cache, jnp.zeros(batch, bool))
     return jax.lax.while_loop(more, add, carry)[1]
 
 
-def choose(
-    key: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float
-) -> jax.Array:
-    """Samples one token per row, int32 [batch], from logits [batch, outputs]; see `generate`."""
-    if not temperature:
+def choose(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Samples one token per row, int32 [batch], from logits [batch, outputs]."""
+    if not sampling.temperature:
         return logits.argmax(-1).astype(jnp.int32)
-    logits = restrict(logits / temperature, top_k, top_p)
+    logits = restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p)
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
@@ -122,7 +139,8 @@ def restrict(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return logits
 
 
-def _check(context: int, length: int, lengths: np.ndarray, batch: int, new_tokens: int) -> None:
+def _check(context: int, prompts: Prompts, new_tokens: int) -> None:
+    (batch, length), lengths = prompts.tokens.shape, np.asarray(prompts.lengths)
     if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > length:
         raise UserError(
             f'lengths of prompts must be {batch} numbers from 1 to {length}, and not '

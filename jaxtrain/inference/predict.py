@@ -8,14 +8,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxtrain import storage
-from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.data.features import (
     ARRAYS,
     CLASS,
@@ -33,7 +30,7 @@ from jaxtrain.data.sources.source import Source
 from jaxtrain.data.sources.text import text_source
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.errors import UserError
-from jaxtrain.inference.generate import generate
+from jaxtrain.inference.generate import Prompts, Sampling, generate
 from jaxtrain.inference.trained import Record, apply, load, read_record, require_head
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
@@ -41,17 +38,6 @@ from jaxtrain.step.learner import make_network
 from jaxtrain.tasks.tasks import task_of
 from jaxtrain.weights import restore
 from jaxtrain.weights.stored import of_checkpoint
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of a language model's continuation; see `generate.generate`."""
-
-    new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +54,7 @@ class _Text:
 
 def predict(
     workdir: str, paths: list[str], name: str, output: str, on_bad_image: str, top: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the predictions of a checkpoint, one JSON object per line.
 
@@ -84,7 +70,7 @@ def predict(
       output: the file to write; '' for predictions.jsonl in the run directory.
       on_bad_image: 'error', or 'skip' to leave out images that cannot be read.
       top: number of classes to list per example.
-      sampling: settings of a language model's continuation.
+      sampling: settings of a language model's continuation, except for its `stop`.
 
     Returns:
       {'step', 'output', 'unit', 'predictions': [...], 'skipped': [...]}, and in 'columns' the keys
@@ -94,9 +80,8 @@ def predict(
       UserError: not a run, no such checkpoint, a path without images or texts, or one that cannot
         be read; nothing is written then.
     """
-    record = read_record(workdir)
+    record = read_record(workdir, name)
     task = task_of(record.cfg)
-    folder = checkpoint_list.find(workdir, name, '--checkpoint')
     if top < 1:
         raise UserError(f'--top={top} must be at least 1')
     if on_bad_image not in ('error', 'skip'):
@@ -108,13 +93,13 @@ def predict(
         raise UserError('nothing was named to predict; add paths of files, or of folders')
     skipped: list[str] = []
     if record.inputs.meaning == TOKENS:
-        unit, lines = _of_texts(record, folder, _find_texts(record, paths), top, sampling)
+        unit, lines = _of_texts(record, _find_texts(record, paths), top, sampling)
     else:
         files, skips = list(dict.fromkeys(find(paths))), on_bad_image == 'skip'
-        unit, (lines, skipped) = 'images', _of_images(record, folder, files, skips, top)
+        unit, (lines, skipped) = 'images', _of_images(record, files, skips, top)
     storage.write(target, ''.join(json.dumps(line) + '\n' for line in lines).encode())
     return {
-        'step': int(folder.name),
+        'step': int(record.folder.name),
         'output': str(target),
         'unit': unit,
         'predictions': lines,
@@ -124,7 +109,7 @@ def predict(
 
 
 def _of_images(
-    record: Record, folder: Path, files: list[str], skips: bool, top: int
+    record: Record, files: list[str], skips: bool, top: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns (a line for each image, the files that are left out)."""
     require_head(record)
@@ -147,7 +132,7 @@ def _of_images(
         return {'image': np.stack(images), ARRAYS[CLASS]: np.zeros(len(images), np.int32)}
 
     source = Source(fetch, len(files), classified_image(*shape), 'image', record.classes)
-    predictions = _predicted(record, folder, source, top)
+    predictions = _predicted(record, source, top)
     lines = [
         {'file': file, **line}
         for i, (file, line) in enumerate(zip(files, predictions, strict=True))
@@ -160,11 +145,11 @@ def _of_images(
 
 
 def _of_texts(
-    record: Record, folder: Path, texts: list[_Text], top: int, sampling: Sampling
+    record: Record, texts: list[_Text], top: int, sampling: Sampling
 ) -> tuple[str, list[dict[str, Any]]]:
     """Returns (the unit for messages, a line for each text)."""
     if task_of(record.cfg).prediction is None:
-        return 'prompts', _continued(record, folder, texts, sampling)
+        return 'prompts', _continued(record, texts, sampling)
     for text in texts:
         if not text.content.strip():
             raise UserError(f'{text} is empty; give some text, or leave it out')
@@ -172,19 +157,19 @@ def _of_texts(
     contents = [text.content for text in texts]
     source = text_source(contents, [0] * len(texts), record.classes or ('',), tokenizer, length)
     if not record.has_head:
-        rows = _embeddings(record, folder, source)
+        rows = _embeddings(record, source)
         predictions = [{'embedding': row.tolist()} for row in rows]
     else:
-        predictions = _predicted(record, folder, source, top)
+        predictions = _predicted(record, source, top)
     return 'texts', [{**t.place, **line} for t, line in zip(texts, predictions, strict=True)]
 
 
-def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[dict[str, Any]]:
+def _predicted(record: Record, source: Source, top: int) -> list[dict[str, Any]]:
     """The prediction for each example, as the task declares it."""
     # The examples have no labels, and a prediction reads none; only the task's check needs them.
     label = task_of(record.cfg).label
     features = {**source.features, ARRAYS[label]: feature(label)}
-    trained = load(record.cfg, folder, replace(source, features=features))
+    trained = load(record, replace(source, features=features))
     arrays = apply(record.cfg, trained.state, trained.learner.predict_step(), source)
     prediction = trained.learner.task.prediction
     assert prediction is not None  # tasks without one continue prompts instead
@@ -192,14 +177,14 @@ def _predicted(record: Record, folder: Path, source: Source, top: int) -> list[d
     return [prediction.line(row, source.classes, top) for row in rows]
 
 
-def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
+def _embeddings(record: Record, source: Source) -> np.ndarray:
     """Embeddings of norm 1 by a model without a head, float32 [texts, width]."""
     model, shapes = make_network(record.cfg.model, 1, source.model_input)
     if not hasattr(model, 'embed'):
         require_head(record)
     variables: tuple[Any, Any] = on_mesh(shapes, make_mesh())
     rules = (('head/.*', restore.INIT), ('.*', restore.LOAD))
-    plan = restore.make_plan(of_checkpoint(folder), *variables, rules)
+    plan = restore.make_plan(of_checkpoint(record.folder), *variables, rules)
     params = unflatten(restore.read(plan, *variables))
 
     def step(params: Any, batch: Any) -> dict[str, Any]:
@@ -208,13 +193,11 @@ def _embeddings(record: Record, folder: Path, source: Source) -> np.ndarray:
     return apply(record.cfg, params, step, source)['embedding']
 
 
-def _continued(
-    record: Record, folder: Path, texts: list[_Text], sampling: Sampling
-) -> list[dict[str, Any]]:
+def _continued(record: Record, texts: list[_Text], sampling: Sampling) -> list[dict[str, Any]]:
     tokenizer = open_tokenizer(record.cfg.data.tokenizer)
     features = continued_tokens(*record.inputs.shape)
     source = Source(_nothing, len(texts), features, 'tokens', tokenizer=tokenizer)
-    trained = load(record.cfg, folder, source)
+    trained = load(record, source)
     model, variables = trained.learner.model, {'params': trained.state.params}
     prompts = tokenizer.pieces([text.content for text in texts])
     for text, prompt in zip(texts, prompts, strict=True):
@@ -226,7 +209,7 @@ def _continued(
                 f'are more than the {model.context} of its context; shorten either'
             )
     prompts = [prompt or [tokenizer.end] for prompt in prompts]
-    longest = max(map(len, prompts))
+    longest, sampling = max(map(len, prompts)), replace(sampling, stop=tokenizer.end)
     size = min(record.cfg.eval_batch_size or record.cfg.batch_size, len(prompts))
     lines = []
     for start in range(0, len(prompts), size):
@@ -234,11 +217,7 @@ def _continued(
         rows = [prompts[min(i, len(prompts) - 1)] for i in range(start, start + size)]
         tokens = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
         lengths = np.array(list(map(len, rows)), np.int32)
-        key = jax.random.fold_in(jax.random.key(sampling.seed), start)
-        out = generate(
-            model, variables, tokens, lengths, sampling.new_tokens, key,
-            sampling.temperature, sampling.top_k, sampling.top_p, stop=tokenizer.end,
-        )  # fmt: skip
+        out = generate(model, variables, Prompts(tokens, lengths, sampling.key(start)), sampling)
         for text, row in zip(texts[start : start + size], np.asarray(out).tolist(), strict=False):
             kept = row[: row.index(tokenizer.end)] if tokenizer.end in row else row
             added = {'text': tokenizer.decode(kept), 'tokens': len(kept)}

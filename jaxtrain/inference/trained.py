@@ -29,10 +29,11 @@ from jaxtrain.weights.stored import of_checkpoint
 
 @dataclass(frozen=True)
 class Record:
-    """What a run directory records about its run.
+    """A checkpoint of a run, and what the run directory records about it.
 
     Attributes:
       workdir: the run directory.
+      folder: the folder of the checkpoint.
       cfg: the run's config; its tokenizer is the copy in the run directory.
       classes: class names by output, () without a head or without class labels.
       inputs: the feature that the model reads.
@@ -40,6 +41,7 @@ class Record:
     """
 
     workdir: str
+    folder: Path
     cfg: Config
     classes: tuple[str, ...]
     inputs: Feature
@@ -73,24 +75,28 @@ def evaluate(workdir: str, split: str, name: str) -> dict[str, Any]:
     Raises:
       UserError: not a run, no such checkpoint, or no such split.
     """
-    record = require_head(read_record(workdir))
-    cfg, folder = record.cfg, checkpoint_list.find(workdir, name, '--checkpoint')
+    record = require_head(read_record(workdir, name))
+    cfg = record.cfg
     named = {key: getattr(cfg.data, key) for key in ('train', 'val', 'test')}
     limit = cfg.data.limit if split == 'train' else 0
     split = named.get(split) or split
     source = open_source(cfg.data, split, '--split', limit, record.classes)
-    trained = load(cfg, folder, source)
+    trained = load(record, source)
     values = apply(cfg, trained.state, trained.learner.eval_step(), source)
     return {
         'split': split,
-        'step': int(folder.name),
+        'step': int(record.folder.name),
         'examples': len(source),
         'metrics': trained.learner.task.summarize(values),
     }
 
 
-def read_record(workdir: str) -> Record:
-    """Reads config.json and the files beside it. UserError if the folder is not a run."""
+def read_record(workdir: str, name: str) -> Record:
+    """Reads config.json and the files beside it, and finds a checkpoint: 'best', 'last' or a step.
+
+    Raises:
+      UserError: the folder is not a run, or has no such checkpoint.
+    """
     content = read_config(workdir)
     cfg = Config.from_json(content['config'])
     data = content.get('data', {'classes': (), 'shape': ()})
@@ -98,7 +104,8 @@ def read_record(workdir: str) -> Record:
         cfg = cfg.replace(data__tokenizer=tokenizer)
     has_head = bool(data['classes']) or not task_of(cfg).has_classes
     inputs = input_feature(cfg.data, tuple(data['shape']))
-    return Record(workdir, cfg, tuple(data['classes']), inputs, has_head)
+    folder = checkpoint_list.find(workdir, name, '--checkpoint')
+    return Record(workdir, folder, cfg, tuple(data['classes']), inputs, has_head)
 
 
 def require_head(record: Record) -> Record:
@@ -111,11 +118,11 @@ def require_head(record: Record) -> Record:
     return record
 
 
-def load(cfg: Config, folder: Path, source: Source) -> Trained:
-    """Loads the checkpoint in a folder, for examples with the features of the source."""
-    learner = make_learner(cfg, source)
+def load(record: Record, source: Source) -> Trained:
+    """Loads the checkpoint, for examples with the features of the source."""
+    learner = make_learner(record.cfg, source)
     variables: tuple[Any, Any] = on_mesh(learner.variables, make_mesh())
-    plan = restore.make_plan(of_checkpoint(folder), *variables, (('.*', restore.LOAD),))
+    plan = restore.make_plan(of_checkpoint(record.folder), *variables, (('.*', restore.LOAD),))
     params, model_state = from_paths(restore.read(plan, *variables), *variables)
     # If the run has a moving average, the restore plan has already loaded it as params.
     state = TrainState(

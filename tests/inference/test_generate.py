@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.errors import UserError
-from jaxtrain.inference.generate import choose, generate, restrict
+from jaxtrain.inference.generate import Prompts, Sampling, choose, generate, restrict
 from jaxtrain.models.gpt import GPT
 from tests.support.inputs import abstract_variables
 
@@ -68,7 +68,8 @@ def one_by_one(logits, pick) -> np.ndarray:
 
 
 def run(model, key=0, prompts=PROMPTS, lengths=LENGTHS, new_tokens=NEW, **choice) -> np.ndarray:
-    result = generate(*model, prompts, lengths, new_tokens, jax.random.key(key), **choice)
+    batch = Prompts(prompts, lengths, jax.random.key(key))
+    result = generate(*model, batch, Sampling(new_tokens, **choice))
     assert (result.shape, result.dtype) == ((len(prompts), new_tokens), jnp.int32)
     return np.asarray(result)
 
@@ -181,7 +182,8 @@ def test_tokens_are_as_frequent_as_they_are_probable():
     rows = jnp.log(jnp.asarray(probabilities, jnp.float32)).reshape(1, 5).repeat(20_000, 0)
 
     def shares(temperature, top_k, top_p):
-        result = choose(jax.random.key(3), rows, temperature, top_k, top_p)
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        result = choose(jax.random.key(3), rows, sampling)
         assert result.dtype == jnp.int32
         return np.bincount(result, minlength=5) / len(rows)
 
