@@ -16,7 +16,7 @@ from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, input_feature, open_source
 from jaxtrain.errors import UserError
 from jaxtrain.parallel.compile import compile_step
-from jaxtrain.parallel.mesh import abstract_batch, make_mesh, on_mesh
+from jaxtrain.parallel.mesh import abstract_batch, make_mesh, on_mesh, put_batch
 from jaxtrain.params.partition import from_paths
 from jaxtrain.runs.folder import read_config
 from jaxtrain.step.evaluate import per_example
@@ -140,7 +140,7 @@ def apply(cfg: Config, state: Any, step: Callable, source: Source) -> dict[str, 
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     batch = abstract_batch(source.features, batch_size, mesh)
     compiled = compile_step(step, jax.tree.map(_abstract, state), batch, mesh)
-    values = per_example(compiled, state, source, batch_size, mesh)
+    values = per_example(lambda batch: compiled(state, put_batch(batch, mesh)), source, batch_size)
     assert values is not None  # it was given no function that stops it
     return values
 

@@ -17,7 +17,7 @@ from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint, checkpoint_list
 from jaxtrain.config import Config
 from jaxtrain.costs.chips import chip_of
-from jaxtrain.data.pipeline import Order, Slice, train_batches
+from jaxtrain.data.pipeline import Batch, Order, Slice, train_batches
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
@@ -219,11 +219,12 @@ def _read(loop: Loop, state: TrainState, source: Source | None) -> dict[str, np.
     """The metrics of each example of a source; None if the run was asked to stop."""
     assert source is not None  # callers check that the split exists
     stopped, mesh = loop.session.pod.stop.asked, loop.job.layout.mesh
-    batch_size = loop.cadence.eval_batch_size
+
+    def rows(batch: Batch) -> dict[str, jax.Array]:
+        return loop.programs.evaluate(state, put_batch(batch, mesh))
+
     with loop.session.clock.phase('eval'):
-        return evaluate.per_example(
-            loop.programs.evaluate, state, source, batch_size, mesh, stopped
-        )
+        return evaluate.per_example(rows, source, loop.cadence.eval_batch_size, stopped)
 
 
 def _validate(loop: Loop, state: TrainState) -> None:

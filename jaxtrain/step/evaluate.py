@@ -10,33 +10,26 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxtrain.data.pipeline import Slice, eval_batches
+from jaxtrain.data.pipeline import Batch, Slice, eval_batches
 from jaxtrain.data.sources.source import Source
-from jaxtrain.parallel.mesh import put_batch
-from jaxtrain.step.state import TrainState
 
 # Batches whose results are not yet on the host: this keeps devices busy and bounds memory.
 IN_FLIGHT = 4
 
 
 def per_example(
-    eval_step: Callable,
-    state: TrainState,
+    rows: Callable[[Batch], dict[str, jax.Array]],
     source: Source,
     batch_size: int,
-    mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray] | None:
     """The rows of all examples of a source, in its order.
 
     Args:
-      eval_step: a compiled `(state, batch) -> rows of the batch`, replicated.
-      state: the state to evaluate.
+      rows: this process's share of a batch -> the rows of the whole batch, replicated.
       source: the examples.
       batch_size: number of examples in the global batch.
-      mesh: the devices.
       stopped: called before each batch; True ends the evaluation.
 
     Returns:
@@ -48,7 +41,7 @@ def per_example(
     for batch in eval_batches(source, batch_size, part):
         if stopped():
             return None
-        pending.append(eval_step(state, put_batch(batch, mesh)))
+        pending.append(rows(batch))
         if len(pending) > IN_FLIGHT:
             done.append(jax.device_get(pending.popleft()))
     done.extend(jax.device_get(values) for values in pending)

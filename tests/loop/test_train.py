@@ -21,7 +21,6 @@ from jaxtrain.loop.job import first_state, make_job
 from jaxtrain.loop.recorder import TIMES
 from jaxtrain.models import make_model
 from jaxtrain.params.partition import flatten
-from jaxtrain.step import evaluate
 from jaxtrain.weights.bundle import resolve
 from tests.conftest import TINY, start
 
@@ -63,16 +62,16 @@ def finished(tmp_path_factory, drawing) -> Path:
     the run took.
     """
     workdir = tmp_path_factory.mktemp('train') / 'run'
-    evaluated, whole = [], evaluate.per_example
+    evaluated, whole = [], loop._read
 
-    def spoilt(eval_step, state, source, *rest):
+    def spoilt(outline, state, source):
         evaluated.append(len(source))
-        values = whole(eval_step, state, source, *rest)
+        values = whole(outline, state, source)
         wrong = len(source) == 300 and int(state.step) != 10
         return {**values, 'accuracy': values['accuracy'] * (0 if wrong else 1)}
 
     with pytest.MonkeyPatch.context() as patch, drawing():
-        patch.setattr(evaluate, 'per_example', spoilt)
+        patch.setattr(loop, '_read', spoilt)
         before = time.perf_counter()
         words = ['--config.eval_every=5', '--config.optim.weight_decay=0.5']
         assert main(['train', f'--config={TINY}', f'--workdir={workdir}', *words]) == 0
@@ -332,13 +331,13 @@ def test_epochs_as_the_unit_of_the_cadence(jaxtrain, tmp_path):
 
 def test_the_previous_best_checkpoint_is_removed_at_the_end(jaxtrain, tmp_path, monkeypatch):
     """The last evaluation follows the last save, which still kept the best checkpoint so far."""
-    whole = evaluate.per_example
+    whole = loop._read
 
-    def rises(eval_step, state, *rest):
-        values = whole(eval_step, state, *rest)
+    def rises(outline, state, source):
+        values = whole(outline, state, source)
         return {**values, 'accuracy': values['accuracy'] * 0 + int(state.step)}
 
-    monkeypatch.setattr(evaluate, 'per_example', rises)
+    monkeypatch.setattr(loop, '_read', rises)
     words = ['--config.steps=4', '--config.eval_every=2']
     assert jaxtrain('train', f'--config={TINY}', f'--workdir={tmp_path}', *words).code == 0
     assert result(tmp_path)['best_step'] == 4
