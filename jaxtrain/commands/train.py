@@ -37,10 +37,9 @@ def run(given: Arguments) -> None:
     from jaxtrain.runs.provenance import provenance
     from jaxtrain.terminal import Terminal
 
-    where = place.find_place(
-        values.coordinator, values.processes, values.process, values.port, os.environ,
-        place.tpu_metadata(os.environ),
-    )  # fmt: skip
+    asked = place.Place(values.processes, values.process, values.coordinator)
+    metadata = place.tpu_metadata(os.environ)
+    where = place.find_place(asked, values.port, os.environ, metadata)
     # The place of the data and the number of reading threads may differ between machines.
     config = {k: v for k, v in flatten(cfg.to_dict()) if k not in RESUMABLE or k[:5] != 'data.'}
     facts = provenance() | {'config': config, '--workdir': values.workdir}

@@ -40,8 +40,7 @@ class Session:
 
     def watchdog(self, budgets: Mapping[str, float]) -> Watchdog:
         """A watchdog with these limits by phase, in seconds; a context."""
-        peers, workdir = self.pod.peers, self.folder.path
-        return Watchdog(budgets, self.clock.position, peers, workdir, self.timeline)
+        return Watchdog(budgets, self.pod.peers, self.folder.path, self.timeline)
 
     def say_failed(self, why: str) -> None:
         """Reports that saving the clock's step has failed, and is tried again."""

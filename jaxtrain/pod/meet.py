@@ -44,16 +44,15 @@ def meet(
     if place.processes == 1:
         return Peers(place, [])
     facts = json.loads(json.dumps(facts))
-    deadline = time.monotonic() + timeout
-    check_stopped = _stop_check(stopped)
-    links = (_join if place.process else _gather)(place, facts, deadline, timeout, check_stopped)
-    return Peers(place, links)
+    connect = _join if place.process else _gather
+    return Peers(place, connect(place, facts, timeout, _stop_check(stopped)))
 
 
 def _gather(
-    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, check_stopped: Callable
+    place: Place, facts: Mapping[str, Any], timeout: float, check_stopped: Callable[[], None]
 ) -> list[Link]:
     """The links from process 0 to all others."""
+    deadline = time.monotonic() + timeout
     links: dict[int, Link] = {}
     refused: list[Link] = []
     expected, problem, code = place.processes, '', UserError.exit_code
@@ -65,7 +64,10 @@ def _gather(
                 if greeting is None:
                     if links.get(link.process) is link:  # it may connect again
                         del links[link.process]
-                elif objection := _objection(place, facts, links, link, greeting):
+                elif objection := (
+                    _misplaced(place, links, link, greeting['processes'])
+                    or _differing(facts, link, greeting['facts'])
+                ):
                     refused.append(link)
                     problem = problem or objection
                     expected = max(expected, greeting['processes'])
@@ -119,13 +121,11 @@ def _greetings(
             yield link, messages[0]
 
 
-def _objection(
-    place: Place, facts: Mapping[str, Any], links: Mapping[int, Link], link: Link, greeting: dict
-) -> str:
-    """Why a process that has connected is refused; '' if it is not."""
-    if greeting['processes'] != place.processes or not 0 < link.process < place.processes:
+def _misplaced(place: Place, links: Mapping[int, Link], link: Link, processes: int) -> str:
+    """What is wrong with the place of a process, which expects `processes`; '' if nothing is."""
+    if processes != place.processes or not 0 < link.process < place.processes:
         return (
-            f'{link} expects {greeting["processes"]} processes, but process 0 expects '
+            f'{link} expects {processes} processes, but process 0 expects '
             f'{place.processes}; start all with the same --processes'
         )
     if link.process in links:
@@ -133,7 +133,11 @@ def _objection(
             f'process {link.process} was started twice, on {links[link.process].host} and '
             f'{link.host}; start each process with a different --process'
         )
-    others = greeting['facts']
+    return ''
+
+
+def _differing(facts: Mapping[str, Any], link: Link, others: Mapping[str, Any]) -> str:
+    """How the facts of a process differ from those of process 0; '' if they do not."""
     differing = [key for key in {**facts, **others} if facts.get(key) != others.get(key)]
     if not differing:
         return ''
@@ -146,10 +150,10 @@ def _objection(
 
 
 def _join(
-    place: Place, facts: Mapping[str, Any], deadline: float, timeout: float, check_stopped: Callable
+    place: Place, facts: Mapping[str, Any], timeout: float, check_stopped: Callable[[], None]
 ) -> list[Link]:
     """The link from another process to process 0."""
-    connection = None
+    deadline, connection = time.monotonic() + timeout, None
     while connection is None:
         check_stopped()
         try:

@@ -48,9 +48,7 @@ class Place:
 
 
 def find_place(
-    coordinator: str,
-    processes: int,
-    process: int,
+    flags: Place,
     port: int,
     environ: Mapping[str, str],
     metadata: Callable[[str], str] | None = None,
@@ -58,9 +56,8 @@ def find_place(
     """The place of this process, from flags if any is given, else from the environment.
 
     Args:
-      coordinator: '' or 'host:port'.
-      processes: 0 for as many as the environment gives, 1 for this one alone.
-      process: the number of this one; requires a coordinator.
+      flags: the place that the flags give. It has 0 processes for as many as the environment gives,
+        and 1 for this one alone; the number of this one requires a coordinator.
       port: where process 0 listens, if the environment gives the host; 0 for a default.
       environ: environment variables.
       metadata: reads a key of a TPU VM's metadata ('' for a missing one); None if this machine is
@@ -71,13 +68,14 @@ def find_place(
     """
     if not 0 <= port < 65536:
         raise UserError(f'--port={port} is not a valid port; give one from 1024 to 65535')
-    if coordinator or processes or process:
-        return _from_flags(coordinator, processes, process, port)
+    if flags.coordinator or flags.processes or flags.process:
+        return _from_flags(flags, port)
     place = _from_slurm(environ, port) or _from_tpu(environ, metadata, port)
     return place if place and place.processes > 1 else Place(source='nothing else')
 
 
-def _from_flags(coordinator: str, processes: int, process: int, port: int) -> Place:
+def _from_flags(flags: Place, port: int) -> Place:
+    coordinator, processes, process = flags.coordinator, flags.processes, flags.process
     if processes < 0 or (coordinator and not processes):
         raise UserError(
             f'--coordinator={coordinator} --processes={processes}: give the number of '

@@ -10,7 +10,7 @@ import functools
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 
 from jaxtrain import storage
@@ -26,8 +26,7 @@ class Watchdog(AbstractContextManager):
 
     Args:
       budgets: seconds by phase, see `Cadence.budgets`.
-      position: () -> (phase, step, seconds since it began), see `Clock.position`.
-      peers: the other processes; ends the run on all of them.
+      peers: the other processes; knows what this one is doing, and ends the run on all of them.
       workdir: the run directory.
       timeline: records that the run is alive, and why it ends.
     """
@@ -35,13 +34,12 @@ class Watchdog(AbstractContextManager):
     def __init__(
         self,
         budgets: Mapping[str, float],
-        position: Callable[[], tuple[str, int, float]],
         peers: Peers,
         workdir: storage.Path,
         timeline: Timeline,
     ):
-        self._budgets, self._position = budgets, position
-        self._peers, self._workdir, self._timeline = peers, workdir, timeline
+        self._budgets, self._peers = budgets, peers
+        self._workdir, self._timeline = workdir, timeline
         self._done = threading.Event()
 
     def __enter__(self):
@@ -57,7 +55,7 @@ class Watchdog(AbstractContextManager):
 
     def _watch(self, every: float) -> None:
         while not self._done.wait(every):
-            phase, step, seconds = self._position()
+            phase, step, seconds = self._peers.position()
             if seconds > self._budgets.get(phase, float('inf')):
                 key = 'step' if phase in ('train', 'data_wait') else phase
                 why = (

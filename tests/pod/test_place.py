@@ -34,7 +34,7 @@ TPU_CHIPS_PER_HOST_BOUNDS: '2,2,1'
 
 
 def find(environ=(), metadata=None, coordinator='', processes=0, process=0, port=0) -> Place:
-    return find_place(coordinator, processes, process, port, dict(environ), metadata)
+    return find_place(Place(processes, process, coordinator), port, dict(environ), metadata)
 
 
 def reads(**values: str):

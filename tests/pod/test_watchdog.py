@@ -45,10 +45,10 @@ def ended(why, code):
     print('ENDED', code, why, flush=True)
     print('AT', time.monotonic(), flush=True)
 
-others.on_end = ended
+others.position, others.on_end = clock.position, ended
 workdir, budgets = Path(sys.argv[1]), json.loads(sys.argv[2])
 exec(sys.argv[3])
-with watchdog.Watchdog(budgets, clock.position, others, workdir, timeline):
+with watchdog.Watchdog(budgets, others, workdir, timeline):
     exec(sys.argv[4])
 exec(sys.argv[5])
 """
