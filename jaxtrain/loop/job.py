@@ -85,9 +85,9 @@ class Job:
     def program(self, steps: int = 1) -> tuple:
         """Arguments of `trace_step` and `compile_train_step`, for `steps` steps per call."""
         step = self.train_step() if steps == 1 else several_steps(self.train_step())
-        mesh, features = self.layout.mesh, self.train.features
+        features, mesh = self.train.features, self.layout.mesh
         batch = meshes.abstract_batch(features, self.cfg.batch_size, mesh, steps)
-        return step, self.abstract, batch, mesh, self.layout.parallel
+        return step, self.abstract, batch, self.layout
 
     def model_flops(self) -> float:
         """Floating point operations of a train step over all devices, as MFU defines them: those of

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtrain.costs import flops
+from jaxtrain.parallel.layout import Layout
 from jaxtrain.parallel.mesh import BATCH_AXES, PMAP_AXIS, replicated
 
 
@@ -53,17 +54,17 @@ class Traced:
     lower: Callable[[], jax.stages.Lowered]
 
 
-def trace_step(step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit') -> Traced:
+def trace_step(step: Callable, state: Any, batch: Any, layout: Layout) -> Traced:
     """Traces a train step, which donates the buffers of its state.
 
     Args:
       step: `(state, batch) -> (state, metrics)`: the state keeps its sharding, metrics are
         replicated.
       state, batch: abstract values with shardings.
-      mesh: the devices.
-      parallel: 'jit', or 'pmap' for a step that was made for it (replicas.py).
+      layout: the devices, and whether jit or pmap compiles the step.
     """
-    if parallel == 'pmap':
+    mesh = layout.mesh
+    if layout.parallel == 'pmap':
         axis = _batch_axis(batch)
         mapped = jax.pmap(
             step, PMAP_AXIS, in_axes=(None, axis), out_axes=(None, None),
@@ -78,16 +79,14 @@ def trace_step(step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str
     return Traced(traced.jaxpr, traced.lower)
 
 
-def compile_train_step(
-    step: Callable, state: Any, batch: Any, mesh: Mesh, parallel: str = 'jit'
-) -> Compiled:
+def compile_train_step(step: Callable, state: Any, batch: Any, layout: Layout) -> Compiled:
     """Compiles a train step ahead of its first call; the arguments are those of `trace_step`."""
-    traced = trace_step(step, state, batch, mesh, parallel)
+    traced = trace_step(step, state, batch, layout)
     compiled, operations = traced.lower().compile(), flops.of_jaxpr(traced.jaxpr).matmul
-    if parallel == 'jit':
+    if layout.parallel == 'jit':
         return Compiled(compiled, operations)
     axis = _batch_axis(batch)
-    share = jax.jit(lambda b: _by_device(b, mesh, axis))
+    share = jax.jit(lambda b: _by_device(b, layout.mesh, axis))
     return Compiled(lambda state, batch: compiled(state, share(batch)), operations)
 
 
