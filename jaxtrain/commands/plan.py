@@ -36,12 +36,12 @@ def run(given: Arguments) -> None:
     start_jax()
     from jaxtrain.inspection import plan, plan_text, suggest, suggest_text
 
-    arguments = (cfg, values.topology, values.slices, values.price)
-    result = plan.plan(*arguments, say=_progress)
+    target = plan.find_target(values.topology, values.slices, values.price)
+    result = plan.plan(cfg, target, _progress)
     content = plan_text.to_json(result)
     print(plan_text.to_text(result))
     if values.suggest:
-        suggestion = suggest.suggest(*arguments, say=_progress)
+        suggestion = suggest.suggest(cfg, target, _progress)
         content['suggest'] = suggest_text.to_json(suggestion)
         print(f'\n{suggest_text.to_text(suggestion)}')
     _write(values.output, content)

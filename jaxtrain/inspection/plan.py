@@ -31,6 +31,28 @@ SENT = {'all-reduce': 2}
 
 
 @dataclass(frozen=True)
+class Target:
+    """The devices that a plan is for.
+
+    Attributes:
+      devices: the devices.
+      slices: the number of slices that they form.
+      name: their description for messages.
+      price: price of a device-hour, in any currency; 0 if it is not given.
+    """
+
+    devices: Sequence[jax.Device]
+    slices: int
+    name: str
+    price: float
+
+    @property
+    def chip(self) -> Chip | None:
+        """Figures of a device; None if they are unknown."""
+        return chip_of(self.devices[0])
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of a config on some devices.
 
@@ -130,30 +152,18 @@ class Plan:
         return figures
 
 
-def plan(
-    cfg: Config,
-    topology: str = '',
-    slices: int = 1,
-    price: float = 0.0,
-    say: Callable[[str], Any] = lambda text: None,
-) -> Plan:
+def plan(cfg: Config, target: Target, say: Callable[[str], Any] = lambda text: None) -> Plan:
     """Plans a config.
 
     Args:
       cfg: the config.
-      topology: topology of a TPU slice, such as 'v5e:4x4'; '' for the devices of this machine.
-      slices: number of slices.
-      price: price of a device-hour, in any currency.
+      target: the devices.
       say: prints progress.
 
     Raises:
-      UserError: anything that would prevent `train` from starting on these devices, an unknown
-        topology, or a negative price.
+      UserError: anything that would prevent `train` from starting on these devices.
     """
-    devices = find_devices(topology, slices)
-    if price < 0:
-        raise UserError(f'--price={price} must not be negative')
-    return of_job(prepare(cfg, devices), named(devices, topology, slices), price, say)
+    return of_job(prepare(cfg, target.devices), target, say)
 
 
 def prepare(cfg: Config, devices: Sequence[jax.Device]) -> Job:
@@ -172,31 +182,34 @@ def open_or_absent(data, *args: Any, **options: Any) -> Source:
     return (open_source if is_here(data) else absent_source)(data, *args, **options)
 
 
-def find_devices(topology: str, slices: int) -> list[jax.Device]:
-    """Returns the devices to plan for."""
-    if topology:
-        return absent_devices(topology, slices)
-    if slices != 1:
+def find_target(topology: str = '', slices: int = 1, price: float = 0.0) -> Target:
+    """Finds the devices to plan for.
+
+    Args:
+      topology: topology of a TPU slice, such as 'v5e:4x4'; '' for the devices of this machine.
+      slices: number of slices.
+      price: price of a device-hour, in any currency.
+
+    Raises:
+      UserError: an unknown topology, or a negative price.
+    """
+    if not topology and slices != 1:
         raise UserError(f'--slices={slices} are slices of a topology; name it with --topology')
-    return jax.devices()
-
-
-def named(devices: Sequence[jax.Device], topology: str, slices: int) -> str:
-    """Describes devices for messages."""
+    devices = absent_devices(topology, slices) if topology else jax.devices()
+    if price < 0:
+        raise UserError(f'--price={price} must not be negative')
     where = f'{slices} x {topology}' if slices > 1 else topology or 'here'
-    return f'{len(devices)} x {devices[0].device_kind} ({where})'
+    return Target(devices, slices, f'{len(devices)} x {devices[0].device_kind} ({where})', price)
 
 
-def of_job(
-    job: Job, devices: str, price: float = 0.0, say: Callable[[str], Any] = lambda text: None
-) -> Plan:
-    """Plans a job on its mesh, which `devices` describes."""
+def of_job(job: Job, target: Target, say: Callable[[str], Any] = lambda text: None) -> Plan:
+    """Plans a job that is laid out on the target's devices."""
     traced, remat = trace_step(*job.program()), getattr(job.learner.model, 'remat', '')
     counted = flops.of_jaxpr(traced.jaxpr)
     absent = set(jax.devices()).isdisjoint(job.layout.mesh.devices.flat)
     return Plan(
-        devices=devices,
-        chip=chip_of(job.layout.mesh.devices.flat[0]),
+        devices=target.name,
+        chip=target.chip,
         mesh=dict(job.layout.mesh.shape),
         batch_size=job.cfg.batch_size,
         accumulate=job.cfg.accumulate,
@@ -206,8 +219,8 @@ def of_job(
         groups=group_sizes(job),
         flops=counted,
         model_flops=counted.matmul if remat in ('', 'none') else job.model_flops(),
-        compiled=aot.measure(traced.lower(), devices, absent, say),
-        price=price,
+        compiled=aot.measure(traced.lower(), target.name, absent, say),
+        price=target.price,
     )
 
 

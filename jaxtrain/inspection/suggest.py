@@ -6,20 +6,16 @@ is another experiment, and is reported separately.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from jaxtrain.config import Config
-from jaxtrain.costs.chips import Chip
 from jaxtrain.errors import UserError
 from jaxtrain.inspection.plan import (
     Plan,
-    find_devices,
+    Target,
     group_sizes,
-    named,
     of_job,
     open_or_absent,
     prepare,
@@ -94,11 +90,7 @@ class Suggestion:
 
 
 def suggest(
-    cfg: Config,
-    topology: str = '',
-    slices: int = 1,
-    price: float = 0.0,
-    say: Callable[[str], Any] = lambda text: None,
+    cfg: Config, target: Target, say: Callable[[str], Any] = lambda text: None
 ) -> Suggestion:
     """Compiles at most `COMPILES` trials with the config's batch, and some with other batches.
 
@@ -107,25 +99,22 @@ def suggest(
     Raises:
       UserError: as in `plan.plan`, or devices whose figures are unknown.
     """
-    devices = find_devices(topology, slices)
-    where = named(devices, topology, slices)
     say('plans the unchanged config')
-    plan = of_job(prepare(cfg, devices), where, price, say)
-    first, chip = Trial({}, plan), plan.chip
-    if chip is None:
+    first = Trial({}, of_job(prepare(cfg, target.devices), target, say))
+    if target.chip is None:
         raise UserError(
             '--suggest compares estimated times, and no figures are known for '
-            f'{devices[0].device_kind}; name a TPU slice with --topology, such as v5e:4x4'
+            f'{target.devices[0].device_kind}; name a TPU slice with --topology, such as v5e:4x4'
         )
     trials = {words({}): first}
 
     def attempt(changes: dict[str, Any]) -> Trial:
         say(f'plans {words(changes)}')
-        trial = _attempt(cfg, changes, devices, chip, where, price, say)
+        trial = _attempt(cfg, changes, target, say)
         trials[words(changes)] = trial
         return trial
 
-    for changes in _worth_trying(cfg, len(devices) // slices, trials):
+    for changes in _worth_trying(cfg, len(target.devices) // target.slices, trials):
         if _compiled(trials) == COMPILES:
             break
         attempt(changes)
@@ -144,21 +133,16 @@ def _compiled(trials: Mapping[str, Trial]) -> int:
 
 
 def _attempt(
-    cfg: Config,
-    changes: dict[str, Any],
-    devices: Sequence[jax.Device],
-    chip: Chip,
-    where: str,
-    price: float,
-    say: Callable[[str], Any],
+    cfg: Config, changes: dict[str, Any], target: Target, say: Callable[[str], Any]
 ) -> Trial:
+    assert target.chip is not None  # `suggest` rejects devices whose figures are unknown
     try:
-        job = make_job(changed(cfg, changes), devices=devices, opens=open_or_absent)
+        job = make_job(changed(cfg, changes), devices=target.devices, opens=open_or_absent)
         held = _held(group_sizes(job))
-        if held > chip.hbm_bytes:
+        if held > target.chip.hbm_bytes:
             why = f'parameters and optimizer alone take {quantity(held)}B'
             return Trial(changes, None, why, state_too_large=True)
-        return Trial(changes, of_job(job, where, price, say))
+        return Trial(changes, of_job(job, target, say))
     except UserError as error:
         return Trial(changes, None, str(error))
 

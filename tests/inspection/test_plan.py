@@ -20,7 +20,7 @@ from jaxtrain.costs.chips import CHIPS
 from jaxtrain.costs.flops import Flops
 from jaxtrain.errors import UserError
 from jaxtrain.inspection import suggest, suggest_text
-from jaxtrain.inspection.plan import Plan, group_sizes, plan
+from jaxtrain.inspection.plan import Plan, Target, find_target, group_sizes, plan
 from jaxtrain.inspection.plan_text import quantity, to_json, to_text
 from jaxtrain.loop.job import make_job
 from jaxtrain.parallel.compile import trace_step
@@ -44,7 +44,7 @@ def no_compiler(monkeypatch):
 
 def test_a_plan_for_this_cpu():
     cfg = config(groups=(('backbone/.*', 'frozen'), ('head/.*', 'head')))
-    result = plan(cfg, price=3.0)
+    result = plan(cfg, find_target(price=3.0))
     head = 16 * 10 + 10
     assert result.groups['head']['parameters'] == head
     assert result.groups['head']['params'] == 4 * head
@@ -60,11 +60,11 @@ def test_a_plan_for_this_cpu():
 
 
 def test_a_second_plan_compiles_nothing(request):
-    before = plan(config())
+    before = plan(config(), find_target())
     request.getfixturevalue('no_compiler')
-    assert plan(config()) == before
+    assert plan(config(), find_target()) == before
     with pytest.raises(AssertionError, match='compiled'):
-        plan(config(batch_size=16))
+        plan(config(batch_size=16), find_target())
 
 
 def test_plan_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_plan_compiles_the_program_that_train_runs(jaxtrain, tmp_path, monkeypat
         'jaxtrain.inspection.plan.aot.measure',
         lambda lowered, *_: planned.append(lowered.as_text()),
     )
-    plan(config(steps=2))
+    plan(config(steps=2), find_target())
     assert planned == trained
 
 
@@ -135,7 +135,8 @@ def test_recomputed_operations_are_not_operations_of_the_model(monkeypatch):
 
     def planned(remat):
         vit = {'name': 'vit', 'patch': (4, 4), 'width': 8, 'depth': 1, 'heads': 1, 'mlp': 8}
-        return plan(Config(get_config().to_dict() | {'model': {**vit, 'remat': remat}}))
+        cfg = Config(get_config().to_dict() | {'model': {**vit, 'remat': remat}})
+        return plan(cfg, find_target())
 
     plain, saving = planned('none'), planned('full')
     assert saving.flops.matmul > plain.flops.matmul
@@ -226,13 +227,13 @@ def test_an_exception_of_the_compiler_is_not_a_crash(program):
 def test_a_plan_for_a_slice_that_is_not_attached():
     cache = Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
     kept = set(cache.glob('*train_step*'))
-    result = plan(config(mesh__fsdp=2), 'v5e:2x2', price=1.0)
+    result = plan(config(mesh__fsdp=2), find_target('v5e:2x2', price=1.0))
     kernels = [leaf for leaf in jax.tree.leaves(make_job(config()).abstract.params)]
     assert result.chip == CHIP and result.fits
     assert result.mesh == {'data': 2, 'fsdp': 2, 'tensor': 1}
     sharded = sum(leaf.size * (1 if leaf.ndim == 1 else 0.5) for leaf in kernels)
     assert result.groups['all']['per_device'] == 3 * 4 * sharded
-    assert result.flops == plan(config()).flops
+    assert result.flops == plan(config(), find_target()).flops
     assert result.compiled.cycles and result.compiled.collectives
     assert set(cache.glob('*train_step*')) == kept  # JAX could not load it again
     report = json.loads(json.dumps(to_json(result)))
@@ -243,7 +244,7 @@ def test_a_plan_for_a_slice_that_is_not_attached():
 @needs_libtpu
 def test_a_step_that_does_not_fit_is_reported_without_an_error():
     cfg = Config(get_config().to_dict()).updated(model={'hidden': (40_000, 40_000)})
-    result = plan(cfg, 'v5e:2x2')
+    result = plan(cfg, find_target('v5e:2x2'))
     assert result.fits is False and not result.seconds
     assert result.compiled.peak_bytes > CHIP.hbm_bytes
     assert 'does not fit' in to_text(result)
@@ -259,12 +260,12 @@ def test_a_step_that_does_not_fit_is_reported_without_an_error():
 )
 def test_wrong_input(options, text):
     with pytest.raises(UserError, match=text):
-        plan(config(), **options)
+        find_target(**options)
 
 
 def test_a_key_that_nothing_reads_is_an_error():
     with pytest.raises(UserError, match='config.data.length=64 was set, but nothing'):
-        plan(config(data__length=64))
+        plan(config(data__length=64), find_target())
 
 
 def test_absent_data_is_planned_for_without_a_download(monkeypatch):
@@ -275,7 +276,8 @@ def test_absent_data_is_planned_for_without_a_download(monkeypatch):
     result = plan(
         config(
             data__name='cifar10', data__val='', data__limit=0, data__crop=0.5, steps=0, epochs=2.0
-        )
+        ),
+        find_target(),
     )
     assert result.steps == math.ceil(2 * 50_000 / 32)
     assert result.compiled.memory['arguments'] > 32 * 32 * 32 * 3
@@ -283,7 +285,7 @@ def test_absent_data_is_planned_for_without_a_download(monkeypatch):
 
 def test_suggestions_require_figures_of_the_chip():
     with pytest.raises(UserError, match='no figures are known'):
-        suggest.suggest(config())
+        suggest.suggest(config(), find_target())
 
 
 @dataclasses.dataclass
@@ -341,13 +343,14 @@ def search(monkeypatch):
                 raise UserError('crashed')
             return job.plan()
 
-        monkeypatch.setattr(suggest, 'find_devices', lambda *_: [jax.devices()[0]] * 16)
         monkeypatch.setattr(suggest, 'make_job', make)
         monkeypatch.setattr(suggest, 'prepare', make)
         monkeypatch.setattr(suggest, 'group_sizes', FakeJob.groups)
         monkeypatch.setattr(suggest, 'of_job', of_job)
         cfg = config(**changes)
-        return suggest.suggest(cfg.updated(model={'remat': 'none'})), compiled, others
+        target = Target([SimpleNamespace(device_kind='TPU v5e')] * 16, 1, '16 x TPU v5e', 0.0)
+        result = suggest.suggest(cfg.updated(model={'remat': 'none'}), target)
+        return result, compiled, others
 
     return run
 
