@@ -130,38 +130,24 @@ def _conv_general_dilated(eqn: Any) -> float:
     """Kernel taps on padding, or between the values of a dilated input, do not count."""
     p, (lhs, rhs) = eqn.params, (v.aval.shape for v in eqn.invars)
     out, numbers = eqn.outvars[0].aval.shape, p['dimension_numbers']
-    taps = math.prod(
-        _taps(*sizes)
-        for sizes in zip(
-            (lhs[d] for d in numbers.lhs_spec[2:]),
-            (rhs[d] for d in numbers.rhs_spec[2:]),
-            (out[d] for d in numbers.out_spec[2:]),
-            p['window_strides'],
-            (low for low, _ in p['padding']),
-            p['lhs_dilation'],
-            p['rhs_dilation'],
-            strict=True,
-        )
+    axes = zip(
+        (lhs[d] for d in numbers.lhs_spec[2:]),
+        (rhs[d] for d in numbers.rhs_spec[2:]),
+        (out[d] for d in numbers.out_spec[2:]),
+        p['window_strides'],
+        p['padding'],
+        p['lhs_dilation'],
+        p['rhs_dilation'],
+        strict=True,
     )
+    taps = 1  # (output, kernel) positions that read an input value
+    for size, window, outputs, stride, (low, _), dilation, spread in axes:
+        places = np.arange(outputs)[:, None] * stride + np.arange(window)[None] * spread - low
+        on_value = (places >= 0) & (places % dilation == 0) & (places // dilation < size)
+        taps *= int(on_value.sum())
     batch = lhs[numbers.lhs_spec[0]] // p['batch_group_count']
     # The kernel's input channels are those of one group.
     return 2.0 * taps * batch * rhs[numbers.rhs_spec[0]] * rhs[numbers.rhs_spec[1]]
-
-
-def _taps(
-    size: int, window: int, out: int, stride: int, low: int, dilation: int, spread: int
-) -> int:
-    """The number of (output, kernel) positions that read an input value, along one axis.
-
-    Args:
-      size, window, out: lengths of the input, the kernel and the output.
-      stride: the stride of the kernel.
-      low: padding before the input.
-      dilation, spread: dilation of the input and of the kernel.
-    """
-    places = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
-    on_value = (places >= 0) & (places % dilation == 0) & (places // dilation < size)
-    return int(on_value.sum())
 
 
 def _attention(eqn: Any) -> float:
