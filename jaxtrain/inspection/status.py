@@ -6,7 +6,7 @@ the run is active, on other machines, and after the run has ended.
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,24 @@ class Status:
     best: int | None
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a run directory holds.
+
+    Attributes:
+      workdir: the run directory.
+      events: the events in order, at least one.
+      logged: the last step in metrics.jsonl.
+      saved, best: as in Status.
+    """
+
+    workdir: str
+    events: Sequence[Mapping[str, Any]]
+    logged: int
+    saved: list[int]
+    best: int | None
+
+
 def status(workdir: str) -> Status:
     """Reads the status of a run. UserError if the folder has no timeline."""
     folder = storage.path(workdir)
@@ -95,7 +113,8 @@ def status(workdir: str) -> Status:
     lines = read_metrics(folder)
     logged = max((line['step'] for line in lines), default=0)
     best = checkpoint_list.best_step(workdir)
-    return summarize(workdir, events, logged, saved, best, time.time(), is_alive(events))
+    contents = Contents(str(workdir), events, logged, saved, best)
+    return summarize(contents, time.time(), is_alive(events))
 
 
 def is_alive(events: Sequence[Mapping[str, Any]]) -> bool:
@@ -115,25 +134,15 @@ def is_alive(events: Sequence[Mapping[str, Any]]) -> bool:
     return stat.rpartition(') ')[2][0] != 'Z'  # Z: a zombie, which has ended
 
 
-def summarize(
-    workdir: str,
-    events: Sequence[Mapping[str, Any]],
-    logged: int,
-    saved: list[int],
-    best: int | None,
-    now: float,
-    alive: bool,
-) -> Status:
-    """Computes the status from the events of a run.
+def summarize(contents: Contents, now: float, alive: bool) -> Status:
+    """Computes the status of a run.
 
     Args:
-      workdir: the run directory, which is part of the result.
-      events: the events in order, at least one.
-      logged: the last step in metrics.jsonl.
-      saved, best: as in Status.
+      contents: what its directory holds.
       now: seconds since 1970.
       alive: whether the newest start still runs.
     """
+    events = contents.events
     starts = [
         [event for event in events if event['start'] == number]
         for number in sorted({event['start'] for event in events})
@@ -141,7 +150,7 @@ def summarize(
     newest = starts[-1]
     last, first = newest[-1], newest[0]
     until = now if alive else last['time']
-    step = max(logged, *(event['step'] for event in newest))
+    step = max(contents.logged, *(event['step'] for event in newest))
     # A start continues from the step of its first event after the checkpoint was read.
     resumed = [_resumed(start) for start in starts] + [step]
     seconds, stops = _account(starts, resumed, until, alive)
@@ -150,7 +159,7 @@ def summarize(
     left = (first['steps'] - step) / rate if rate and alive else None
     doing, since = _doing(newest)
     return Status(
-        workdir=str(workdir),
+        workdir=contents.workdir,
         state='running' if alive else _ended(last),
         doing=doing if alive else '',
         for_seconds=round(max(0.0, now - since), 1) if alive else 0.0,
@@ -166,8 +175,8 @@ def summarize(
         host=first['host'],
         heard=round(max(0.0, now - last['time']), 1),
         stops=stops,
-        saved=saved,
-        best=best,
+        saved=contents.saved,
+        best=contents.best,
     )
 
 
@@ -189,7 +198,8 @@ def _account(
         kept = resumed[-1] if is_newest else max(resumed[number + 1], resumed[number])
         ends = until if is_newest else start[-1]['time']
         lost = 0 if is_newest else _lost(starts[number + 1])
-        _add(seconds, start, kept, lost, ends)
+        for kind, value in _spent(start, kept, lost, ends):
+            seconds[kind] += value
         if not is_newest:
             began = starts[number + 1][0]
             seconds['down'] += max(0.0, began['time'] - _init(starts[number + 1]) - ends)
@@ -208,29 +218,25 @@ def _init(start: Sequence[Mapping[str, Any]]) -> float:
     return next((event['seconds'] for event in start if event['event'] == 'init'), 0.0)
 
 
-def _add(
-    seconds: dict[str, float],
-    start: Sequence[Mapping[str, Any]],
-    kept: int,
-    lost: int,
-    ends: float,
-) -> None:
-    """Adds the seconds of a start: its steps up to `kept` were kept, and `lost` more were lost."""
+def _spent(
+    start: Sequence[Mapping[str, Any]], kept: int, lost: int, ends: float
+) -> Iterator[tuple[str, float]]:
+    """Yields (kind, seconds) of a start: its steps up to `kept` were kept, and `lost` more lost."""
     for event in start:
-        if event['event'] in seconds and 'seconds' in event:
-            seconds[event['event']] += event['seconds']
+        if event['event'] in KINDS and 'seconds' in event:
+            yield event['event'], event['seconds']
     compiled = next((event for event in start if event['event'] == 'compile'), None)
     ready = compiled['time'] if compiled else ends
     before = sum(e['seconds'] for e in start if e['event'] in _SETUP and e['time'] <= ready)
-    seconds['other'] += max(0.0, ready - start[0]['time'] - before)
+    yield 'other', max(0.0, ready - start[0]['time'] - before)
     within = sum(e['seconds'] for e in start if e['event'] in _WITHIN and e['time'] > ready)
     training = max(0.0, ends - ready - within)
     begun = compiled['step'] if compiled else 0
     reached = max(kept + lost, begun)
     share = (max(kept, begun) - begun) / (reached - begun) if reached > begun else 0.0
     # A start that was killed early may have done steps that no event records.
-    seconds['train'] += training * share
-    seconds['lost' if reached > begun else 'other'] += training * (1 - share)
+    yield 'train', training * share
+    yield 'lost' if reached > begun else 'other', training * (1 - share)
 
 
 _SETUP, _WITHIN = ('restore', 'compile'), ('eval', 'save', 'restore')

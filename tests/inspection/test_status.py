@@ -7,7 +7,7 @@ import time
 import pytest
 
 from jaxtrain.inspection import status as states
-from jaxtrain.inspection.status import summarize
+from jaxtrain.inspection.status import Contents, summarize
 from jaxtrain.inspection.status_text import spell, to_text
 from tests.conftest import TINY, start
 
@@ -40,7 +40,7 @@ def events(number: int, begin: float, *rest: tuple, steps: int = 100) -> list[di
 
 
 def status_of(events: list[dict], logged=0, now=0.0, alive=False, saved=(), best=None):
-    return summarize('run', events, logged, list(saved), best, T0 + now, alive)
+    return summarize(Contents('run', events, logged, list(saved), best), T0 + now, alive)
 
 
 def test_a_running_run():
