@@ -91,20 +91,19 @@ def manual_archives(builder: tfds.core.DatasetBuilder, urls: list[str], site: st
             f'config.data.name = {builder.name!r}: {" and ".join(missing)} cannot be downloaded '
             f'without a login; get them from {site} and put them into {folder}'
         )
+
+    def check(path: Path, what: str, value: int | str, expected: int | str) -> None:
+        if value != expected:
+            raise UserError(
+                f'config.data.name = {builder.name!r}: {path} is damaged or not the official file: '
+                f'its {what} is {value}, not {expected}; get it from {site} again'
+            )
+
     for url, path in paths.items():  # check all sizes first, because a checksum takes minutes
-        _check(builder, path, 'size', path.stat().st_size, int(builder.url_infos[url].size), site)
+        check(path, 'size', path.stat().st_size, int(builder.url_infos[url].size))
     for url, path in paths.items():
-        expected = builder.url_infos[url].checksum
-        _check(builder, path, 'SHA-256', _sha256(path, builder.quiet), expected, site)
+        check(path, 'SHA-256', _sha256(path, builder.quiet), builder.url_infos[url].checksum)
     return list(paths.values())
-
-
-def _check(builder, path: Path, what: str, value, expected, site: str) -> None:
-    if value != expected:
-        raise UserError(
-            f'config.data.name = {builder.name!r}: {path} is damaged or not the official file: '
-            f'its {what} is {value}, not {expected}; get it from {site} again'
-        )
 
 
 def _sha256(path: Path, quiet: bool) -> str:

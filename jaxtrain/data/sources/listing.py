@@ -45,46 +45,52 @@ class Listed:
     classes: tuple[str, ...]
 
 
-def open_list(
-    cfg,
-    split: str,
-    key: str,
-    column: str,
-    classes: tuple[str, ...],
-    clean: Callable[[str, list[Row]], list[Row]],
-    name: Callable[[Row], str],
-) -> Listed:
-    """Open a split of the list `config.data.path`, or of a folder with a list per split.
+@dataclass(frozen=True)
+class Column:
+    """The column of a list that has the content of the examples.
 
-    Args:
-      cfg: `config.data`.
-      split: the split to open.
-      key: the config key or flag that names the split, for messages.
-      column: as in `read_list`.
-      classes: class names by label; () uses the sorted classes of the data.
+    Attributes:
+      name: 'path' or 'text'.
       clean: (file, its rows) -> the cleaned rows.
-      name: row -> the name by which the example is assigned to a split, if the list has no splits.
-
-    Raises:
-      UserError: If the list is missing, malformed or empty; see the messages.
+      identity: row -> the name by which the example is assigned to a split, if the list has no
+        splits.
     """
-    path = os.path.expanduser(cfg.path)
-    whole = not os.path.isdir(path)
-    file = path if whole else file_of_split(path, split, key)
-    rows = clean(file, read_list(file, column))
-    assigned = whole and rows[0].split is None
-    if not assigned:
-        rows = _of_split(rows, split, key, file, whole)
-    if not classes:
-        classes = _in_order({row.label for row in rows})
-        check_classes(classes, file)
-    numbers = relabel(sorted({row.label for row in rows}), classes, file)
-    if assigned:
-        rows = [rows[i] for i in deal(cfg, [name(row) for row in rows], split, key)]
-    labels = tuple(numbers[row.label] for row in rows)
-    if assigned and split == cfg.train:
-        require_all(labels, classes, key, split)
-    return Listed(file, tuple(rows), labels, classes)
+
+    name: str
+    clean: Callable[[str, list[Row]], list[Row]] = lambda file, rows: rows
+    identity: Callable[[Row], str] = lambda row: row.content
+
+    def open(self, cfg, split: str, key: str, classes: tuple[str, ...]) -> Listed:
+        """Open a split of the list `config.data.path`, or of a folder with a list per split.
+
+        Args:
+          cfg: `config.data`.
+          split: the split to open.
+          key: the config key or flag that names the split, for messages.
+          classes: class names by label; () uses the sorted classes of the data.
+
+        Raises:
+          UserError: If the list is missing, malformed or empty; see the messages.
+        """
+        path = os.path.expanduser(cfg.path)
+        whole = not os.path.isdir(path)
+        file = path if whole else file_of_split(path, split, key)
+        rows = self.clean(file, read_list(file, self.name))
+        assigned = whole and rows[0].split is None
+        if not whole:
+            _require_only(split, rows, file)
+        elif not assigned:
+            rows = _of_split(rows, split, key, file)
+        if not classes:
+            classes = _in_order({row.label for row in rows})
+            check_classes(classes, file)
+        numbers = relabel(sorted({row.label for row in rows}), classes, file)
+        if assigned:
+            rows = [rows[i] for i in deal(cfg, list(map(self.identity, rows)), split, key)]
+        labels = tuple(numbers[row.label] for row in rows)
+        if assigned and split == cfg.train:
+            require_all(labels, classes, key, split)
+        return Listed(file, tuple(rows), labels, classes)
 
 
 def read_list(
@@ -111,7 +117,7 @@ def read_list(
     columns = (column, 'label') if labelled else (column,)
     rows: list[Row] = []
     for line, fields in (_csv if kind == '.csv' else _jsonl)(file, text, columns):
-        row = _row(file, line, fields, column, labelled)
+        row = _row(file, line, fields, columns)
         if rows and (row.split is None) != (rows[0].split is None):
             raise UserError(f'{file}, line {line}: give a split in every line, or in none')
         rows.append(row)
@@ -153,13 +159,18 @@ def file_of_split(folder: str, split: str, key: str, suffixes: tuple[str, ...] =
     return os.path.join(folder, fit[0])
 
 
-def _of_split(rows: list[Row], split: str, key: str, file: str, whole: bool) -> list[Row]:
-    """Return the rows of a split; raise UserError for others in the list of one split."""
-    selected = [row for row in rows if row.split in (split, None)]
+def _require_only(split: str, rows: list[Row], file: str) -> None:
+    """Raise UserError if the list of one split has rows of others."""
     others = sorted({row.split for row in rows if row.split is not None} - {split})
-    if not whole and others:
+    if others:
         raise UserError(f'{file} has lines of the split {others[0]!r}; move them to their own file')
+
+
+def _of_split(rows: list[Row], split: str, key: str, file: str) -> list[Row]:
+    """Return the rows of a split, in a list of several; raise UserError if there are none."""
+    selected = [row for row in rows if row.split == split]
     if not selected:
+        others = sorted({row.split for row in rows if row.split is not None})
         raise UserError(
             f'{key}={split!r}: no line of {file} has that split{nearest(split, others)}; it has '
             f'{", ".join(others)}'
@@ -217,8 +228,8 @@ def _jsonl(file: str, text: str, required: tuple[str, ...]) -> Iterator[tuple[in
         yield line, fields
 
 
-def _row(file: str, line: int, fields: dict, column: str, labelled: bool) -> Row:
-    names = (column, 'label', 'split') if labelled else (column,)
+def _row(file: str, line: int, fields: dict, columns: tuple[str, ...]) -> Row:
+    names = (*columns, 'split') if 'label' in columns else columns
     words = {name: fields[name] for name in names if name in fields}
     if type(words.get('label')) is int:
         words['label'] = str(words['label'])
@@ -229,4 +240,5 @@ def _row(file: str, line: int, fields: dict, column: str, labelled: bool) -> Row
                 f'{file}, line {line}: {name} is {word!r}; give {kinds.get(name, "a name")}'
             )
     split = words['split'].strip() if 'split' in words else None
-    return Row(line, words[column], words['label'].strip() if labelled else '', split)
+    label = words['label'].strip() if 'label' in columns else ''
+    return Row(line, words[columns[0]], label, split)

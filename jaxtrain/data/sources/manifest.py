@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from jaxtrain.data.sources.files import Files, file_source
-from jaxtrain.data.sources.listing import Row, open_list
+from jaxtrain.data.sources.listing import Column, Row
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
 
@@ -20,7 +20,7 @@ def open_manifest(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source
 
     Args, Raises: As in `folder.open_folder`.
     """
-    listed = open_list(cfg, split, key, 'path', classes, _clean, _stem)
+    listed = Column('path', _clean, _stem).open(cfg, split, key, classes)
     folder = os.path.dirname(listed.file)
     files = Files(
         tuple(row.content for row in listed.rows),

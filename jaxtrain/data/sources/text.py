@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from jaxtrain.data.features import classified_tokens
-from jaxtrain.data.sources.listing import Row, open_list
+from jaxtrain.data.sources.listing import Column
 from jaxtrain.data.sources.source import Source, digest
 from jaxtrain.data.tokenizer import Tokenizer, open_tokenizer
 from jaxtrain.errors import UserError
@@ -31,7 +31,7 @@ def open_text(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     """
     tokenizer = open_tokenizer(cfg.tokenizer)
     check_length(cfg.length)
-    listed = open_list(cfg, split, key, 'text', classes, lambda file, rows: rows, _content)
+    listed = Column('text').open(cfg, split, key, classes)
     texts = [row.content for row in listed.rows]
     source = text_source(texts, listed.labels, listed.classes, tokenizer, cfg.length)
     labels = [listed.classes[label] for label in listed.labels]
@@ -68,10 +68,6 @@ def check_length(length: int) -> None:
     """Raise UserError unless `config.data.length` is at least 1."""
     if length < 1:
         raise UserError(f'config.data.length={length} must be at least 1 token per example')
-
-
-def _content(row: Row) -> str:
-    return row.content
 
 
 @lru_cache(maxsize=8)
