@@ -184,8 +184,8 @@ def _embeddings(record: Record, source: Source) -> np.ndarray:
         require_head(record)
     variables: tuple[Any, Any] = on_mesh(shapes, make_mesh())
     rules = (('head/.*', restore.INIT), ('.*', restore.LOAD))
-    plan = restore.make_plan(of_checkpoint(record.folder), *variables, rules)
-    params = unflatten(restore.read(plan, *variables))
+    plan = restore.make_plan(of_checkpoint(record.folder), variables, rules)
+    params = unflatten(restore.read(plan, variables))
 
     def step(params: Any, batch: Any) -> dict[str, Any]:
         return {'embedding': model.apply({'params': params}, batch['tokens'], method='embed')}

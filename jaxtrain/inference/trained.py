@@ -122,8 +122,8 @@ def load(record: Record, source: Source) -> Trained:
     """Loads the checkpoint, for examples with the features of the source."""
     learner = make_learner(record.cfg, source)
     variables: tuple[Any, Any] = on_mesh(learner.variables, make_mesh())
-    plan = restore.make_plan(of_checkpoint(record.folder), *variables, (('.*', restore.LOAD),))
-    params, model_state = from_paths(restore.read(plan, *variables), *variables)
+    plan = restore.make_plan(of_checkpoint(record.folder), variables, (('.*', restore.LOAD),))
+    params, model_state = from_paths(restore.read(plan, variables), *variables)
     # If the run has a moving average, the restore plan has already loaded it as params.
     state = TrainState(
         step=None, seed=None, params=params, model_state=model_state, opt_state=None, ema={}

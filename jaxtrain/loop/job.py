@@ -173,7 +173,7 @@ def make_job(
         raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
     plan = None
     if stored:
-        plan = restore.make_plan(stored, params, model_state, cfg.restore.rules, train.classes)
+        plan = restore.make_plan(stored, learner.variables, cfg.restore.rules, train.classes)
     update = _update(cfg, optimizer)
     abstract = jax.eval_shape(
         lambda variables: init_state(variables, np.uint32(0), update, part), (params, model_state)
@@ -202,7 +202,7 @@ def first_state(job: Job, seed: int) -> TrainState:
     inputs = abstract_inputs(job.train.model_input)
     loaded: Mapping[str, jax.Array] = {}
     if plan:
-        loaded = restore.read(plan, abstract.params, abstract.model_state)
+        loaded = restore.read(plan, (abstract.params, abstract.model_state))
 
     def fresh(seed: jax.Array) -> dict[str, jax.Array]:
         params, model_state = init_variables(job.learner.model, seed, inputs)

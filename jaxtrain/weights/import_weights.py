@@ -55,7 +55,7 @@ def import_weights(
     path, out = Path(file), storage.on_disk(workdir, 'import')
     stored, match, files = open_foreign(origin, path, model)
     _check_unknown(stored, match, drop)
-    config, params, model_state = _target(match)
+    config, variables = _target(match)
     entry = {
         'origin': origin,
         'model': model,
@@ -67,14 +67,17 @@ def import_weights(
     if _is_done(out, entry):
         return f'{out} holds this import already; nothing is done'
     rules = (*((pattern, restore.DROP) for pattern in drop), ('.*', restore.LOAD))
-    plan = restore.make_plan(stored, params, model_state, rules)
+    plan = restore.make_plan(stored, variables, rules)
     with _replacing(out) as folder:
-        leaves = restore.read(plan, params, model_state)
-        state = from_paths(leaves, params, model_state)
-        _write(folder, config, entry, plan, state, _data(match))
+        arrays = from_paths(restore.read(plan, variables), *variables)
+        run = RunDir(folder)
+        run.claim(config, _data(match))
+        run.write_json('config.json', {**read_config(folder), 'import': entry})
+        run.write_json('restore.json', plan.to_json())
+        _save(folder, config['keep'], arrays)
         if tokenizer := beside(files[0].parent):
             shutil.copyfile(tokenizer, folder / TOKENIZER)
-    return _summary(out, entry, plan, match, params)
+    return _summary(out, entry, plan, count(variables[0]))
 
 
 def _check_unknown(stored: Stored, match: Match, drop: Sequence[str]) -> None:
@@ -102,8 +105,8 @@ def _check_unknown(stored: Stored, match: Match, drop: Sequence[str]) -> None:
         )
 
 
-def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
-    """Return (config of the weights, abstract params, abstract model_state)."""
+def _target(match: Match) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """Return (config of the weights, abstract (params, model_state))."""
     c = base()
     c.regime = 'full'
     c.task.name = match.task
@@ -115,7 +118,7 @@ def _target(match: Match) -> tuple[dict[str, Any], Any, Any]:
     if not match.outputs:
         params = {'backbone': params['backbone']}
     config = resolve(Config({**c.to_dict(), 'model': describe(model)}), None)
-    return config.to_dict(), *on_mesh((params, model_state), make_mesh())
+    return config.to_dict(), on_mesh((params, model_state), make_mesh())
 
 
 def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
@@ -151,24 +154,13 @@ def _replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(
-    folder: Path,
-    config: dict[str, Any],
-    entry: dict[str, Any],
-    plan: restore.Plan,
-    variables: tuple[Any, Any],
-    data: dict[str, Any] | None,
-) -> None:
-    files = RunDir(folder)
-    files.claim(config, data)
-    files.write_json('config.json', {**read_config(folder), 'import': entry})
-    files.write_json('restore.json', plan.to_json())
+def _save(folder: Path, keep: int, variables: tuple[Any, Any]) -> None:
     params, model_state = variables
     state = TrainState(
         step=np.int32(0), seed=np.uint32(0), params=params, model_state=model_state,
         opt_state={}, ema={},
     )  # fmt: skip
-    with checkpoint.open_manager(folder, config['keep']) as manager:
+    with checkpoint.open_manager(folder, keep) as manager:
         host: dict[str, Any] = {'seconds': {}, 'window': {}}
         checkpoint.write(manager, 0, state, host, wait=True)
 
@@ -201,17 +193,15 @@ def _numbers(match: Match) -> list[str]:
     return [str(i) for i in range(max(match.outputs, 2))]
 
 
-def _summary(out: Path, entry: Mapping, plan: restore.Plan, match: Match, params: Any) -> str:
-    head = f'with its head of {match.outputs} outputs' if match.outputs else 'without a head'
-    lines = [
-        f'{entry["model"]} of {entry["origin"]}, {head}: {count(params):,} parameters in {out}'
-    ]
+def _summary(out: Path, entry: Mapping, plan: restore.Plan, parameters: int) -> str:
+    head = f'with its head of {entry["head"]} outputs' if entry['head'] else 'without a head'
+    lines = [f'{entry["model"]} of {entry["origin"]}, {head}: {parameters:,} parameters in {out}']
     lines += [f'sha256 of {name}: {digest}' for name, digest in entry['files'].items()]
     others = {leaf.source.split()[-1] for leaf in plan.leaves if leaf.action == restore.LOAD}
     if others - {'float32'}:
         lines.append(f'converted to float32 from {", ".join(sorted(others - {"float32"}))}')
     lines += [f'left out {key}: {why}' for key, why in plan.stored.ignored.items()]
-    lines += [f'assumed, since the file does not state it: {text}' for text in match.assumed]
+    lines += [f'assumed, since the file does not state it: {text}' for text in entry['assumed']]
     return '\n'.join(lines)
 
 

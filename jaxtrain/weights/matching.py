@@ -57,39 +57,23 @@ def find_faults(archive: Archive, match: Match, shapes: Mapping) -> list[_Fault]
     return faults
 
 
-def misfit(
-    archive: Archive,
-    match: Match,
-    faults: list[_Fault],
-    known: Mapping,
-    model: str,
-    flag: str,
-) -> UserError:
-    """Return the error for a file that does not contain the whole model."""
-    others = [name for name in known if name != model and _fits(archive, known[name], name)]
-    if others:
-        return UserError(
-            f'{archive.path} holds {others[0]}, and not {model}; give {flag}model={others[0]}'
-        )
+def misfit(archive: Archive, match: Match, faults: list[_Fault], model: str) -> str:
+    """Return why a file does not contain the whole model."""
     fault, total = faults[0], len(match.rows)
     if len(faults) == total and all(f.actual == '-' for f in faults):
-        reason = f'none of its {len(archive.arrays)} keys is one of {model} ({few(archive.arrays)})'
-    elif fault.actual == '-':
+        return f'none of its {len(archive.arrays)} keys is one of {model} ({few(archive.arrays)})'
+    if fault.actual == '-':
         spare = [key for key in archive.arrays if key not in {r.theirs for r in match.rows}]
         reason = f'{len(faults)} of {total} arrays, first {fault.key} {fault.expected}, are missing'
-        reason += nearest(fault.key, spare)
-    else:
-        reason = (
-            f'{len(faults)} of {total} arrays do not fit {model}, first {fault.key}, which is '
-            f'{fault.actual} and should be {fault.expected}'
-        )
-    return UserError(
-        f'{archive.path}: {reason}; give all weights of that model, or another {flag}model',
-        details='\n'.join(f'  {f.key}: {f.actual}, should be {f.expected}' for f in faults),
+        return reason + nearest(fault.key, spare)
+    return (
+        f'{len(faults)} of {total} arrays do not fit {model}, first {fault.key}, which is '
+        f'{fault.actual} and should be {fault.expected}'
     )
 
 
-def _fits(archive: Archive, module, model: str) -> bool:
+def fits(archive: Archive, module, model: str) -> bool:
+    """Whether a file contains the whole model, by the name map in a module."""
     try:
         match = module.match(archive, model)
         # Keys are compared first, since the shapes of a large model take a second.

@@ -85,13 +85,13 @@ class Plan:
 
 
 def make_plan(
-    stored: Stored, params: Any, model_state: Any, rule_value: tuple, classes: tuple[str, ...] = ()
+    stored: Stored, variables: tuple[Any, Any], rule_value: tuple, classes: tuple[str, ...] = ()
 ) -> Plan:
     """Make the plan to restore weights into a model.
 
     Args:
       stored: the weights, not read yet.
-      params, model_state: the model's nested abstract leaves.
+      variables: the model's nested abstract leaves, (params, model_state).
       rule_value: `config.restore.rules`.
       classes: class names by output of the model.
 
@@ -107,7 +107,7 @@ def make_plan(
                 f'{where}: rule {pattern!r} has the action {action!r}; choose from '
                 f"{', '.join(ACTIONS)} or 'load OTHER/PATH'"
             )
-    target = by_path(params, model_state)
+    target = by_path(*variables)
     assigned = rules.assign(rule_list, sorted({*stored.leaves, *target}), where)
     actions = {path: _expanded(path, action, rule_list, where) for path, action in assigned.items()}
     _check_sources(stored, {p: a for p, a in actions.items() if p in target}, where)
@@ -124,9 +124,9 @@ def make_plan(
     return Plan(stored, leaves, names)
 
 
-def read(plan: Plan, params: Any, model_state: Any) -> dict[str, jax.Array]:
+def read(plan: Plan, variables: tuple[Any, Any]) -> dict[str, jax.Array]:
     """Read the leaves to load or resize: path -> array, with the shardings of the given leaves."""
-    target = by_path(params, model_state)
+    target = by_path(*variables)
     keys = {leaf.path: leaf.key for leaf in plan.leaves if leaf.action in (LOAD, RESIZE)}
     stored = _stored_leaves(plan, {path: target[path] for path in keys}, keys)
     values = plan.stored.read(stored)

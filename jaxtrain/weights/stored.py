@@ -17,7 +17,7 @@ from jaxtrain.params.partition import by_path, flatten, unflatten, without_colle
 from jaxtrain.weights.bundle import Bundle, beside, of_run
 from jaxtrain.weights.fill import aligned, fill, fill_unchanged
 from jaxtrain.weights.formats.archive import open_archive
-from jaxtrain.weights.matching import find_faults, leaves_of, misfit, shapes_of
+from jaxtrain.weights.matching import find_faults, fits, leaves_of, misfit, shapes_of
 from jaxtrain.weights.origins.names import Match, Row
 from jaxtrain.weights.origins.origins import ORIGINS
 
@@ -124,7 +124,16 @@ def open_foreign(
         match = known[model].match(archive, model)
         shapes = shapes_of(match)
         if faults := find_faults(archive, match, shapes):
-            raise misfit(archive, match, faults, known, model, flag)
+            for name, module in known.items():
+                if name != model and fits(archive, module, name):
+                    raise UserError(
+                        f'{archive.path} holds {name}, and not {model}; give {flag}model={name}'
+                    )
+            reason = misfit(archive, match, faults, model)
+            raise UserError(
+                f'{archive.path}: {reason}; give all weights of that model, or another {flag}model',
+                details='\n'.join(f'  {f.key}: {f.actual}, should be {f.expected}' for f in faults),
+            )
         leaves, keys, ignored = leaves_of(archive, match, shapes)
         files = archive.files
     bundle = Bundle(

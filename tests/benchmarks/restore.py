@@ -60,9 +60,9 @@ def restored(kind: str, folder: str) -> tuple[float, float]:
     start = time.perf_counter()
     weights, match, _ = stored.open_foreign(origin, Path(folder) / name, model)
     target = on_mesh(matching.target_model(match)[1], make_mesh())
-    plan = restore.make_plan(weights, *target, (('.*', 'load'),))
+    plan = restore.make_plan(weights, target, (('.*', 'load'),))
     planned = time.perf_counter()
-    jax.block_until_ready(restore.read(plan, *target))
+    jax.block_until_ready(restore.read(plan, target))
     return planned - start, time.perf_counter() - planned
 
 

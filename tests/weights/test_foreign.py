@@ -134,7 +134,7 @@ def plan_of(workdir) -> restore.Plan:
     config = Config.from_json(read_config(workdir)['config'])
     variables = abstract_variables(make_model(config.model, 4), (32, 32, 3))
     variables = on_mesh(variables, make_mesh())
-    return restore.make_plan(stored, *variables, (('.*', 'load'),))
+    return restore.make_plan(stored, variables, (('.*', 'load'),))
 
 
 def everything(workdir) -> dict[str, np.ndarray]:

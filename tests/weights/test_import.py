@@ -67,9 +67,9 @@ def loaded(out, outputs: int, image: tuple, rules=(('.*', 'load'),)):
     model = make_model(Config.from_json(read_config(out)['config']).model, outputs)
     params, _ = on_mesh(abstract_variables(model, image), make_mesh())
     plan = restore.make_plan(
-        of_checkpoint(checkpoint_list.find(out, 'best', '')), params, {}, rules
+        of_checkpoint(checkpoint_list.find(out, 'best', '')), (params, {}), rules
     )
-    return model, restore.read(plan, params, {}), plan
+    return model, restore.read(plan, (params, {})), plan
 
 
 def forward(model, leaves, case, height, width) -> float:

@@ -71,7 +71,7 @@ def target(shapes: dict[str, tuple]):
 
 def planned(have: dict, want: dict, action: str, classes=((), ())) -> restore.Plan:
     rules = (*((path, action) for path in want), ('.*', 'load'))
-    return restore.make_plan(stored(have, classes[0]), target(want), {}, rules, classes[1])
+    return restore.make_plan(stored(have, classes[0]), (target(want), {}), rules, classes[1])
 
 
 RESIZED = [
@@ -92,7 +92,7 @@ def test_a_rule_resizes(path, have, want):
     texts = ['x'.join(map(str, shape)) + ' float32' for shape in (have, want)]
     assert plan.leaves == (restore.Leaf(path, 'resize', *texts, path),)
     assert 'resize 1 (backbone)' in plan.summary()
-    result = restore.read(plan, target({path: want}), {})[path]
+    result = restore.read(plan, (target({path: want}), {}))[path]
     whole = golden.array('stored', path, have)
     np.testing.assert_array_equal(result, resize.resize(path, jnp.asarray(whole), want))
     assert result.shape == want and result.sharding == target({'x': (1,)})['x'].sharding
@@ -137,7 +137,7 @@ def test_another_dtype_is_not_resized():
     weights = stored({path: (4, 4, 6)}, dtype=jnp.bfloat16)
     for shape in ((4, 4, 6), (6, 6, 6)):
         with pytest.raises(UserError, match='DIFFERS: 4x4x6 bfloat16 -> ') as caught:
-            restore.make_plan(weights, target({path: shape}), {}, ((path, 'resize'),))
+            restore.make_plan(weights, (target({path: shape}), {}), ((path, 'resize'),))
         assert 'add the rule' not in str(caught.value)
 
 
@@ -251,8 +251,8 @@ def test_a_fourth_channel(kind, tmp_path):
     *sides, _, width = whole[path]
     want = {path: (*sides, 4, width)}
     rules = ((path, 'resize'), ('.*', 'drop'))
-    plan = restore.make_plan(weights, target(want), {}, rules)
-    kernel = np.asarray(restore.read(plan, target(want), {})[path])
+    plan = restore.make_plan(weights, (target(want), {}), rules)
+    kernel = np.asarray(restore.read(plan, (target(want), {}))[path])
     colours = foreign[source].transpose(2, 3, 1, 0)
     np.testing.assert_allclose(kernel, colours[:, :, [0, 1, 2, 0]] * 0.75, rtol=1e-6)
 

@@ -73,7 +73,7 @@ def actions(plan: restore.Plan) -> dict[str, str]:
 
 def refusal(folder, params, stats, rules) -> UserError:
     with pytest.raises(UserError) as caught:
-        restore.make_plan(of_checkpoint(folder), abstract(params), abstract(stats), rules)
+        restore.make_plan(of_checkpoint(folder), (abstract(params), abstract(stats)), rules)
     return caught.value
 
 
@@ -91,11 +91,11 @@ def saved(workdir: Path) -> dict[str, np.ndarray]:
 
 def test_loaded_leaves_are_bit_identical(folder):
     params, stats = abstract(PARAMS), abstract(STATS)
-    plan = restore.make_plan(of_checkpoint(folder), params, stats, ALL)
+    plan = restore.make_plan(of_checkpoint(folder), (params, stats), ALL)
     expected = by_path(tree(PARAMS), tree(STATS, 50.0))
     assert actions(plan) == dict.fromkeys(expected, 'load')
     assert 'backbone/norm/mean' in expected
-    result = restore.read(plan, params, stats)
+    result = restore.read(plan, (params, stats))
     assert_same(result, expected)
     nested = from_paths(result, params, stats)
     assert jax.tree.structure(nested) == jax.tree.structure((params, stats))
@@ -105,10 +105,10 @@ def test_loaded_leaves_are_bit_identical(folder):
 def test_a_new_head_is_left_to_be_initialised(folder):
     """It has another shape and one more leaf; the head of the checkpoint is not loaded."""
     wanted = {**PARAMS, 'head/logits/kernel': (2, 9), 'head/logits/bias': (9,)}
-    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(STATS), NEW_HEAD)
+    plan = restore.make_plan(of_checkpoint(folder), (abstract(wanted), abstract(STATS)), NEW_HEAD)
     assert plan.paths('init') == ['head/logits/bias', 'head/logits/kernel']
     assert not plan.paths('drop')
-    result = restore.read(plan, abstract(wanted), abstract(STATS))
+    result = restore.read(plan, (abstract(wanted), abstract(STATS)))
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
     assert_same(result, {p: leaf for p, leaf in old.items() if p.startswith('backbone/')})
 
@@ -117,7 +117,7 @@ def test_old_leaves_are_dropped_by_a_rule(folder):
     """A 'drop' rule drops them, and so does an 'init' rule that covers leaves of the old head."""
     wanted = {'backbone/conv/kernel': (3, 2), 'head/bias': (4,)}
     rules = (('head/.*', 'init'), ('backbone/norm/.*', 'drop'), ('.*', 'load'))
-    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), {}, rules)
+    plan = restore.make_plan(of_checkpoint(folder), (abstract(wanted), {}), rules)
     assert actions(plan) == {
         'backbone/conv/kernel': 'load',
         'backbone/norm/mean': 'drop',
@@ -126,7 +126,7 @@ def test_old_leaves_are_dropped_by_a_rule(folder):
         'head/bias': 'init',
         'head/logits/kernel': 'drop',
     }
-    assert set(restore.read(plan, abstract(wanted), {})) == {'backbone/conv/kernel'}
+    assert set(restore.read(plan, (abstract(wanted), {}))) == {'backbone/conv/kernel'}
     assert 'load 1 (backbone), init 1 (head), drop 4 (backbone, head)' in plan.summary()
 
 
@@ -149,7 +149,7 @@ def test_a_leaf_without_a_value_is_refused(change, dtypes, line, folder):
     wanted = {path: shape for path, shape in {**PARAMS, **change}.items() if shape}
     with pytest.raises(UserError) as caught:
         restore.make_plan(
-            of_checkpoint(folder), abstract(wanted, dtypes), abstract(STATS), NEW_HEAD
+            of_checkpoint(folder), (abstract(wanted, dtypes), abstract(STATS)), NEW_HEAD
         )
     message = [' '.join(text.split()) for text in caught.value.details.splitlines()]
     assert line.format('float32') in message
@@ -176,7 +176,7 @@ def test_error_for_another_head_gives_the_rule_to_add(folder):
     assert 'its head differs (head/logits/kernel: 2x5 float32 -> 2x9 float32)' in str(error)
     assert "add the rule ('head/.*', 'init') in front of config.restore.rules" in str(error)
     restore.make_plan(
-        of_checkpoint(folder), abstract(wanted), abstract(STATS), (('head/.*', 'init'), *ALL)
+        of_checkpoint(folder), (abstract(wanted), abstract(STATS)), (('head/.*', 'init'), *ALL)
     )
 
 
@@ -218,9 +218,9 @@ RENAMES = (
 def test_leaves_are_loaded_from_other_paths(folder):
     """Sources are whole paths, or use the groups of the rule; statistics are included."""
     params, stats = abstract(MOVED), abstract(MOVED_STATS)
-    plan = restore.make_plan(of_checkpoint(folder), params, stats, RENAMES)
+    plan = restore.make_plan(of_checkpoint(folder), (params, stats), RENAMES)
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
-    result = restore.read(plan, params, stats)
+    result = restore.read(plan, (params, stats))
     assert_same(
         result,
         {
@@ -248,9 +248,9 @@ def test_two_leaves_from_one(folder):
         ('backbone/norm/var', 'load backbone/norm/mean'),
         ('.*', 'load'),
     )
-    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), abstract(stats), rules)
+    plan = restore.make_plan(of_checkpoint(folder), (abstract(wanted), abstract(stats)), rules)
     old = by_path(tree(PARAMS), tree(STATS, 50.0))
-    result = restore.read(plan, abstract(wanted), abstract(stats))
+    result = restore.read(plan, (abstract(wanted), abstract(stats)))
     scale = old['backbone/norm/scale']
     expected = {**old, 'backbone/first/scale': scale, 'backbone/second/scale': scale}
     swapped = {
@@ -324,7 +324,7 @@ def test_unused_leaves_must_be_dropped(folder):
     message = {line.split()[3] for line in error.details.splitlines() if 'NOT IN MODEL' in line}
     assert message == left
     rules = (rules[0], ('(backbone/norm|head)/.*', 'drop'), *ALL)
-    plan = restore.make_plan(of_checkpoint(folder), abstract(wanted), {}, rules)
+    plan = restore.make_plan(of_checkpoint(folder), (abstract(wanted), {}), rules)
     assert set(plan.paths('drop')) == left
     assert 'load 1 (backbone), drop 4 (backbone, head)' in plan.summary()
 
@@ -333,8 +333,8 @@ def test_ema_is_read_where_it_exists(tmp_path):
     """Frozen parameters have no EMA and are read from the parameters."""
     average = {path: PARAMS[path] for path in ('backbone/conv/kernel', 'head/logits/kernel')}
     folder = save(tmp_path, tree(PARAMS), tree(STATS), tree(average, 900.0))
-    plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
-    result = restore.read(plan, abstract(PARAMS), abstract(STATS))
+    plan = restore.make_plan(of_checkpoint(folder), (abstract(PARAMS), abstract(STATS)), ALL)
+    result = restore.read(plan, (abstract(PARAMS), abstract(STATS)))
     expected = by_path(tree(PARAMS), tree(STATS)) | flatten(tree(average, 900.0))
     assert_same(result, expected)
 
@@ -361,14 +361,14 @@ def test_a_run_starts_from_what_was_saved(pretrained):
 def test_missing_value_at_read_time_is_an_error(folder):
     """It does not become zeros or an initial value: only the plan initializes leaves."""
     wanted = abstract({**PARAMS, 'backbone/conv/other': (3, 2)})
-    plan = restore.make_plan(of_checkpoint(folder), abstract(PARAMS), abstract(STATS), ALL)
+    plan = restore.make_plan(of_checkpoint(folder), (abstract(PARAMS), abstract(STATS)), ALL)
     path = 'backbone/conv/other'
     other = restore.Leaf(path, 'load', '3x2 float32', '3x2 float32', path)
     leaves = {**plan.stored.leaves, other.path: jax.ShapeDtypeStruct((3, 2), jnp.float32)}
     stored = dataclasses.replace(plan.stored, leaves=leaves)
     plan = restore.Plan(stored, (*plan.leaves, other))
     with pytest.raises(UserError, match='has no value for .*other'):
-        restore.read(plan, wanted, abstract(STATS))
+        restore.read(plan, (wanted, abstract(STATS)))
 
 
 def test_loaded_leaves_are_not_initialized_first(pretrained, monkeypatch):

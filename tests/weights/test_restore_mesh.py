@@ -47,7 +47,7 @@ def dump(out: str, config: str, *words: str) -> None:
     """Write the first state of a job, each leaf with its copies on all devices: [devices, ...]."""
     job = make_job(load(config, list(words)))
     abstract = job.abstract.params, job.abstract.model_state
-    for path, leaf in restore.read(job.start.plan, *abstract).items():
+    for path, leaf in restore.read(job.start.plan, abstract).items():
         # Leaves are read directly onto all devices, not copied from the first one.
         assert leaf.sharding == by_path(*abstract)[path].sharding, path
     state = first_state(job, seed=3)

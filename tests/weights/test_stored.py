@@ -118,5 +118,5 @@ def test_unknown_key_can_be_loaded_by_a_rule(shape, tmp_path, monkeypatch):
         unflatten({'backbone/x': jax.ShapeDtypeStruct(shape, np.float32)}), make_mesh()
     )
     rules = (('backbone/x', 'load my.extra'), ('.*', 'drop'))
-    plan = restore.make_plan(weights, target, {}, rules)
-    np.testing.assert_array_equal(restore.read(plan, target, {})['backbone/x'], extra)
+    plan = restore.make_plan(weights, (target, {}), rules)
+    np.testing.assert_array_equal(restore.read(plan, (target, {}))['backbone/x'], extra)
