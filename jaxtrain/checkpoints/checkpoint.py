@@ -109,8 +109,14 @@ def save(
         before_sleep=before_retry,
         reraise=True,
     )
+
+    def attempt() -> None:
+        write(manager, step, state, host)
+        if wait or failure:
+            manager.wait_until_finished()
+
     try:
-        retrying(write, manager, step, state, host, wait or bool(failure))
+        retrying(attempt)
     except Exception as error:
         _recover(manager)
         last = max(manager.all_steps(), default=None)
@@ -123,9 +129,9 @@ def save(
 
 
 def write(
-    manager: ocp.CheckpointManager, step: int, state: TrainState, host: dict[str, Any], wait: bool
+    manager: ocp.CheckpointManager, step: int, state: TrainState, host: dict[str, Any]
 ) -> None:
-    """Save as `save` does, but in one attempt, and raise any error unchanged."""
+    """Start to save as `save` does, but in one attempt, and raise any error unchanged."""
     import orbax.checkpoint as ocp
 
     parts = _parts(state)
@@ -137,8 +143,6 @@ def write(
         host=ocp.args.JsonSave(host),
     )
     manager.save(step, args=args, force=True)
-    if wait:
-        manager.wait_until_finished()
 
 
 def _settle(manager: ocp.CheckpointManager) -> Exception | None:

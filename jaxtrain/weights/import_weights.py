@@ -162,7 +162,8 @@ def _save(folder: Path, keep: int, variables: tuple[Any, Any]) -> None:
     )  # fmt: skip
     with checkpoint.open_manager(folder, keep) as manager:
         host: dict[str, Any] = {'seconds': {}, 'window': {}}
-        checkpoint.write(manager, 0, state, host, wait=True)
+        checkpoint.write(manager, 0, state, host)
+        manager.wait_until_finished()
 
 
 def _data(match: Match) -> dict[str, Any] | None:

@@ -210,8 +210,13 @@ def _leaf(
         outcome = INIT
     elif have is None or action == DROP:
         outcome = 'NOT IN CHECKPOINT' if have is None else 'DROPPED, BUT THE MODEL NEEDS IT'
+    elif have.dtype != want.dtype:
+        outcome = DIFFERS
+    elif action == CLASSES:
+        per_class = _is_per_class(stored, have.shape, want.shape, classes)
+        outcome = CLASSES if per_class else 'NO OUTPUT PER CLASS'
     else:
-        outcome = _outcome(path, action, stored, have, want, classes)
+        outcome = _outcome(path, action, have.shape, want.shape)
     source = stored.keys.get(key) or _text(have)
     if key != path and have is not None:
         source = f'{key} {source}'
@@ -219,19 +224,19 @@ def _leaf(
     return Leaf(path, outcome, source, _text(want), key if keyed else '')
 
 
-def _outcome(path: str, action: str, stored: Stored, have, want, classes: tuple[str, ...]) -> str:
-    """Return what happens to a leaf that both have, by a rule that loads it."""
-    if have.dtype != want.dtype:
-        return DIFFERS
-    if action == CLASSES:
-        assert stored.bundle is not None  # otherwise `_same_classes` has raised
-        known = len(stored.bundle.classes)
-        fits = have.shape[-1:] == (known,) and want.shape[-1:] == (len(classes),)
-        return CLASSES if fits and have.shape[:-1] == want.shape[:-1] else 'NO OUTPUT PER CLASS'
-    if _text(have) == _text(want):
+def _is_per_class(stored: Stored, have: tuple, want: tuple, classes: tuple[str, ...]) -> bool:
+    """Whether leaves of these shapes differ only in the outputs, one for each class."""
+    assert stored.bundle is not None  # otherwise `_same_classes` has raised
+    known = len(stored.bundle.classes)
+    return have == (*have[:-1], known) and want == (*have[:-1], len(classes))
+
+
+def _outcome(path: str, action: str, have: tuple, want: tuple) -> str:
+    """Return what happens to a leaf of these shapes, by a rule that loads or resizes it."""
+    if have == want:
         return LOAD
     if action == RESIZE:
-        return RESIZE if resize.can(path, have.shape, want.shape) else 'CANNOT BE RESIZED'
+        return RESIZE if resize.can(path, have, want) else 'CANNOT BE RESIZED'
     return DIFFERS
 
 

@@ -58,7 +58,8 @@ def save(workdir: Path, params: dict, model_state: dict, ema: dict | None = None
         opt_state={}, ema=ema or {},
     )  # fmt: skip
     with checkpoint.open_manager(workdir, 1) as manager:
-        checkpoint.write(manager, 1, state, {}, wait=True)
+        checkpoint.write(manager, 1, state, {})
+        manager.wait_until_finished()
     return checkpoint_list.find(workdir, 'last', '')
 
 
