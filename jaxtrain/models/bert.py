@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.blocks import REMAT, Chain, Stack
 from jaxtrain.models.parts.family import HEAD_AXES, Family
 from jaxtrain.models.parts.layers import Head, check_choices
 from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, TOKEN_AXES, Attention
@@ -138,8 +138,8 @@ class _Backbone(nn.Module):
             for i in range(self.depth)
         ]
         seen = real[:, None, None, :]
-        x = run_blocks(self, blocks, x, lambda block, x, _: block(x, seen, train=train), self.stack)
-        return self._pooled(x, real)
+        chain = Chain(self, blocks, lambda block, x, _: block(x, seen, train=train), self.stack)
+        return self._pooled(chain(x), real)
 
     def _embedding(self, count: int, name: str) -> nn.Embed:
         return nn.Embed(count, self.width, embedding_init=_NORMAL, name=name)

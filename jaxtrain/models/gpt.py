@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.blocks import REMAT, Chain, Stack
 from jaxtrain.models.parts.family import HEAD_AXES, Family
 from jaxtrain.models.parts.layers import check_choices
 from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, TOKEN_AXES, Attention
@@ -136,7 +136,7 @@ class _Backbone(nn.Module):
         def call(block, x, _):
             return block(x, seen, train=train, cache=cache, start=start)
 
-        return self.norm(run_blocks(self, self.block, x, call, self.stack, loop=not cache))
+        return self.norm(Chain(self, self.block, call, self.stack)(x, loop=not cache))
 
 
 class _Block(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxtrain.errors import UserError
-from jaxtrain.models.parts.blocks import REMAT, Stack, run_blocks
+from jaxtrain.models.parts.blocks import REMAT, Chain, Stack
 from jaxtrain.models.parts.family import HEAD_AXES, Family
 from jaxtrain.models.parts.layers import check_choices
 from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, Attention, DropPath
@@ -135,9 +135,8 @@ class _Backbone(nn.Module):
             for i in range(self.depth)
         ]  # fmt: skip
         rates = jnp.linspace(0, self.drop_path, self.depth) if self.drop_path else None
-        x = run_blocks(
-            self, blocks, x, lambda block, x, rate: block(x, rate, train=train), self.stack, rates
-        )
+        chain = Chain(self, blocks, lambda block, x, rate: block(x, rate, train=train), self.stack)
+        x = chain(x, rates)
         # Two passes, as in PyTorch: a one-pass variance loses digits if the mean is large.
         norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm')
         return norm(self._pooled(x)) if self.norm_after_pool else self._pooled(norm(x))

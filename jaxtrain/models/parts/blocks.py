@@ -42,72 +42,67 @@ class Stack:
         return list(zip(bounds, bounds[1:], strict=False))
 
 
-Call = Callable[[nn.Module, jax.Array, Any], jax.Array]
-
-
 def checkpointed(call: Callable, remat: str) -> Callable:
     """`call(module, *arrays)`, rematerialised in the backward pass as REMAT defines."""
     return call if remat == 'none' else nn.remat(call, policy=REMAT[remat])
 
 
-def run_blocks(
-    parent: nn.Module,
-    blocks: Sequence[nn.Module],
-    x: jax.Array,
-    call: Call,
-    stack: Stack,
-    each: Any = None,
-    loop: bool = True,
-) -> jax.Array:
-    """Applies all blocks in order.
+@dataclass(frozen=True)
+class Chain:
+    """Blocks that are applied one after the other.
 
-    Args:
+    Attributes:
       parent: the module that contains the blocks and provides their random numbers.
       blocks: modules that differ only in their parameters.
-      x: float [batch, ...], input of the first block.
       call: (block, x, its slice of `each`) -> output of the block.
       stack: how the blocks are run.
-      each: a pytree of arrays [blocks, ...] that differ between blocks, or None.
-      loop: whether a loop is possible; it is not if the blocks keep a cache.
-
-    Returns:
-      The output of the last block.
     """
-    scans = stack.scan and loop and not parent.is_initializing()
-    for first, end in stack.runs(len(blocks)) if scans else [(0, len(blocks))]:
-        part = jax.tree.map(lambda a: a[first:end], each)  # noqa: B023
-        if scans and end - first > 1:
-            x = _scanned(parent, blocks[first:end], x, call, stack.remat, part)
-            continue
-        one = checkpointed(call, stack.remat)
-        for number, block in enumerate(blocks[first:end]):
-            x = one(block, x, jax.tree.map(lambda a: a[number], part))  # noqa: B023
-    return x
 
+    parent: nn.Module
+    blocks: Sequence[nn.Module]
+    call: Callable[[nn.Module, jax.Array, Any], jax.Array]
+    stack: Stack
 
-def _scanned(
-    parent: nn.Module,
-    blocks: Sequence[nn.Module],
-    x: jax.Array,
-    call: Call,
-    remat: str,
-    each: Any,
-) -> jax.Array:
-    """Applies the blocks in a loop over their stacked parameters."""
-    template = blocks[0].clone(parent=None, name=None)
-    params = [block.variables['params'] for block in blocks]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    keys = None
-    if parent.has_rng('dropout'):
-        keys = jax.random.split(parent.make_rng('dropout'), len(blocks))
+    def __call__(self, x: jax.Array, each: Any = None, loop: bool = True) -> jax.Array:
+        """Applies all blocks in order.
 
-    def body(x: jax.Array, block: tuple) -> tuple[jax.Array, None]:
-        params, key, each = block
-        rngs = {} if key is None else {'dropout': key}
-        bound = template.bind({'params': params}, rngs=rngs)
-        return call(bound, x, each), None
+        Args:
+          x: float [batch, ...], input of the first block.
+          each: a pytree of arrays [blocks, ...] that differ between blocks, or None.
+          loop: whether a loop is possible; it is not if the blocks keep a cache.
 
-    if remat != 'none':
-        # Inside a loop, the compiler cannot eliminate the recomputation; no barrier is needed.
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (stacked, keys, each))[0]
+        Returns:
+          The output of the last block.
+        """
+        scans = self.stack.scan and loop and not self.parent.is_initializing()
+        depth = len(self.blocks)
+        for first, end in self.stack.runs(depth) if scans else [(0, depth)]:
+            blocks = self.blocks[first:end]
+            part = jax.tree.map(lambda a: a[first:end], each)  # noqa: B023
+            if scans and len(blocks) > 1:
+                x = self._scanned(blocks, x, part)
+                continue
+            one = checkpointed(self.call, self.stack.remat)
+            for number, block in enumerate(blocks):
+                x = one(block, x, jax.tree.map(lambda a: a[number], part))  # noqa: B023
+        return x
+
+    def _scanned(self, blocks: Sequence[nn.Module], x: jax.Array, each: Any) -> jax.Array:
+        """Applies some of the blocks in a loop over their stacked parameters."""
+        template = blocks[0].clone(parent=None, name=None)
+        params = [block.variables['params'] for block in blocks]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        keys = None
+        if self.parent.has_rng('dropout'):
+            keys = jax.random.split(self.parent.make_rng('dropout'), len(blocks))
+
+        def body(x: jax.Array, block: tuple) -> tuple[jax.Array, None]:
+            params, key, each = block
+            rngs = {} if key is None else {'dropout': key}
+            bound = template.bind({'params': params}, rngs=rngs)
+            return self.call(bound, x, each), None
+
+        if self.stack.remat != 'none':
+            # Inside a loop, the compiler cannot eliminate the recomputation; no barrier is needed.
+            body = jax.checkpoint(body, policy=REMAT[self.stack.remat], prevent_cse=False)
+        return jax.lax.scan(body, x, (stacked, keys, each))[0]

@@ -13,7 +13,7 @@ from jaxtrain.models import split_scan
 from jaxtrain.models.bert import BERT
 from jaxtrain.models.cnn import CNN
 from jaxtrain.models.gpt import GPT
-from jaxtrain.models.parts.blocks import Stack, run_blocks
+from jaxtrain.models.parts.blocks import Chain, Stack
 from jaxtrain.models.parts.transformer import DropPath
 from jaxtrain.models.vit import ViT
 from jaxtrain.parallel.replicas import Replicas
@@ -115,7 +115,7 @@ class Layers(nn.Module):
     def __call__(self, x):
         layers = [Layer(name=f'block_{i}') for i in range(DEPTH)]
         rates = jnp.linspace(0.5, 1, DEPTH)
-        return run_blocks(self, layers, x, lambda layer, x, rate: layer(x, rate), self.stack, rates)
+        return Chain(self, layers, lambda layer, x, rate: layer(x, rate), self.stack)(x, rates)
 
 
 PLAIN = Stack()
@@ -240,9 +240,7 @@ class Number(nn.Module):
     def __call__(self, x):
         blocks = [Digits(self.dropped, name=f'block_{i}') for i in range(DEPTH)]
         each = jnp.arange(1.0, 1 + DEPTH)
-        return run_blocks(
-            self, blocks, x, lambda block, x, digit: block(x, digit), self.stack, each
-        )
+        return Chain(self, blocks, lambda block, x, digit: block(x, digit), self.stack)(x, each)
 
 
 def number(stack: Stack, dropped: bool = False, ones=(1, 1, 1, 1)) -> jax.Array:
