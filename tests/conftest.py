@@ -4,13 +4,12 @@ Set before JAX and TFDS are imported: everything runs on one CPU device, offline
 several devices or processes start processes of their own.
 """
 
-import functools
 import gc
 import importlib.util
-import itertools
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -76,16 +75,23 @@ class Outcome(NamedTuple):
 LONGEST = {
     'pod/test_peers.py': 60,
     'launch/test_tpu.py': 50,
-    'weights/test_parity.py': 44,
-    'loop/test_train.py': 20,
-    'models/parts/test_blocks.py': 18,
-    'models/test_transformers.py': 16,
-    'runs/test_damage.py': 15,
-    'study/test_compare.py': 14,
-    'models/test_models.py': 14,
-    'runs/test_text_runs.py': 14,
-    'weights/test_foreign.py': 14,
-    'benchmarks/test_foundation.py': 11,
+    'weights/test_parity.py': 50,
+    'runs/test_damage.py': 25,
+    'loop/test_train.py': 25,
+    'models/test_transformers.py': 20,
+    'models/parts/test_blocks.py': 20,
+    'runs/test_text_runs.py': 20,
+    'weights/test_import.py': 20,
+    'models/test_models.py': 20,
+    'inspection/test_plan.py': 20,
+    'step/test_step.py': 15,
+    'inference/test_generate.py': 15,
+    'weights/test_foreign.py': 15,
+    'study/test_compare.py': 15,
+    'step/test_accumulate.py': 15,
+    'launch/test_slurm.py': 15,
+    'launch/test_local.py': 15,
+    'data/datasets/test_prepare.py': 10,
     'runs/test_full_disk.py': 10,
     'data/datasets/test_builders.py': 10,
 }
@@ -101,7 +107,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -LONGEST.get(item.path.relative_to(tests).as_posix(), 0))
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     """Keeps garbage collection, a tenth of the CPU time by default, short and rare.
 
     What has been imported stays, so it is not looked through again.
@@ -109,14 +115,19 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    if session.config.getoption('cpu_budget'):
+        _IMPORTS.append(import_seconds())
 
 
 _WORKERS: list[float] = []  # the CPU-seconds of each of pytest-xdist's processes
+_IMPORTS: list[float] = []  # CPU-seconds of importing JAX, at the start and at the end of each
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    _WORKERS.append(getattr(node, 'workeroutput', {}).get('cpu_seconds', 0.0))
+    output = getattr(node, 'workeroutput', {})
+    _WORKERS.append(output.get('cpu_seconds', 0.0))
+    _IMPORTS.extend(output.get('imports', []))
 
 
 def cpu_seconds() -> float:
@@ -126,14 +137,16 @@ def cpu_seconds() -> float:
     return own + (sum(_WORKERS) if _WORKERS else children)
 
 
-@functools.cache
+def import_seconds() -> float:
+    """CPU-seconds that importing JAX takes now, beside whatever else keeps the machine busy."""
+    before = os.times().children_user
+    subprocess.run([sys.executable, '-c', 'import jax'], check=True)
+    return os.times().children_user - before
+
+
 def slowness() -> float:
     """The CPU time of this machine over that of the budget's, where importing JAX takes 0.77 s."""
-    times = [os.times().children_user]
-    for _ in range(3):
-        subprocess.run([sys.executable, '-c', 'import jax'], check=True)
-        times.append(os.times().children_user)
-    return min(after - before for before, after in itertools.pairwise(times)) / 0.77
+    return statistics.mean(_IMPORTS) / 0.77
 
 
 def over_budget(config) -> str:
@@ -152,8 +165,10 @@ def over_budget(config) -> str:
 def pytest_sessionfinish(session):
     gc.freeze()  # pytest collects several times before it ends
     forked.stop()
+    if session.config.getoption('cpu_budget') and _IMPORTS:
+        _IMPORTS.append(import_seconds())
     if hasattr(session.config, 'workeroutput'):
-        session.config.workeroutput['cpu_seconds'] = cpu_seconds()
+        session.config.workeroutput |= {'cpu_seconds': cpu_seconds(), 'imports': _IMPORTS}
     elif session.exitstatus == pytest.ExitCode.OK and over_budget(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if _MAIN:
@@ -161,7 +176,8 @@ def pytest_sessionfinish(session):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    terminalreporter.write_line(f'{cpu_seconds():.0f} CPU-seconds')
+    scaled = f' / {slowness():.2f}' if _IMPORTS else ''
+    terminalreporter.write_line(f'{cpu_seconds():.0f}{scaled} CPU-seconds')
     if line := over_budget(config):
         terminalreporter.write_line(line, red=True)
 

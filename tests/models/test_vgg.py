@@ -65,7 +65,9 @@ def fp64_error(case: str, params: dict[str, np.ndarray], golden: dict) -> float:
     return error(result, golden[case])
 
 
-@pytest.mark.parametrize('case', LIGHT)
+@pytest.mark.parametrize(
+    'case', [pytest.param(c, marks=[pytest.mark.slow] * c.startswith('vgg19')) for c in LIGHT]
+)
 def test_output_agrees_with_keras(case, golden):
     params = parameters(case)
     if '150' not in case:

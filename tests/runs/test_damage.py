@@ -69,11 +69,7 @@ def flipped(place: float) -> Callable[[Path], None]:
 
 DAMAGES = {'half': half, 'empty': empty, 'removed': removed}
 DAMAGES |= {f'bit at {place}': flipped(place) for place in PLACES}
-# The fast tests try two of them.
-EACH = [
-    pytest.param(name, marks=[] if name in ('half', 'bit at 0.13') else pytest.mark.slow)
-    for name in DAMAGES
-]
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name != 'half')) for name in DAMAGES]
 
 
 def flip_array(folder: Path, leaf: str) -> Path:
@@ -418,7 +414,7 @@ def test_a_damaged_best_is_replaced_by_the_next_best(straight, jaxtrain, tmp_pat
 
 
 READERS = [
-    pytest.param(name, marks=[] if name in ('evaluate', 'init_from') else pytest.mark.slow)
+    pytest.param(name, marks=[pytest.mark.slow] * (name != 'evaluate'))
     for name in ('evaluate', 'predict', 'init_from', 'inspect')
 ]
 

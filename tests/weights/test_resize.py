@@ -223,7 +223,9 @@ def coloured(kind: str, tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     return write(tmp_path / f'{kind}.safetensors', foreign), foreign
 
 
-@pytest.mark.parametrize('kind', FIRST)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(kind, marks=[pytest.mark.slow] * (kind != 'vgg')) for kind in FIRST]
+)
 def test_run_on_grey_images_starts_from_rgb_weights(kind, tmp_path):
     file, foreign = coloured(kind, tmp_path)
     _, origin, model, source, path = FIRST[kind]
