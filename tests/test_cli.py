@@ -92,7 +92,8 @@ def test_nothing_heavy_is_imported_before_a_command_needs_it():
     child = subprocess.run([sys.executable, '-c', PROBE], cwd=ROOT, capture_output=True, text=True)
     modules = set(child.stdout.split())
     assert child.returncode == 0 and 'jaxtrain' in modules, child.stderr
-    assert not modules & {'jax', 'flax', 'tensorflow_datasets', 'matplotlib', 'orbax', 'rich'}
+    heavy = {'jax', 'flax', 'tensorflow_datasets', 'matplotlib', 'orbax', 'rich'}
+    assert not modules & (heavy | {'etils', 'ml_collections'})
 
 
 def test_a_run_without_a_terminal(tmp_path):

@@ -6,13 +6,14 @@ jaxtrain inspect --config=configs/alphabets.py:linear
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
 from jaxtrain.commands.start import start_jax
-from jaxtrain.config.files import load
 
 FLAGS = (flags.config,)
 WORDS = ''
 
 
 def run(given: Arguments) -> None:
+    from jaxtrain.config.files import load
+
     cfg = load(given.flags.config, given.overrides)
     start_jax()
     from jaxtrain.inspection.inspect import inspect

@@ -9,11 +9,9 @@ from typing import Any
 
 from absl.flags import FlagValues
 
-from jaxtrain import storage
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
 from jaxtrain.commands.start import start_jax
-from jaxtrain.config.files import load
 from jaxtrain.errors import UserError
 
 
@@ -31,6 +29,8 @@ WORDS = ''
 
 
 def run(given: Arguments) -> None:
+    from jaxtrain.config.files import load
+
     values = given.flags
     cfg = load(values.config, given.overrides)
     start_jax()
@@ -53,6 +53,8 @@ def _progress(text: str) -> None:
 
 def _write(path: str, value: dict[str, Any]) -> None:
     """Writes a JSON file that the user has named. UserError if that cannot be done."""
+    from jaxtrain import storage
+
     try:
         storage.write(storage.path(path), (json.dumps(value, indent=2) + '\n').encode())
     except OSError as error:

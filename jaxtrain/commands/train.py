@@ -10,9 +10,6 @@ from absl.flags import FlagValues
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
 from jaxtrain.commands.start import start_jax
-from jaxtrain.config.closed import flatten
-from jaxtrain.config.files import load
-from jaxtrain.config.keys import RESUMABLE
 
 
 def _processes(values: FlagValues) -> None:
@@ -29,6 +26,10 @@ WORDS = ''
 
 
 def run(given: Arguments) -> None:
+    from jaxtrain.config.closed import flatten
+    from jaxtrain.config.files import load
+    from jaxtrain.config.keys import RESUMABLE
+
     values = given.flags
     cfg = load(values.config, given.overrides)
     start_jax()
