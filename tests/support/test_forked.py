@@ -75,7 +75,7 @@ def test_an_interrupt_ends_it_as_it_ends_others():
     child = begin('import time\nprint("on", flush=True)\ntime.sleep(60)')
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.01)
-    while not os.fstat(child._out.fileno()).st_size:
+    while os.fstat(child._out.fileno()).st_size < len('on\n'):
         assert child.poll() is None
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
