@@ -299,6 +299,7 @@ def test_resuming_does_not_need_the_initial_checkpoint(pretrained, jaxtrain, tmp
     assert result(run)['metrics'] == summary['metrics']
 
 
+@pytest.mark.slow
 def test_several_steps_per_call_give_the_same_result(jaxtrain, tmp_path):
     """The same batches, randomness and log; evaluations and checkpoints after the same steps."""
     common = ['--config.steps=20', '--config.eval_every=8', '--config.log_every=4']

@@ -85,7 +85,7 @@ def test_losses_are_those_of_the_original(name, steps):
         ('mnist_mlp', 'optim.lr=1.05e-3'),
         ('mnist_mlp', 'data.mean=(0.1307,)'),
         ('mnist_mlp', 'optim.name=adamax'),
-        ('cifar10_cnn', 'optim.lr=1.05e-3'),
+        pytest.param('cifar10_cnn', 'optim.lr=1.05e-3', marks=pytest.mark.slow),
         pytest.param('cifar10_cnn', 'optim.name=adam', marks=pytest.mark.slow),
         pytest.param('cifar10_cnn', 'optim.args.eps=1e-4', marks=pytest.mark.slow),
         pytest.param('cifar10_cnn', 'data.scale=256.0', marks=pytest.mark.slow),

@@ -1,5 +1,7 @@
 """The command export: the files it writes, and its messages."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -27,21 +29,23 @@ def arrays(class_position: bool) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Return (arrays, a run directory with them) by naming."""
-    result = {}
-    for name in ('augreg', 'big_vision'):
-        folder = tmp_path_factory.mktemp(name)
-        weights = arrays(class_position=name == 'augreg')
+    """Return a function naming -> (arrays, a run directory with them)."""
+
+    @cache
+    def run(naming: str) -> tuple[dict[str, np.ndarray], str]:
+        folder = tmp_path_factory.mktemp(naming)
+        weights = arrays(class_position=naming == 'augreg')
         np.savez(folder / 'vit.npz', **weights)
         import_weights('augreg', str(folder / 'vit.npz'), 'vit_ti16', str(folder / 'run'))
-        result[name] = weights, str(folder / 'run')
-    return result
+        return weights, str(folder / 'run')
+
+    return run
 
 
 @pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
-@pytest.mark.parametrize('naming', ['augreg', 'big_vision'])
+@pytest.mark.parametrize('naming', ['big_vision', pytest.param('augreg', marks=pytest.mark.slow)])
 def test_import_and_export_are_inverse(runs, tmp_path, naming, suffix):
-    weights, workdir = runs[naming]
+    weights, workdir = runs(naming)
     target = tmp_path / f'again{suffix}'
     message = export_weights(workdir, 'last', 'augreg', str(target))
     assert message == f'{len(weights)} arrays of vit in {target}, named as in augreg'
@@ -54,7 +58,7 @@ def test_import_and_export_are_inverse(runs, tmp_path, naming, suffix):
 def test_fields_that_no_key_shows_are_reported(runs, tmp_path):
     """AugReg uses the tanh GELU, where timm's ViTs use the exact one."""
     target = tmp_path / 'm.safetensors'
-    message = export_weights(runs['augreg'][1], 'last', 'timm', str(target))
+    message = export_weights(runs('big_vision')[1], 'last', 'timm', str(target))
     assert message.endswith("in timm; it computes with gelu='tanh', which must be set there too")
 
 
@@ -68,7 +72,7 @@ def test_fields_that_no_key_shows_are_reported(runs, tmp_path):
 )
 def test_other_suffixes_are_refused(runs, tmp_path, origin, output, words):
     with pytest.raises(UserError) as caught:
-        export_weights(runs['augreg'][1], 'last', origin, str(tmp_path / output))
+        export_weights(runs('big_vision')[1], 'last', origin, str(tmp_path / output))
     text = str(caught.value)
     assert '\n' not in text and words in text and output in text
     assert not list(tmp_path.iterdir())
@@ -78,6 +82,6 @@ def test_array_without_a_counterpart_is_reported(runs, tmp_path):
     """In torchvision, the class token of every ViT has a position."""
     with pytest.raises(UserError, match='torchvision has no names for .* choose another --origin'):
         export_weights(
-            runs['big_vision'][1], 'last', 'torchvision', str(tmp_path / 'm.safetensors')
+            runs('big_vision')[1], 'last', 'torchvision', str(tmp_path / 'm.safetensors')
         )
     assert not list(tmp_path.iterdir())
