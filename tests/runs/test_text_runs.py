@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.data.tokenizer import open_tokenizer
+from jaxtrain.inference import predict
 from jaxtrain.runs.folder import read_config
 from jaxtrain.weights.bundle import of_run
 from tests.runs.test_wrong_input import complaint
@@ -238,6 +239,19 @@ def test_every_batch_of_prompts_has_its_own_random_numbers(root, jaxtrain, tmp_p
     assert jaxtrain(*words, '--new_tokens=6').code == 0
     texts = [line['text'] for line in lines(root / 'language' / 'predictions.jsonl')]
     assert len(texts) == 2 * size and texts[:size] != texts[size:]
+
+
+def test_a_continuation_ends_before_its_first_end_token(root, jaxtrain, tmp_path, monkeypatch):
+    tokenizer = open_tokenizer('bytes')
+    cat, purrs = tokenizer.pieces(['cat', 'purrs'])
+    end = tokenizer.end
+    rows = np.array([[*cat, end, end], [end, *cat, end], purrs])
+    monkeypatch.setattr(predict, 'generate', lambda *args: rows)
+    prompts = write_list(tmp_path / 'p.jsonl', [('the',), ('a',), ('dogs',)], ('text',))
+    words = ('predict', f'--workdir={root}/language', prompts, '--new_tokens=5')
+    assert jaxtrain(*words).code == 0
+    predictions = lines(root / 'language' / 'predictions.jsonl')
+    assert [(x['text'], x['tokens']) for x in predictions] == [('cat', 3), ('', 0), ('purrs', 5)]
 
 
 # Wrong input.
