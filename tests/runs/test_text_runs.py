@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,6 +253,26 @@ def test_a_continuation_ends_before_its_first_end_token(root, jaxtrain, tmp_path
     assert jaxtrain(*words).code == 0
     predictions = lines(root / 'language' / 'predictions.jsonl')
     assert [(x['text'], x['tokens']) for x in predictions] == [('cat', 3), ('', 0), ('purrs', 5)]
+
+
+def test_an_empty_prompt_is_continued_from_the_end_token(root, jaxtrain, tmp_path, monkeypatch):
+    """A tokenizer without one requires text."""
+    tokenizer, given = open_tokenizer('bytes'), []
+
+    def generate(model, variables, prompts, sampling):
+        rows = zip(prompts.tokens, prompts.lengths, strict=True)
+        given.extend(row[:length].tolist() for row, length in rows)
+        return prompts.tokens
+
+    monkeypatch.setattr(predict, 'generate', generate)
+    empty, other = tmp_path / 'empty.txt', tmp_path / 'other.txt'
+    empty.write_text('')
+    other.write_text('the cat')
+    words = ('predict', f'--workdir={root}/language', empty, other, '--new_tokens=5')
+    assert jaxtrain(*words).code == 0
+    assert given == [[tokenizer.end], *tokenizer.pieces(['the cat'])]
+    monkeypatch.setattr(predict, 'open_tokenizer', lambda name: replace(tokenizer, end=-1))
+    assert f'{empty} is empty; begin with some text' in complaint(jaxtrain(*words))
 
 
 # Wrong input.
