@@ -97,14 +97,22 @@ def _matrices(params: Any) -> Any:
 
 HIDDEN_KERNELS = r'backbone/(?!patch/).*/kernel'
 
-# The public optimizers of optax (functions whose first argument is a learning rate), and the two
-# above.
-OPTIMIZERS = {
-    name: getattr(optax, name)
-    for name in dir(optax)
-    if inspect.isfunction(getattr(optax, name))
-    and next(iter(inspect.signature(getattr(optax, name)).parameters), '') == 'learning_rate'
-} | {'keras_adam': keras_adam, 'muon': muon}
+# A step of lbfgs evaluates the loss again; noisy_sgd keeps a random key, which Orbax cannot save;
+# and the others accept no schedule.
+_UNUSABLE = ('lbfgs', 'noisy_sgd', 'optimistic_adam', 'rprop', 'sm3')
+
+
+def _is_optimizer(name: str) -> bool:
+    """Whether optax has a public function of this name that takes a learning rate first."""
+    function = getattr(optax, name)
+    if name.startswith(('_', 'scale_by_')) or name in _UNUSABLE or not inspect.isfunction(function):
+        return False
+    return next(iter(inspect.signature(function).parameters), '') == 'learning_rate'
+
+
+# The optimizers of optax, and the two above.
+OPTIMIZERS = {name: getattr(optax, name) for name in dir(optax) if _is_optimizer(name)}
+OPTIMIZERS |= {'keras_adam': keras_adam, 'muon': muon}
 # Arguments that are set by other keys of config.optim, or that the rules replace.
 RESERVED = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
 
