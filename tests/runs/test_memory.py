@@ -76,5 +76,6 @@ def test_resuming_takes_no_more_than_beginning(tmp_path, jaxtrain):
     state = measure('begin', path, workdir)[1]
     print([round(x / state, 2) for x in begins], [round(x / state, 2) for x in resumes])
     assert begins[0] > 0.5 * state  # the measurement works
-    # The medians; the margin is for what the allocator happens to keep.
-    assert resumes[1] <= begins[1] + 0.1 * state
+    # The medians; the margin is for what the allocator happens to keep, which is more on a busy
+    # machine. Without a bound on what is read at once, resuming takes 0.3 more.
+    assert resumes[1] <= begins[1] + 0.2 * state

@@ -203,7 +203,6 @@ def _main(control: socket.socket) -> None:
 
     gc.collect()
     gc.freeze()  # so that memory which is shared stays so
-    gc.set_threshold(50_000, 20, 100)
     tasks = Path('/proc/self/task')
     assert not tasks.exists() or len([*tasks.iterdir()]) == 1, 'a thread would be lost in a fork'
     _run(*_serve(control))
