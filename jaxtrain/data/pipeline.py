@@ -136,8 +136,11 @@ def train_batches(
     def batch(item: int) -> Batch:
         steps = range(int(bounds[item]), int(bounds[item + 1]))
         rows = [part.of(train_indices(len(source), batch_size, seed, step)) for step in steps]
-        numbers = [part.of(example_numbers(batch_size, seed, step)) for step in steps]
-        examples = source.fetch(np.concatenate(rows), np.concatenate(numbers))
+        numbers = None
+        if source.random:
+            parts = [part.of(example_numbers(batch_size, seed, step)) for step in steps]
+            numbers = np.concatenate(parts)
+        examples = source.fetch(np.concatenate(rows), numbers)
         if len(steps) == 1:
             return examples
         return {k: v.reshape(len(steps), -1, *v.shape[1:]) for k, v in examples.items()}

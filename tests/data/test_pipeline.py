@@ -138,6 +138,7 @@ def test_numbers_do_not_change_the_examples_and_evaluation_has_none():
     several = next(train_batches(source, [0, 3], Order(4, 0)))
     assert several['number'].tolist() == numbers(batch_size=4, steps=range(3))
     assert 'number' not in next(eval_batches(source, 4, WHOLE))
+    assert 'number' not in next(train_batches(replace(source, random=False), [0, 1], Order(4, 0)))
 
 
 def test_workers_make_the_same_batches_of_a_data_set_on_disk():

@@ -79,7 +79,10 @@ def open_npz(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     names = [f'{arrays.checksum}/{row}' for row in rows]
     checksum = digest(names, (classes[label] for label in labels))
     features = classified_image(*transforms.shape)
-    return Source(fetch, len(rows), features, 'image', classes, checksum, labels=labels)
+    random = bool(transforms.random)
+    return Source(
+        fetch, len(rows), features, 'image', classes, checksum, labels=labels, random=random
+    )
 
 
 @lru_cache(maxsize=8)

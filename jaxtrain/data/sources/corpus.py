@@ -53,7 +53,9 @@ def open_corpus(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
         [tokenizer.definition, *(t.name for t in texts)], ['', *(t.content for t in texts)]
     )
     features = continued_tokens(cfg.length)
-    return Source(fetch, len(tokens), features, 'tokens', digest=checksum, tokenizer=tokenizer)
+    return Source(
+        fetch, len(tokens), features, 'tokens', digest=checksum, tokenizer=tokenizer, random=False
+    )
 
 
 def open_texts(cfg, split: str, key: str) -> list[Text]:

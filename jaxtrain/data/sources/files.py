@@ -95,7 +95,7 @@ def _open(files: Files, transforms: Transforms, skip: bool, memory_mib: int) -> 
     checksum = digest(files.names, (files.classes[label] for label in files.labels))
     return Source(
         fetch, len(labels), classified_image(*transforms.shape), 'image', files.classes, checksum,
-        skipped, labels,
+        skipped, labels, random=bool(transforms.random),
     )  # fmt: skip
 
 

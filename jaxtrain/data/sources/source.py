@@ -47,6 +47,7 @@ class Source:
       labels: int32 [size] if they are known without fetching, otherwise None.
       tokenizer: the tokenizer of text; None for images.
       cut: the number of texts that are truncated to the tokens of an example.
+      random: whether `fetch` uses the numbers; without them, small models train 5% faster.
     """
 
     fetch: Fetch
@@ -59,6 +60,7 @@ class Source:
     labels: np.ndarray | None = field(default=None, compare=False, repr=False)
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     cut: int = 0
+    random: bool = True
 
     def __len__(self) -> int:
         return self.size

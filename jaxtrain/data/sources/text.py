@@ -60,7 +60,7 @@ def text_source(
 
     return Source(
         fetch, len(label_array), classified_tokens(length), 'tokens', classes, labels=label_array,
-        tokenizer=tokenizer, cut=truncated,
+        tokenizer=tokenizer, cut=truncated, random=False,
     )  # fmt: skip
 
 

@@ -91,8 +91,9 @@ def _open(request: _Request, settings: ImageSettings) -> Source:
         return {'image': images, 'label': np.array([row['label'] for row in rows], np.int32)}
 
     source = Source(
-        fetch, len(records), classified_image(*shape), 'image', tuple(features['label'].names)
-    )
+        fetch, len(records), classified_image(*shape), 'image', tuple(features['label'].names),
+        random=bool(transforms.random),
+    )  # fmt: skip
     fits = len(records) * int(np.prod(shape)) <= request.memory_mib * 2**20
     return in_memory(source) if fits and not transforms.random else source
 

@@ -118,6 +118,7 @@ def test_numbers_determine_the_crops_only(kind, data):
     order, first = np.array([1, 0, 1, 0]), numbers(4)
     if SOURCES[kind][1] == IMAGE:
         source = opened(kind, data[kind], random_crop=(0.3, 0.6))
+        assert source.random
         one, same = source.fetch(order, first), source.fetch(order, first.copy())
         other = source.fetch(order, np.array([first[0], *first[2:], first[1]]))
         np.testing.assert_array_equal(one['image'], same['image'])
@@ -126,6 +127,7 @@ def test_numbers_determine_the_crops_only(kind, data):
         assert (one['image'] != source.fetch(order)['image']).any((1, 2, 3)).all()
         np.testing.assert_array_equal(one['label'], other['label'])
     source = opened(kind, data[kind])
+    assert not source.random
     order = order % len(source)
     for name, array in source.fetch(order, first).items():
         np.testing.assert_array_equal(array, source.fetch(order)[name])
