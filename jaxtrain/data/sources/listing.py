@@ -63,14 +63,7 @@ class Column:
     def open(self, cfg, split: str, key: str, classes: tuple[str, ...]) -> Listed:
         """Open a split of the list `config.data.path`, or of a folder with a list per split.
 
-        Args:
-          cfg: `config.data`.
-          split: the split to open.
-          key: the config key or flag that names the split, for messages.
-          classes: class names by label; () uses the sorted classes of the data.
-
-        Raises:
-          UserError: If the list is missing, malformed or empty; see the messages.
+        Args, Raises: As in `folder.open_folder`.
         """
         path = os.path.expanduser(cfg.path)
         whole = not os.path.isdir(path)

@@ -20,14 +20,7 @@ def open_text(cfg, split: str, key: str, classes: tuple[str, ...]) -> Source:
     it, each example is assigned to a split by its text, so that equal texts are in the same split);
     or a folder with a file SPLIT.csv or SPLIT.jsonl per split. Labels are names or integers.
 
-    Args:
-      cfg: `config.data`.
-      split: the split to open.
-      key: the config key or flag that names the split, for messages.
-      classes: class names by label; () uses the sorted classes of the data.
-
-    Raises:
-      UserError: If the list is missing, malformed or empty; see the messages.
+    Args, Raises: As in `folder.open_folder`.
     """
     tokenizer = open_tokenizer(cfg.tokenizer)
     check_length(cfg.length)
