@@ -4,22 +4,25 @@ import math
 import re
 from dataclasses import dataclass
 
+from jaxtrain.config import streams
 from jaxtrain.errors import UserError
 
 
 @dataclass(frozen=True)
 class Run:
-    """The sizes of a run that convert durations to steps.
+    """The sizes of a run that convert durations to steps, and the version of its numbers.
 
     Attributes:
       steps: length of the run.
       batch_size: examples per step.
       examples: size of the training data.
+      version: the version that it recorded (streams.py).
     """
 
     steps: int
     batch_size: int
     examples: int
+    version: int = streams.VERSION
 
     def steps_in(self, count: float, unit: str) -> float:
         """Converts a number of 'steps', 'epochs', 'examples' or '%' of the run to steps."""

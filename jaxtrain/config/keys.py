@@ -45,7 +45,8 @@ def base() -> ConfigDict:
     # The kind of run, for tables and result.json: 'scratch', 'full' or 'finetune'. This is a label:
     # init_from and groups below determine what is restored and trained.
     c.regime = 'scratch'
-    # Seeds the initial parameters, the order of the data, augmentation and dropout.
+    # Seeds the initial parameters, the order of the data, augmentation and dropout. A run that
+    # starts from the weights of another draws other numbers than that one with the same seed.
     c.seed = 0
     # Length of the run, in optimizer steps or in passes over the training data. Set exactly one.
     c.steps = 0
@@ -145,7 +146,7 @@ def base() -> ConfigDict:
     c.optim.weight_decay = 0.0
     c.optim.decay_mult = (('.*/kernel', 1.0), ('.*', 0.0))
     # Rule list: maximum global norm of the gradients, computed over the trained parameters that the
-    # rule matches; 0 disables clipping.
+    # rule selects, for each rule separately; 0 disables clipping.
     c.optim.clip_norm = (('.*', 0.0),)
 
     # Decay per step of an exponential moving average of the trained parameters, which is then

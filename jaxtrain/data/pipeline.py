@@ -6,6 +6,8 @@ share of each global batch. So the order depends neither on the number of proces
 devices, and resuming needs only the step. The random choices of a source, such as crops, are
 determined by a number for each position, which is made from the seed alone too. Grain runs the
 function ahead of time in threads or processes, which does not affect the batches.
+
+Nothing here grows with the length of the run, or with the size of the data.
 """
 
 import atexit
@@ -24,7 +26,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from absl import flags
 
+from jaxtrain.config import streams
 from jaxtrain.data.images import quiet_pil
+from jaxtrain.data.permutation import permutation
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import UserError
 
@@ -49,8 +53,9 @@ class Slice:
     count: int = 1
 
     def of(self, batch: np.ndarray) -> np.ndarray:
-        share = len(batch) // self.count
-        return batch[self.index * share : (self.index + 1) * share]
+        """Return this process's share of the last axis."""
+        share = batch.shape[-1] // self.count
+        return batch[..., self.index * share : (self.index + 1) * share]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,18 @@ class Order:
       batch_size: examples in the global batch.
       seed: the seed of the permutations, and of the random numbers.
       part: this process's share.
+      version: the version of the random streams (config/streams.py).
     """
 
     batch_size: int
     seed: int
     part: Slice = Slice()
+    version: int = streams.VERSION
+
+    def positions(self, steps: range) -> np.ndarray:
+        """Return the positions in the stream that this process reads, int64 [steps * share]."""
+        stream = np.arange(steps.start * self.batch_size, steps.stop * self.batch_size)
+        return self.part.of(stream.reshape(len(steps), self.batch_size)).ravel()
 
 
 @dataclass(frozen=True)
@@ -83,34 +95,42 @@ class Reading:
     workers: int = 0
 
 
-def train_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Return the indices of the examples in a step's global batch, int64 [batch_size].
+def train_indices(examples: int, order: Order, steps: range) -> np.ndarray:
+    """Return the indices of this process's examples in some steps, int64 [steps * share].
 
     Each epoch visits every example once; a batch may straddle two epochs.
     """
-    stream = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = np.divmod(stream, examples)
-    parts = [
-        _permutation(examples, seed, int(epoch))[places[epochs == epoch]]
-        for epoch in np.unique(epochs)
-    ]
-    return np.concatenate(parts)
+    epochs, places = np.divmod(order.positions(steps), examples)
+    indices = np.empty_like(places)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        inside = epochs == epoch
+        indices[inside] = _permuted(places[inside], examples, order, epoch)
+    return indices
 
 
-def example_numbers(batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Return a random number for each example of a step's global batch, uint64 [batch_size].
+def example_numbers(order: Order, steps: range) -> np.ndarray:
+    """Return a random number for each of these examples, uint64 [steps * share].
 
     Each number is a function of the seed and of the position in the stream.
     """
     # Philox generates numbers in blocks of four, and can start at any block.
-    block, offset = divmod(step * batch_size, 4)
-    numbers = np.random.Philox(key=seed, counter=block).random_raw(offset + batch_size)
-    return numbers[offset:]
+    block, offset = divmod(steps.start * order.batch_size, 4)
+    count = len(steps) * order.batch_size
+    numbers = np.random.Philox(key=order.seed, counter=block).random_raw(offset + count)[offset:]
+    return order.part.of(numbers.reshape(len(steps), order.batch_size)).ravel()
+
+
+def _permuted(places: np.ndarray, examples: int, order: Order, epoch: int) -> np.ndarray:
+    seed = (order.seed, int(epoch))
+    if order.version == streams.FIRST:
+        return _whole_permutation(examples, seed)[places]
+    return permutation(examples, seed)(places)
 
 
 @lru_cache(maxsize=4)
-def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(examples)
+def _whole_permutation(examples: int, seed: tuple[int, int]) -> np.ndarray:
+    """Return the order of version 1."""
+    return np.random.default_rng(seed).permutation(examples)
 
 
 def train_batches(
@@ -131,16 +151,10 @@ def train_batches(
     """
     import grain.python as grain
 
-    batch_size, seed, part = order.batch_size, order.seed, order.part
-
     def batch(item: int) -> Batch:
         steps = range(int(bounds[item]), int(bounds[item + 1]))
-        rows = [part.of(train_indices(len(source), batch_size, seed, step)) for step in steps]
-        numbers = None
-        if source.random:
-            parts = [part.of(example_numbers(batch_size, seed, step)) for step in steps]
-            numbers = np.concatenate(parts)
-        examples = source.fetch(np.concatenate(rows), numbers)
+        numbers = example_numbers(order, steps) if source.random else None
+        examples = source.fetch(train_indices(len(source), order, steps), numbers)
         if len(steps) == 1:
             return examples
         return {k: v.reshape(len(steps), -1, *v.shape[1:]) for k, v in examples.items()}

@@ -1,7 +1,11 @@
 """The cadence: what is due after which step, and on which data."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +18,54 @@ from jaxtrain.loop.profiling import check_profile
 from jaxtrain.parallel.mesh import batch_shares
 from jaxtrain.runs.metric import Metric
 from jaxtrain.tasks.tasks import best_metric
+
+
+@dataclass(frozen=True)
+class Calls(Sequence[int]):
+    """The steps after which calls of the compiled program begin, and with which the last one ends.
+
+    They are computed when they are needed, since a run may have hundreds of millions.
+
+    Attributes:
+      first: number of finished steps before the first call.
+      stops: ascending steps with which a call must end, int64.
+      several: steps of a call; calls of one step make up the rest before each stop.
+    """
+
+    first: int
+    stops: np.ndarray
+    several: int
+
+    def __len__(self) -> int:
+        return int(self._before[-1]) + 1
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if not number:
+            return self.first
+        part = int(np.searchsorted(self._before, number, side='left')) - 1
+        whole = int(self._lengths[part]) // self.several
+        number -= int(self._before[part])
+        begin = int(self.stops[part - 1]) if part else self.first
+        return begin + number + (self.several - 1) * min(number, whole)
+
+    @property
+    def counts(self) -> list[int]:
+        """The different numbers of steps of a call; [1] if no call is left."""
+        whole, rest = np.divmod(self._lengths, self.several)
+        several = {self.several} if whole.any() else set()
+        return sorted(several | ({1} if rest.any() else set())) or [1]
+
+    @functools.cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.diff(self.stops, prepend=self.first)
+
+    @functools.cached_property
+    def _before(self) -> np.ndarray:
+        """The number of calls before each stop's own, and of all."""
+        whole, rest = np.divmod(self._lengths, self.several)
+        return np.cumsum(np.append(0, whole + rest))
 
 
 @dataclass(frozen=True)
@@ -33,7 +85,6 @@ class Cadence:
       val, test: sources to evaluate on, or None.
     """
 
-    seed: int
     steps: int
     batch_size: int
     eval_batch_size: int
@@ -62,27 +113,15 @@ class Cadence:
     def saves(self, step: int) -> bool:
         return step == self.steps or self._due(step, self.save_every)
 
-    def calls(self, first: int) -> np.ndarray:
-        """The steps after which the calls of the compiled program begin, and the last one ends.
+    def calls(self, first: int) -> Calls:
+        """The calls of the compiled program after `first` steps.
 
-        A call takes `steps_per_call` steps, or a single one if something is due before that many
-        are done. So at most two programs are compiled.
-
-        Args:
-          first: number of finished steps.
-
-        Returns:
-          int64 [calls + 1]: call `i` takes the steps from element `i` to element `i + 1`.
+        A call takes `steps_per_call` steps, or a single one if something but the log is due before
+        that many are done. So at most two programs are compiled.
         """
-        if self.steps_per_call == 1:
-            return np.arange(first, self.steps + 1)
-        bounds = [first]
-        while bounds[-1] < self.steps:
-            step, several = bounds[-1], self.steps_per_call
-            whole = step + several <= self.steps
-            whole = whole and not any(map(self.stops, range(step + 1, step + several)))
-            bounds.append(step + (several if whole else 1))
-        return np.array(bounds)
+        every = [self._all_due(count) for count in (self.eval_every, self.save_every)]
+        stops = np.unique(np.concatenate([*every, [self.steps]]))
+        return Calls(first, stops[stops > first], self.steps_per_call)
 
     def stops(self, step: int) -> bool:
         """Whether something but the log is due after this step, so that a call must end with it."""
@@ -92,6 +131,12 @@ class Cadence:
         """Whether this step completes another `every` units; an epoch may end within a step."""
         period, seen = every * self.unit, step * self.batch_size
         return bool(every) and seen // period > (seen - self.batch_size) // period
+
+    def _all_due(self, every: int) -> np.ndarray:
+        """The steps for which `_due` holds, ascending, int64; a long run has many."""
+        period = every * self.unit
+        seen = np.arange(1, self.steps * self.batch_size // period + 1 if period else 1) * period
+        return -(-seen // self.batch_size)
 
 
 def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_source) -> Cadence:
@@ -114,8 +159,6 @@ def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_sour
             raise UserError(f'config.{name}={getattr(cfg, name)} must be at least {minimum}')
     if cfg.data.workers < 0:
         raise UserError(f'config.data.workers={cfg.data.workers} must be at least 0 (threads)')
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
     eval_batch_size = cfg.eval_batch_size or cfg.batch_size
     check_batch_size('eval_batch_size', eval_batch_size, batch_shares(job.layout.mesh))
     units = {'steps': cfg.batch_size, 'epochs': len(job.train)}
@@ -125,7 +168,6 @@ def make_cadence(cfg: Config, job: Job, opens: Callable[..., Source] = open_sour
         for name, split in (('val', data.val), ('test', data.test))
     )
     return Cadence(
-        seed=cfg.seed,
         steps=job.steps,
         batch_size=cfg.batch_size,
         eval_batch_size=eval_batch_size,

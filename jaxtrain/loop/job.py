@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.config import Config
+from jaxtrain import storage
+from jaxtrain.config import Config, streams
 from jaxtrain.config.durations import Run
+from jaxtrain.config.streams import Streams
 from jaxtrain.costs import flops
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
@@ -26,6 +28,7 @@ from jaxtrain.parallel.layout import PARALLEL, Layout, make_layout
 from jaxtrain.parallel.replicas import make_replicas
 from jaxtrain.params import partition, sharding
 from jaxtrain.params.table import Row, Settings, table
+from jaxtrain.runs.folder import read_config
 from jaxtrain.step.learner import Learner, make_learner, several_steps
 from jaxtrain.step.state import TrainState, Update, abstract_inputs, init_state, init_variables
 from jaxtrain.weights import bundle, restore
@@ -55,6 +58,7 @@ class Job:
       cfg: the config with no key left open.
       config: the same as a plain dict, with the defaults of the model.
       regime: 'scratch', 'full' or 'finetune'.
+      streams: the random streams.
       train: the training examples.
       steps: length of the run.
       learner, optimizer: the parts of the train step.
@@ -66,6 +70,7 @@ class Job:
     cfg: Config
     config: dict[str, Any]
     regime: str
+    streams: Streams
     train: Source
     steps: int
     learner: Learner
@@ -154,6 +159,7 @@ def make_job(
     """
     stored = _open_weights(cfg, resumes)
     settings = stored.bundle if stored else None
+    numbers = _streams(cfg, settings, workdir)
     if resumes:
         cfg = bundle.resumed(cfg, workdir)
     else:
@@ -167,7 +173,7 @@ def make_job(
     params, model_state = learner.variables
     layout = make_layout(cfg, mesh, params, learner.model.TENSOR)
     _check_accumulate(cfg, meshes.batch_shares(mesh), bool(model_state))
-    part, run = learner.part, Run(steps, cfg.batch_size, len(train))
+    part, run = learner.part, Run(steps, cfg.batch_size, len(train), numbers.version)
     optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, run)
     if not 0 <= cfg.ema < 1:
         raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
@@ -181,7 +187,8 @@ def make_job(
     return Job(
         cfg=cfg,
         config={**cfg.to_dict(), 'model': describe(learner.model)},
-        regime=cfg.choose('regime', REGIMES),
+        regime=cfg.regime,
+        streams=numbers,
         train=train,
         steps=steps,
         learner=learner,
@@ -238,6 +245,16 @@ def _open_weights(cfg: Config, resumes: bool) -> Stored | None:
     # A run that resumes does not use these keys, but may set them, so they count as read.
     _, origin, model = restoring.rules, restoring.origin, restoring.model
     return None if resumes else open_stored(cfg.init_from, name, origin, model)
+
+
+def _streams(cfg: Config, weights: bundle.Bundle | None, workdir: str | Path) -> Streams:
+    """The random streams that the run recorded when it began, or those of a new run."""
+    regime = cfg.choose('regime', REGIMES)
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
+    if str(workdir) and (storage.path(workdir) / 'config.json').exists():
+        return streams.of_record(read_config(workdir), cfg.seed)
+    return Streams(cfg.seed, (*(weights.lineage if weights else ()), regime))
 
 
 def _update(cfg: Config, optimizer: Optimizer) -> Update:

@@ -54,7 +54,7 @@ class Recorder:
     """Records the metrics of a run.
 
     Args:
-      rates: the learning rate of each step, [steps].
+      rate: step, counted from 0 -> its learning rate.
       cadence: when a line is due, whether the run evaluates on val, and which metric decides.
       metrics: the names of the task's metrics, in the order of the printed columns.
 
@@ -62,8 +62,8 @@ class Recorder:
       val: the val metrics by step, of the whole run so far.
     """
 
-    def __init__(self, rates: np.ndarray, cadence: Cadence, metrics: Sequence[str]):
-        self._rates, self._cadence, self._metrics = rates, cadence, metrics
+    def __init__(self, rate: Callable[[int], float], cadence: Cadence, metrics: Sequence[str]):
+        self._rate, self._cadence, self._metrics = rate, cadence, metrics
         self.val: dict[int, Mapping[str, float]] = {}
 
     def best(self, steps: Iterable[int]) -> int | None:
@@ -121,7 +121,7 @@ class Recorder:
     def _trained(self, step: int, means: dict[str, float]) -> None:
         before, now = self._last_line, self._session.clock.read()
         self._last_line = (step, now)
-        lr = float(self._rates[step - 1])
+        lr = self._rate(step - 1)
         speeds = speed(before[1], now, step - before[0], self._work)
         self._lines.append(step, 'train', {**means, 'lr': lr, **speeds})
         self._session.timeline.trained(step)
@@ -138,7 +138,7 @@ class Recorder:
                 'step': str(step),
                 'loss': number(means['loss']) if means else '-',
                 **{name: number(value) for name, value in values.items()},
-                'lr': f'{self._rates[step - 1]:.2e}',
+                'lr': f'{self._rate(step - 1):.2e}',
                 'steps/s': number(speeds['steps_per_s']),
                 f'{self._work.unit}/s': number(per_s),
                 **({'mfu': f'{100 * speeds["mfu"]:.1f}%'} if 'mfu' in speeds else {}),

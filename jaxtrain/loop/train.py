@@ -5,6 +5,7 @@ a run that is killed and started again ends with the same result, bit for bit.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxtrain.data.pipeline import Batch, Order, Slice, train_batches
 from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
-from jaxtrain.loop.cadence import Cadence, make_cadence
+from jaxtrain.loop.cadence import Cadence, Calls, make_cadence
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
 from jaxtrain.loop.recorder import Recorder, Work
@@ -44,12 +45,12 @@ class Programs:
     """The compiled programs of a run.
 
     Attributes:
-      calls: the steps between calls of the train step, see `Cadence.calls`.
+      calls: the steps between calls of the train step.
       train: the train step by the number of steps in a call.
       evaluate: the evaluation step.
     """
 
-    calls: np.ndarray
+    calls: Calls
     train: Mapping[int, Compiled]
     evaluate: Callable
 
@@ -140,7 +141,7 @@ def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> di
         with clock.phase('restore'):
             state, host = _start(job, cadence, session, recorder)
         clock.add(host['seconds'])
-        folder.claim(job.config, job.data())  # only after the weights could be read
+        folder.claim(job.config, job.data(), job.streams)  # only after the weights could be read
         session.timeline.open()
         describe(job, session)
         with clock.phase('compile'):
@@ -286,7 +287,7 @@ def _start(
     steps = sorted(session.manager.all_steps(), reverse=True)
     resumed = checkpoint.resume(session.manager, job.abstract, steps)
     if resumed is None:
-        return first_state(job, cadence.seed), {'seconds': {}, 'window': {}}
+        return first_state(job, job.streams.seed), {'seconds': {}, 'window': {}}
     session.say_damaged(resumed)
     reached = max([session.timeline.reached, *steps, *(x['step'] for x in logged)])
     if lost := reached - resumed.step:
@@ -300,9 +301,7 @@ def _start(
 def _compile(job: Job, cadence: Cadence, step: int) -> Programs:
     """Compiles the programs of a run that continues after a step."""
     calls = cadence.calls(step)
-    # A run killed after its last step has no calls left.
-    counts = np.unique(np.diff(calls)).tolist() or [1]
-    train_steps = {count: compile_train_step(*job.program(count)) for count in counts}
+    train_steps = {count: compile_train_step(*job.program(count)) for count in calls.counts}
     mesh = job.layout.mesh
     batch = abstract_batch(job.train.features, cadence.eval_batch_size, mesh)
     return Programs(calls, train_steps, compile_step(job.eval_step(), job.abstract, batch, mesh))
@@ -325,10 +324,10 @@ def _batches(loop: Loop) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Yields (number of steps, their batches on the devices) for each call."""
     job, cadence, calls = loop.job, loop.cadence, loop.programs.calls
     part = Slice(jax.process_index(), jax.process_count())
-    order = Order(cadence.batch_size, cadence.seed, part)
+    order = Order(cadence.batch_size, job.streams.seed, part, job.streams.version)
     batches = train_batches(job.train, calls, order, cadence.reading)
     with contextlib.closing(batches):
-        for count in np.diff(calls).tolist():
+        for begin, end in itertools.pairwise(calls):
             with loop.session.clock.phase('data_wait'):
                 batch = next(batches)
-            yield count, put_batch(batch, job.layout.mesh, count)
+            yield end - begin, put_batch(batch, job.layout.mesh, end - begin)

@@ -5,9 +5,10 @@ factor and weight decay share one optax optimizer; `optax.partition` joins these
 given only trainable parameters, so frozen ones have no optimizer state and no effect on norms.
 """
 
+import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from jaxtrain.config import rules
+from jaxtrain.config import rules, streams
 from jaxtrain.config.durations import Run
 from jaxtrain.errors import UserError
 from jaxtrain.optim.schedules import make_schedule, not_negative
@@ -113,6 +114,7 @@ def _is_optimizer(name: str) -> bool:
 # The optimizers of optax, and the two above.
 OPTIMIZERS = {name: getattr(optax, name) for name in dir(optax) if _is_optimizer(name)}
 OPTIMIZERS |= {'keras_adam': keras_adam, 'muon': muon}
+BLOCK = 2**16  # steps whose learning rates are computed at once
 # Arguments that are set by other keys of config.optim, or that the rules replace.
 RESERVED = ('learning_rate', 'weight_decay', 'weight_decay_rate', 'weight_decay_mask', 'mask')
 
@@ -123,12 +125,13 @@ class Optimizer:
 
     Attributes:
       tx: the transformation of the nested trainable parameters.
-      learning_rate: float32 [steps], the largest learning rate of any parameter, for the log.
+      learning_rate: step, counted from 0 -> the largest learning rate of any parameter in that
+        step, for the log.
       lr_mult, decay: parameter path -> learning-rate factor, weight decay.
     """
 
     tx: optax.GradientTransformation
-    learning_rate: np.ndarray
+    learning_rate: Callable[[int], float]
     lr_mult: Mapping[str, float]
     decay: Mapping[str, float]
 
@@ -156,7 +159,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
         return {path: value for path, value in every.items() if path in selected}
 
     lr_mult, schedule = by_rule('lr_mult', number), by_rule('schedule', str)
-    clip = by_rule('clip_norm', number)
+    limits = by_rule('clip_norm', number)
     weight_decay = not_negative('config.optim.weight_decay', cfg.weight_decay)
     decay = dict.fromkeys(trainable, 0.0)
     if weight_decay:
@@ -166,22 +169,36 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
     curves = {name: make_schedule(cfg, name, run) for name in sorted(set(schedule.values()))}
     setting = {path: (schedule[path], lr_mult[path], decay[path]) for path in trainable}
     optimizers = {
-        _label(s, m, d): _optax(cfg, _scaled(curves[s], m), d) for s, m, d in set(setting.values())
+        _label(s, m, d): _optax(cfg, _scaled(curves[s], m), d)
+        for s, m, d in sorted(set(setting.values()))
     }
     labels = {path: _label(*setting[path]) for path in trainable}
     tx = optax.partition(optimizers, partition.unflatten(labels))
-    if any(clip.values()):
-        tx = optax.chain(_clip_by_rule(clip), tx)
-
-    steps, pairs = run.steps, {(s, m) for s, m, _ in setting.values()}
-    # Computed in advance: later, the computation would queue behind the steps on the device.
-    rates = [m * np.broadcast_to(jax.vmap(curves[s])(np.arange(steps)), steps) for s, m in pairs]
+    if any(limits.values()):
+        tx = optax.chain(_clip_by_rule(_clipped_together(cfg, limits, run.version), limits), tx)
+    factors = sorted({(s, m) for s, m, _ in setting.values()})
+    rates = [(curves[s], m) for s, m in factors]
     return Optimizer(
         tx=tx,
-        learning_rate=np.max(rates, axis=0),
+        learning_rate=_largest(rates, min(run.steps, BLOCK)),
         lr_mult=lr_mult,
         decay=decay,
     )
+
+
+def _largest(rates: list[tuple[optax.Schedule, float]], size: int) -> Callable[[int], float]:
+    """The largest product of a schedule and its factor, as a function of the step.
+
+    It is computed for blocks of `size` steps: for a single step, the computation would queue behind
+    the steps on the device whenever it is logged.
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def block(number: int) -> np.ndarray:
+        steps = np.arange(number * size, (number + 1) * size)
+        return np.max([m * np.broadcast_to(jax.vmap(f)(steps), size) for f, m in rates], axis=0)
+
+    return lambda step: float(block(step // size)[step % size])
 
 
 def _optax(cfg, learning_rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
@@ -218,14 +235,24 @@ def _label(schedule: str, lr_mult: float, decay: float) -> str:
     return f'{schedule} lr*{lr_mult} decay {decay}'
 
 
-def _clip_by_rule(clip: Mapping[str, float]) -> optax.GradientTransformation:
-    """Clips gradients by their global norm over the parameters that share a limit."""
-    limits = {
-        f'clip {limit}': optax.clip_by_global_norm(limit) if limit else optax.identity()
-        for limit in set(clip.values())
+def _clipped_together(cfg, limits: Mapping[str, float], version: int) -> dict[str, str]:
+    """Parameter path -> name of the set whose gradients have one norm: those of a rule."""
+    if version == streams.FIRST:  # rules with the same limit shared one
+        return {path: f'clip {limit}' for path, limit in limits.items()}
+    rule_list = rules.parse(cfg.clip_norm, 'config.optim.clip_norm', (int, float))
+    return {path: f'rule {rules.winner(rule_list, path)}' for path in limits}
+
+
+def _clip_by_rule(
+    sets: Mapping[str, str], limits: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Clips the gradients of each set of parameters by their global norm."""
+    limit_of = {sets[path]: limit for path, limit in limits.items()}
+    clips = {
+        name: optax.clip_by_global_norm(limit) if limit else optax.identity()
+        for name, limit in sorted(limit_of.items())
     }
-    labels = {path: f'clip {limit}' for path, limit in clip.items()}
-    return optax.partition(limits, partition.unflatten(labels))
+    return optax.partition(clips, partition.unflatten(sets))
 
 
 def _scaled(curve: optax.Schedule, factor: float) -> optax.Schedule:

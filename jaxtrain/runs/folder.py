@@ -3,7 +3,7 @@
 | file            | content                                                                        |
 |-----------------|--------------------------------------------------------------------------------|
 | config.json     | the resolved config, class names and size of the data, the version of the      |
-|                 | random streams (streams.py), package versions, git revision                    |
+|                 | random streams and the run's lineage (streams.py), package versions, revision  |
 | params.tsv      | the parameter table                                                            |
 | restore.json    | the restore plan, if weights were restored                                     |
 | metrics.jsonl   | one JSON object per line: step, split, then numbers by name                    |
@@ -31,6 +31,7 @@ from jaxtrain import storage
 from jaxtrain.config import changes, streams
 from jaxtrain.config.closed import flatten
 from jaxtrain.config.keys import RESUMABLE
+from jaxtrain.config.streams import Streams
 from jaxtrain.errors import UserError
 from jaxtrain.runs.curves import draw_curves
 from jaxtrain.runs.metrics_log import MetricsLog, NoLog, read_metrics
@@ -64,19 +65,26 @@ class RunDir:
                 'folder'
             ) from error
 
-    def claim(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> None:
+    def claim(
+        self,
+        config: dict[str, Any],
+        data: dict[str, Any] | None = None,
+        numbers: Streams | None = None,
+    ) -> None:
         """Write config.json, or check that an existing one agrees.
 
         Args:
           config: the resolved config.
           data: the description of the training data (`Job.data`), if there is any.
+          numbers: the random streams of the run, if it draws any numbers.
 
         Raises:
           UserError: the folder belongs to a run with another config, or the data has changed.
         """
         if not self.check(config, data):
             entries = {'config': config, **({'data': data} if data else {})}
-            self.write_json('config.json', {**entries, 'streams': streams.VERSION, **provenance()})
+            version = numbers.to_json() if numbers else {'streams': streams.VERSION}
+            self.write_json('config.json', {**entries, **version, **provenance()})
 
     def check(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> bool:
         """Return whether a config.json exists; it must agree. Args and Raises as in `claim`."""

@@ -34,6 +34,7 @@ class Bundle:
       data: values for the keys of `PREPROCESSING`.
       classes: class names by output of the head, () without a head.
       tokenizer: path of the tokenizer.json for text, '' without one.
+      lineage: the lineage of the run whose weights these are (config/streams.py), else ().
     """
 
     where: str
@@ -41,6 +42,7 @@ class Bundle:
     data: Mapping[str, Any]
     classes: tuple[str, ...]
     tokenizer: str = ''
+    lineage: tuple[str, ...] = ()
 
 
 def of_run(workdir: str | Path) -> Bundle:
@@ -54,6 +56,7 @@ def of_run(workdir: str | Path) -> Bundle:
         data={key: config['data'][key] for key in PREPROCESSING},
         classes=tuple(classes),
         tokenizer=beside(storage.path(workdir)),
+        lineage=tuple(written.get('lineage', ())),
     )
 
 

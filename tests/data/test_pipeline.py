@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def numbers(**options):
 def test_each_epoch_visits_every_example_once(batch_size):
     """Batches may straddle epochs: of these sizes, only 1 and 23 divide 23."""
     steps = -(-3 * SIZE // batch_size)
-    stream = np.concatenate([train_indices(SIZE, batch_size, 0, step) for step in range(steps)])
+    stream = train_indices(SIZE, Order(batch_size, 0), range(steps))
     epochs = stream[: 3 * SIZE].reshape(3, SIZE)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(SIZE), (3, 1)))
     assert all((epochs[i] != epochs[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
@@ -79,7 +80,7 @@ def test_each_epoch_visits_every_example_once(batch_size):
 
 
 def test_batch_larger_than_an_epoch_spans_several():
-    stream = train_indices(3, 9, 0, 1)
+    stream = train_indices(3, Order(9, 0), range(1, 2))
     np.testing.assert_array_equal(np.sort(stream.reshape(3, 3)), np.tile(np.arange(3), (3, 1)))
 
 
@@ -109,16 +110,37 @@ def test_seeds_differ_and_repeat():
     assert labels(seed=0) == labels(seed=0)
     assert labels(seed=0) != labels(seed=1)
     # Seed and epoch are not added: seed 1 does not start with the second epoch of seed 0.
-    second = train_indices(SIZE, SIZE, 0, 1)
-    assert (train_indices(SIZE, SIZE, 1, 0) != second).any()
+    second = train_indices(SIZE, Order(SIZE, 0), range(1, 2))
+    assert (train_indices(SIZE, Order(SIZE, 1), range(1)) != second).any()
 
 
 def test_the_order_is_that_of_earlier_versions():
     """A run that resumes after an upgrade gets the same batches as before."""
-    assert train_indices(7, 5, seed=1, step=2).tolist() == [0, 3, 2, 5, 0]
-    assert example_numbers(3, seed=1, step=2).tolist() == [
-        13744443775079107998, 4542806826184744765, 7531101419052079111,
-    ]  # fmt: skip
+    first, second = (Order(5, seed=1, version=version) for version in (1, 2))
+    assert train_indices(7, first, range(2, 3)).tolist() == [0, 3, 2, 5, 0]
+    assert train_indices(7, second, range(2, 3)).tolist() == [5, 6, 3, 4, 4]
+    for version in (1, 2):
+        assert example_numbers(Order(3, 1, version=version), range(2, 3)).tolist() == [
+            13744443775079107998, 4542806826184744765, 7531101419052079111,
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_steps_read_together_have_the_examples_and_numbers_of_single_ones(version):
+    order = Order(8, 3, Slice(1, 2), version)
+    for read_at_once in (lambda steps: train_indices(SIZE, order, steps),
+                         lambda steps: example_numbers(order, steps)):  # fmt: skip
+        singles = [read_at_once(range(step, step + 1)) for step in range(5, 12)]
+        np.testing.assert_array_equal(read_at_once(range(5, 12)), np.concatenate(singles))
+
+
+def test_the_order_of_much_data_takes_no_memory():
+    """2**40 examples, whose permutation has 8 TiB."""
+    tracemalloc.start()
+    indices = train_indices(2**40, Order(64, 0), range(10**8, 10**8 + 2))
+    assert len(set(indices.tolist())) == 128 and indices.max() > 2**38
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
 
 
 def test_random_numbers_depend_on_the_position_in_the_stream():
@@ -180,7 +202,7 @@ def broken(indices: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_an_error_in_a_worker_is_raised_in_the_parent():
-    first = train_indices(SIZE, 8, 0, 0)[0]
+    first = train_indices(SIZE, ORDER, range(1))[0]
     batches = train_batches(replace(SOURCE, fetch=broken), range(9), ORDER, Reading(workers=1))
     with pytest.raises(UserError, match=f'example {first} is broken'):
         next(batches)

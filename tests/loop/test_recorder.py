@@ -214,7 +214,7 @@ def test_nothing_of_a_bad_step_is_emitted():
 
 
 def test_the_best_step_is_chosen_among_the_given_steps():
-    recorder = Recorder(np.zeros(20), cadence(best_metric=ACCURACY), ['accuracy'])
+    recorder = Recorder(lambda step: 0.0, cadence(best_metric=ACCURACY), ['accuracy'])
     assert recorder.best([5, 10]) is None
     recorder.val |= {5: {'accuracy': 0.9}, 10: {'accuracy': 0.5}, 15: {'accuracy': 0.9}}
     assert recorder.ranked([5, 10, 15, 20]) == [15, 5, 10]  # the later of equal steps first
@@ -222,7 +222,7 @@ def test_the_best_step_is_chosen_among_the_given_steps():
 
 
 def test_a_val_loss_that_is_not_finite_is_not_recorded():
-    recorder = Recorder(np.zeros(20), cadence(), [])
+    recorder = Recorder(lambda step: 0.0, cadence(), [])
     with pytest.raises(UserError, match=r'the val loss is nan at step 7;.*config\.optim\.lr'):
         recorder.validated(7, {'loss': float('nan')})
     assert recorder.val == {}

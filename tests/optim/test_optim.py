@@ -9,6 +9,7 @@ import pytest
 from jaxtrain.config import Config, base
 from jaxtrain.config.durations import Run
 from jaxtrain.errors import UserError
+from jaxtrain.optim import optimizers
 from jaxtrain.optim.optimizers import OPTIMIZERS, keras_adam, make_optimizer, muon
 from jaxtrain.optim.schedules import make_schedule
 from jaxtrain.params.partition import flatten, unflatten
@@ -150,6 +151,32 @@ def test_clip_norm_covers_the_parameters_with_the_same_limit():
     agree(run(made.tx), expected)
 
 
+@pytest.mark.parametrize('version', [1, 2])
+def test_rules_of_clip_norm_with_the_same_limit_have_norms_of_their_own(version):
+    """In version 1 they shared one, which runs of that time continue."""
+    cfg = settings(lr=0.1, name='sgd', clip_norm=(('head/.*', 0.5), ('.*', 0.5)))
+    made = make_optimizer(cfg, PATHS, list(PATHS), Run(STEPS, 1, STEPS, version))
+    clipped, whole = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)), draw(0)
+    apart = run(clipped, {'head': whole['head']}) | run(clipped, {'backbone': whole['backbone']})
+    agree(run(made.tx), apart if version == 2 else run(clipped))
+
+
+def test_the_order_of_optimizers_does_not_depend_on_hashes():
+    """Otherwise processes that train together would compile different programs."""
+    rates = (('backbone/a/kernel', 3.0), ('backbone/.*', 0.5), ('head/.*/bias', 2.0), ('.*', 1.0))
+    seen = []
+
+    def spy(optimizers, labels):
+        seen.append(list(optimizers))
+        return optax.identity()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optax, 'partition', spy)
+        make(lr_mult=rates, clip_norm=rates)
+    assert [len(names) for names in seen] == [4, 4]
+    assert all(names == sorted(names) for names in seen)
+
+
 def test_clip_norm_over_everything():
     clipped = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
     agree(run(make(lr=0.1, name='sgd', clip_norm=(0.5,)).tx), run(clipped))
@@ -189,13 +216,19 @@ def test_learning_rate_is_the_largest_of_any_parameter():
         steps=10,
     )
     expected = [max(0.2 * (1 - step / 10), 0.1) for step in range(10)]
-    assert isinstance(made.learning_rate, np.ndarray)
-    np.testing.assert_allclose(made.learning_rate, expected, rtol=1e-6)
+    np.testing.assert_allclose([*map(made.learning_rate, range(10))], expected, rtol=1e-6)
+
+
+def test_learning_rates_of_a_long_run_are_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr(optimizers, 'BLOCK', 4)
+    made = make(lr=0.1, schedule=('linear',), steps=10)
+    expected = [0.1 * (1 - step / 10) for step in range(10)]
+    np.testing.assert_allclose([*map(made.learning_rate, range(10))], expected, rtol=1e-6)
 
 
 def test_learning_rate_ignores_frozen_parameters():
     made = make(trainable=PATHS[2:], lr=0.1, lr_mult=(('backbone/.*', 9.0), ('.*', 1.0)), steps=3)
-    np.testing.assert_allclose(made.learning_rate, [0.1] * 3, rtol=1e-6)
+    np.testing.assert_allclose([*map(made.learning_rate, range(3))], [0.1] * 3, rtol=1e-6)
 
 
 def test_args_reach_optax():

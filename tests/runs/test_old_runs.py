@@ -1,6 +1,7 @@
 """Runs in tests/golden/runs.tar.xz, made by an older revision, resume, restore and evaluate."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -84,7 +85,10 @@ def test_an_old_run_is_evaluated(runs, name, lacks_keys, jaxtrain):
 
 
 def test_a_run_that_starts_from_an_old_one_has_the_same_losses(runs):
+    """It was killed before its first checkpoint, and starts again with the streams of its time."""
     (runs / 'linear').rename(runs / 'before')
+    (runs / 'linear').mkdir()
+    shutil.copy(runs / 'before' / 'config.json', runs / 'linear')
     assert run('linear') == 0
     check(evaluations(runs / 'linear'), expected(runs, 'linear'))
     now, before = (

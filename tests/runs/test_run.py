@@ -79,7 +79,7 @@ def test_claim_writes_the_config_with_its_provenance(tmp_path):
     stored = read_config(tmp_path)
     assert Config.from_json(stored['config']).to_dict() == CONFIG
     assert stored['versions']['numpy'] == np.__version__
-    assert stored['streams'] == 1
+    assert stored['streams'] == 2
     assert set(stored) == {'config', 'streams', 'versions', 'git'}
 
 
@@ -192,7 +192,7 @@ def test_a_run_without_a_version_of_the_random_streams_has_the_first(tmp_path):
     assert 'streams' not in read_config(tmp_path)  # and none is added
 
 
-@pytest.mark.parametrize('version', [2, 0, '1'])
+@pytest.mark.parametrize('version', [3, 0, '1'])
 def test_a_run_with_an_unknown_version_of_the_random_streams(tmp_path, version):
     RunDir(tmp_path).claim(CONFIG)
     rewrite(tmp_path, lambda written: written.update(streams=version))
@@ -200,7 +200,7 @@ def test_a_run_with_an_unknown_version_of_the_random_streams(tmp_path, version):
         RunDir(tmp_path, writes=False).check(CONFIG)
     message = str(caught.value)
     assert f'--workdir={tmp_path}' in message and f'version {version!r}' in message
-    assert '\n' not in message and 'versions up to 1' in message
+    assert '\n' not in message and 'versions up to 2' in message
 
 
 def test_claim_with_changed_data_names_the_change(tmp_path):

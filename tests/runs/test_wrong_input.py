@@ -95,6 +95,7 @@ OVERRIDES = [
         ('ema', ['ema=1.0'], ['config.ema=1.0', 'at least 0 and less than 1']),
         ('negative ema', ['ema=-0.1'], ['config.ema=-0.1', 'at least 0 and less than 1']),
         ('negative seed', ['seed=-1'], ['config.seed=-1', 'between 0 and 4294967295']),
+        ('large seed', ['seed=4294967296'], ['config.seed=4294967296', 'between 0 and']),
         ('never logs', ['log_every=0'], ['config.log_every=0', 'at least 1']),
         ('metric', ['best_metric=acc'], ["config.best_metric='acc'", "'accuracy'"]),
     ]

@@ -13,6 +13,7 @@ from jaxtrain.config import Config, base
 from jaxtrain.config.durations import Run
 from jaxtrain.optim.optimizers import make_optimizer
 from jaxtrain.params.partition import flatten, nbytes
+from jaxtrain.step import learner as learner_module
 from jaxtrain.step.learner import make_learner, several_steps
 from jaxtrain.step.state import Update, init_state
 from jaxtrain.weights.bundle import resolve
@@ -355,3 +356,28 @@ def test_several_steps_in_one_call_equal_single_steps():
         at_once.params,
         state.params,
     )
+
+
+def test_augmentation_dropout_and_initial_parameters_have_different_keys(monkeypatch):
+    """Of all steps, and of the parts of a batch: no key occurs twice."""
+    parts, keys = build(), []
+
+    def note(key):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+
+    def inputs(batch, key):
+        note(key)
+        return parts.learner.inputs.evaluate(batch), batch
+
+    def gradient(trainable, model_state, whole, key):
+        note(key)
+        return trainable, {'weight': jnp.ones(())}, model_state
+
+    monkeypatch.setattr(learner_module, 'gradients', lambda loss, accumulate: gradient)
+    learner = replace(parts.learner, inputs=replace(parts.learner.inputs, train=inputs))
+    step = learner.train_step(Update(optax.identity()))
+    state = parts.start(seed=5)
+    for _ in range(3):
+        state, _ = step(state, batch())
+    note(jax.random.key(5))  # that of `init_variables`
+    assert len(set(keys)) == len(keys) == 7
