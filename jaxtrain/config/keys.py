@@ -42,8 +42,9 @@ def base() -> ConfigDict:
     """The default of every key. It is locked: only `model` and `optim.args` accept other keys."""
     c = ConfigDict()
 
-    # The kind of run, for tables and result.json: 'scratch', 'full' or 'finetune'. This is a label:
-    # init_from and groups below determine what is restored and trained.
+    # The kind of run, for tables and result.json: 'scratch', 'full' or 'finetune'. init_from and
+    # groups below determine what is restored and trained, and must fit: 'finetune' loads weights, and
+    # freezes none but loaded parameters; the others train a random backbone.
     c.regime = 'scratch'
     # Seeds the initial parameters, the order of the data, augmentation and dropout. A run that
     # starts from the weights of another draws other numbers than that one with the same seed.
@@ -116,7 +117,8 @@ def base() -> ConfigDict:
     # this check, and uses the values listed in PREPROCESSING for keys that are left open.
     c.restore.settings = 'weights'
 
-    # Rule list: parameter path -> name of its group. The group 'frozen' is not trained.
+    # Rule list: parameter path -> name of its group. The group 'frozen' is not trained. Names that
+    # are similar to it are rejected.
     c.groups = (('.*', 'all'),)
     # BatchNorm in frozen groups: 'frozen' normalises with the restored running statistics and keeps
     # them; 'adapt' normalises with the statistics of the batch and updates the running ones.

@@ -2,7 +2,7 @@
 
 from jaxtrain.config import Config
 from jaxtrain.data.features import UNITS
-from jaxtrain.loop.train import prepare
+from jaxtrain.inspection.prepare import prepare
 from jaxtrain.params.table import COLUMNS
 from jaxtrain.terminal import table
 from jaxtrain.weights import restore
@@ -14,7 +14,7 @@ def inspect(cfg: Config) -> str:
     Raises:
       UserError: anything that would prevent `train` from starting.
     """
-    job, _ = prepare(cfg)
+    job = prepare(cfg)
     sizes = job.sizes()
     unit, size = UNITS[job.train.model_input.meaning], 'x'.join(map(str, job.train.shape))
     if job.train.tokenizer:
@@ -30,4 +30,4 @@ def inspect(cfg: Config) -> str:
     ]
     if job.start.plan:
         lines += ['', job.start.plan.summary(), restore.to_text(job.start.plan.leaves)]
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *job.remarks])

@@ -17,11 +17,9 @@ from jaxtrain.costs import aot, flops
 from jaxtrain.costs.chips import Chip, chip_of
 from jaxtrain.costs.hlo import BETWEEN_SLICES
 from jaxtrain.costs.topology import devices as absent_devices
-from jaxtrain.data.sources.absent import absent_source, is_here
-from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.loop.cadence import make_cadence
-from jaxtrain.loop.job import Job, make_job
+from jaxtrain.inspection.prepare import prepare
+from jaxtrain.loop.job import Job
 from jaxtrain.parallel.compile import trace_step
 from jaxtrain.params.partition import flatten
 from jaxtrain.params.sharding import nbytes_per_device, path_of
@@ -163,23 +161,10 @@ def plan(cfg: Config, target: Target, say: Callable[[str], Any] = lambda text: N
     Raises:
       UserError: anything that would prevent `train` from starting on these devices.
     """
-    return of_job(prepare(cfg, target.devices), target, say)
-
-
-def prepare(cfg: Config, devices: Sequence[jax.Device]) -> Job:
-    """Makes the job on these devices, with all checks that `train` makes before it compiles."""
-    job = make_job(cfg, devices=devices, opens=open_or_absent)
-    make_cadence(job.cfg, job, open_or_absent)
-    # The description of absent examples does not depend on the keys for reading them.
-    cfg.require_read(but=('compare.',) if is_here(cfg.data) else ('compare.', 'data.'))
-    return job
-
-
-def open_or_absent(data, *args: Any, **options: Any) -> Source:
-    """Opens a source, or one without examples for a data set that is not on this machine: planning
-    needs no examples, and downloads nothing.
-    """
-    return (open_source if is_here(data) else absent_source)(data, *args, **options)
+    job = prepare(cfg, target.devices)
+    for remark in job.remarks:
+        say(remark)
+    return of_job(job, target, say)
 
 
 def find_target(topology: str = '', slices: int = 1, price: float = 0.0) -> Target:

@@ -12,15 +12,9 @@ from typing import Any
 
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
-from jaxtrain.inspection.plan import (
-    Plan,
-    Target,
-    group_sizes,
-    of_job,
-    open_or_absent,
-    prepare,
-)
+from jaxtrain.inspection.plan import Plan, Target, group_sizes, of_job
 from jaxtrain.inspection.plan_text import quantity
+from jaxtrain.inspection.prepare import open_or_absent, prepare
 from jaxtrain.loop.job import make_job
 
 COMPILES = 12

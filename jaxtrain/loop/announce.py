@@ -35,6 +35,8 @@ def describe(job: Job, session: Session) -> None:
         terminal.say(f'truncated {cut:,} texts that are longer than {job.train.shape[0]} tokens')
     if job.start.plan:
         terminal.say(job.start.plan.summary())
+    for remark in job.remarks:
+        terminal.say(remark)
     if session.clock.step:
         terminal.say(f'resumes after step {session.clock.step}')
 

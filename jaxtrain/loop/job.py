@@ -20,6 +20,7 @@ from jaxtrain.costs import flops
 from jaxtrain.data.pipeline import check_batch_size
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.errors import UserError
+from jaxtrain.loop import intent
 from jaxtrain.models import describe
 from jaxtrain.optim.optimizers import Optimizer, make_optimizer
 from jaxtrain.parallel import mesh as meshes
@@ -64,6 +65,7 @@ class Job:
       learner, optimizer: the parts of the train step.
       layout: mesh and shardings.
       start: what the run starts from.
+      remarks: lines to print: what the config does that may not be expected.
       abstract: shapes, dtypes and shardings of the TrainState.
     """
 
@@ -77,6 +79,7 @@ class Job:
     optimizer: Optimizer
     layout: Layout
     start: Start
+    remarks: tuple[str, ...]
     abstract: TrainState
 
     def train_step(self):
@@ -157,13 +160,13 @@ def make_job(
     Raises:
       UserError: anything wrong with the config, the data or the weights to start from.
     """
+    recorded = _recorded(workdir)
     stored = _open_weights(cfg, resumes)
-    settings = stored.bundle if stored else None
-    numbers = _streams(cfg, settings, workdir)
-    if resumes:
-        cfg = bundle.resumed(cfg, workdir)
-    else:
-        cfg = bundle.resolve(bundle.with_recorded_metric(cfg, workdir), settings)
+    weights = stored.bundle if stored else None
+    numbers = _streams(cfg, weights, recorded)
+    if not recorded:
+        intent.check_groups(cfg)
+    cfg = _resolved(cfg, weights, resumes, workdir)
     axes, parallel = cfg.mesh, cfg.choose('parallel', PARALLEL)
     mesh = meshes.make_mesh((axes.data, axes.fsdp, axes.tensor), devices)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
@@ -175,11 +178,10 @@ def make_job(
     _check_accumulate(cfg, meshes.batch_shares(mesh), bool(model_state))
     part, run = learner.part, Run(steps, cfg.batch_size, len(train), numbers.version)
     optimizer = make_optimizer(cfg.optim, list(part.groups), part.trainable, run)
-    if not 0 <= cfg.ema < 1:
-        raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
     plan = None
     if stored:
         plan = restore.make_plan(stored, learner.variables, cfg.restore.rules, train.classes)
+    remarks = () if recorded else intent.check_regime(cfg, part.groups, plan)
     update = _update(cfg, optimizer)
     abstract = jax.eval_shape(
         lambda variables: init_state(variables, np.uint32(0), update, part), (params, model_state)
@@ -195,6 +197,7 @@ def make_job(
         optimizer=optimizer,
         layout=layout,
         start=Start(plan, resumes),
+        remarks=remarks,
         abstract=sharding.like_params(abstract, layout.specs, params, mesh),
     )
 
@@ -247,17 +250,36 @@ def _open_weights(cfg: Config, resumes: bool) -> Stored | None:
     return None if resumes else open_stored(cfg.init_from, name, origin, model)
 
 
-def _streams(cfg: Config, weights: bundle.Bundle | None, workdir: str | Path) -> Streams:
-    """The random streams that the run recorded when it began, or those of a new run."""
+def _recorded(workdir: str | Path) -> dict[str, Any] | None:
+    """The config.json of a run that has begun, or None."""
+    begun = bool(str(workdir)) and (storage.path(workdir) / 'config.json').exists()
+    return read_config(workdir) if begun else None
+
+
+def _resolved(
+    cfg: Config, weights: bundle.Bundle | None, resumes: bool, workdir: str | Path
+) -> Config:
+    """The config with no key left open."""
+    if resumes:
+        return bundle.resumed(cfg, workdir)
+    return bundle.resolve(bundle.with_recorded_metric(cfg, workdir), weights)
+
+
+def _streams(
+    cfg: Config, weights: bundle.Bundle | None, recorded: Mapping[str, Any] | None
+) -> Streams:
+    """The random streams that a run recorded when it began, or those of a new run."""
     regime = cfg.choose('regime', REGIMES)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
-    if str(workdir) and (storage.path(workdir) / 'config.json').exists():
-        return streams.of_record(read_config(workdir), cfg.seed)
+    if recorded:
+        return streams.of_record(recorded, cfg.seed)
     return Streams(cfg.seed, (*(weights.lineage if weights else ()), regime))
 
 
 def _update(cfg: Config, optimizer: Optimizer) -> Update:
+    if not 0 <= cfg.ema < 1:
+        raise UserError(f'config.ema={cfg.ema} must be at least 0 and less than 1')
     return Update(optimizer.tx, cfg.ema, cfg.accumulate)
 
 

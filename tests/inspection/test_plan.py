@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from jaxtrain.config import Config
+from jaxtrain.config.files import load
 from jaxtrain.costs import aot
 from jaxtrain.costs.aot import Measured, measure, needed
 from jaxtrain.costs.chips import CHIPS
@@ -42,8 +43,8 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, 'compile', compile)
 
 
-def test_a_plan_for_this_cpu():
-    cfg = config(groups=(('backbone/.*', 'frozen'), ('head/.*', 'head')))
+def test_a_plan_for_this_cpu(pretrained):
+    cfg = load(f'{TINY}:linear', [f'--config.init_from={pretrained}'])
     result = plan(cfg, find_target(price=3.0))
     head = 16 * 10 + 10
     assert result.groups['head']['parameters'] == head
