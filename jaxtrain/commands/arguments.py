@@ -51,8 +51,11 @@ def parse(name: str, command: ModuleType, argv: list[str]) -> Arguments:
     if words and not command.WORDS:
         raise UserError(f'{words[0]!r} is not a flag; see jaxtrain {name} --help')
     for flag in values:
-        if values[flag].value in (None, '') and values[flag].default is None:
+        value, default = values[flag].value, values[flag].default
+        if value is None and default is None:
             raise UserError(f'--{flag} is missing; see jaxtrain {name} --help')
+        if isinstance(value, str) and not value.strip() and default != '':
+            raise UserError(f'--{flag}={value} is empty; see jaxtrain {name} --help')
     return Arguments(values, words, overrides)
 
 

@@ -5,16 +5,14 @@ jaxtrain inspect --config=configs/alphabets.py:linear
 
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
-from jaxtrain.commands.start import start_jax
+from jaxtrain.commands.start import load_run, start_jax
 
 FLAGS = (flags.config,)
 WORDS = ''
 
 
 def run(given: Arguments) -> None:
-    from jaxtrain.config.files import load
-
-    cfg = load(given.flags.config, given.overrides)
+    cfg = load_run(given)
     start_jax()
     from jaxtrain.inspection.inspect import inspect
 

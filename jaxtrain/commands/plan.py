@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
-from jaxtrain.commands.start import start_jax
+from jaxtrain.commands.start import load_run, start_jax
 from jaxtrain.errors import UserError
 
 
@@ -29,10 +29,8 @@ WORDS = ''
 
 
 def run(given: Arguments) -> None:
-    from jaxtrain.config.files import load
-
     values = given.flags
-    cfg = load(values.config, given.overrides)
+    cfg = load_run(given)
     start_jax()
     from jaxtrain.inspection import plan, plan_text, suggest, suggest_text
 

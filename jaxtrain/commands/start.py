@@ -1,6 +1,14 @@
 """What a command does before JAX touches a device."""
 
+from __future__ import annotations
+
 import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxtrain.commands.arguments import Arguments
+    from jaxtrain.config import Config
 
 
 def start_jax() -> None:
@@ -16,3 +24,14 @@ def start_jax() -> None:
     tame_orbax()
     quiet_pil()
     use_compilation_cache()
+
+
+def load_run(given: Arguments) -> Config:
+    """Loads the config of a single run; reports overrides of keys that only `compare` reads."""
+    from jaxtrain.config.files import load
+
+    cfg = load(given.flags.config, given.overrides)
+    if keys := sorted(key for key in cfg.given if key.startswith('compare.')):
+        text = ', '.join(f'config.{key}' for key in keys)
+        print(f'ignored: {text} (only `jaxtrain compare` reads it)', file=sys.stderr)
+    return cfg

@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 
 from jaxtrain.commands import flags
 from jaxtrain.commands.arguments import Arguments
-from jaxtrain.commands.start import start_jax
+from jaxtrain.commands.start import load_run, start_jax
 
 
 def _processes(values: FlagValues) -> None:
@@ -27,11 +27,10 @@ WORDS = ''
 
 def run(given: Arguments) -> None:
     from jaxtrain.config.closed import flatten
-    from jaxtrain.config.files import load
     from jaxtrain.config.keys import RESUMABLE
 
     values = given.flags
-    cfg = load(values.config, given.overrides)
+    cfg = load_run(given)
     start_jax()
     from jaxtrain.loop.train import train
     from jaxtrain.pod import join, place

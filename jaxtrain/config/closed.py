@@ -37,10 +37,20 @@ class Config:
 
     Sections and keys are attributes. There is no `get` with a default, because `base()` is the only
     place for defaults.
+
+    Args:
+      tree: the keys and values, nested.
+      given: the keys that the command line set.
     """
 
-    def __init__(self, tree: Mapping[str, Any], _path: str = '', _read: set[str] | None = None):
-        self._tree, self._path = tree, _path
+    def __init__(
+        self,
+        tree: Mapping[str, Any],
+        given: frozenset[str] = frozenset(),
+        _path: str = '',
+        _read: set[str] | None = None,
+    ):
+        self._tree, self._given, self._path = tree, given, _path
         self._read = set() if _read is None else _read
 
     def __getattr__(self, name: str) -> Any:
@@ -48,7 +58,7 @@ class Config:
             raise AttributeError(f'config.{self._path}{name}')
         value, path = self._tree[name], self._path + name
         if isinstance(value, Mapping):
-            return Config(value, path + '.', self._read)
+            return Config(value, self._given, path + '.', self._read)
         self._read.add(path)
         return value
 
@@ -72,7 +82,7 @@ class Config:
             if key not in flat:
                 raise KeyError(key)
             flat[key] = value
-        return Config(unflatten(flat))
+        return Config(unflatten(flat), self._given)
 
     def updated(self, **changes: Any) -> 'Config':
         """Returns a copy with other values, which shares the record of keys that were read.
@@ -83,7 +93,7 @@ class Config:
             name: {**self._tree[name], **value} if isinstance(value, Mapping) else value
             for name, value in changes.items()
         }
-        return Config({**self._tree, **tree}, self._path, self._read)
+        return Config({**self._tree, **tree}, self._given, self._path, self._read)
 
     def choose(self, name: str, allowed) -> Any:
         """Returns the value of a key that must be one of `allowed`.
@@ -105,14 +115,26 @@ class Config:
         Args:
           but: prefixes of keys that need not be read.
         """
-        defaults = dict(flatten(base().to_dict()))
-        for path, value in flatten(self._tree):
-            changed = path not in defaults or defaults[path] != value
-            if changed and path not in self._read and not path.startswith(but):
+        for path, value in self.changed().items():
+            if path not in self._read and not path.startswith(but):
                 raise UserError(
                     f'config.{path}={value!r} was set, but nothing in this run reads it; '
                     'remove it, or set the key that puts it to use'
                 )
+
+    def changed(self) -> dict[str, Any]:
+        """The keys whose values differ from their defaults, and these values."""
+        defaults = dict(flatten(base().to_dict()))
+        return {
+            path: value
+            for path, value in flatten(self._tree)
+            if path not in defaults or defaults[path] != value
+        }
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The keys that the command line set."""
+        return self._given
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

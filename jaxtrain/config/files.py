@@ -35,9 +35,25 @@ def load(spec: str, overrides: list[str]) -> Config:
         raise UserError(f'--config={spec}: there is no file {path!r}; give a path to a config file')
     config = _read(path, variant)
     _check_overrides(config, overrides)
-    tree = _override(config, overrides).to_dict()
+    given = frozenset(map(_key, overrides))
+    tree = _override(_without_weights(config, overrides), overrides).to_dict()
     _check_keys(tree)
-    return Config(with_current_values(tree, CHANGES))
+    return Config(with_current_values(tree, CHANGES), given)
+
+
+def _without_weights(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """Returns the config of a run from scratch if an override empties the init_from of the file.
+
+    The keys that belong to the weights get their defaults again, since nothing would read them.
+    """
+    values = {_key(word): word.split('=', 1)[1] for word in overrides}
+    named = 'init_from' in config and config.init_from
+    if named and values.get('init_from', named) in ('', "''", '""'):
+        default = base()
+        config.restore, config.init_checkpoint = default.restore, default.init_checkpoint
+        if config.regime == 'finetune':
+            config.regime = 'scratch'
+    return config
 
 
 def _read(path: str, variant: list[str]) -> ConfigDict:

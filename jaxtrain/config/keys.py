@@ -43,8 +43,8 @@ def base() -> ConfigDict:
     c = ConfigDict()
 
     # The kind of run, for tables and result.json: 'scratch', 'full' or 'finetune'. init_from and
-    # groups below determine what is restored and trained, and must fit: 'finetune' loads weights, and
-    # freezes none but loaded parameters; the others train a random backbone.
+    # groups below determine what is restored and trained, and must fit: 'finetune' loads weights,
+    # and freezes none but loaded parameters; the others train a random backbone.
     c.regime = 'scratch'
     # Seeds the initial parameters, the order of the data, augmentation and dropout. A run that
     # starts from the weights of another draws other numbers than that one with the same seed.

@@ -9,6 +9,7 @@ from jaxtrain.config import Config
 from jaxtrain.data.sources.absent import absent_source, is_here
 from jaxtrain.data.sources.open import Source, open_source
 from jaxtrain.loop.cadence import make_cadence
+from jaxtrain.loop.ignored import Checked, require_used
 from jaxtrain.loop.job import Job, make_job
 
 
@@ -23,10 +24,9 @@ def prepare(cfg: Config, devices: Sequence[jax.Device] = ()) -> Job:
       UserError: anything that would prevent `train` from starting on these devices.
     """
     job = make_job(cfg, devices=devices, opens=open_or_absent)
-    make_cadence(job.cfg, job, open_or_absent)
+    cadence = make_cadence(job.cfg, job, open_or_absent)
     # The description of absent examples does not depend on the keys for reading them.
-    cfg.require_read(but=('compare.',) if is_here(cfg.data) else ('compare.', 'data.'))
-    return job
+    return require_used(cfg, Checked(job, cadence), () if is_here(cfg.data) else ('data.',))
 
 
 def open_or_absent(data, *args: Any, **options: Any) -> Source:

@@ -23,6 +23,7 @@ from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
 from jaxtrain.loop.cadence import Cadence, Calls, make_cadence
+from jaxtrain.loop.ignored import Checked, require_used
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
 from jaxtrain.loop.recorder import Recorder, Work
@@ -129,8 +130,7 @@ def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tup
     """
     job = make_job(cfg, resumes, workdir)
     cadence = make_cadence(job.cfg, job)
-    cfg.require_read(but=('compare.',))
-    return job, cadence
+    return require_used(cfg, Checked(job, cadence)), cadence
 
 
 def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class ViT(Family):
     scan: bool = False
     scan_ends: tuple[int, ...] = ()
 
+    def idle(self) -> dict[str, str]:
+        if self.class_token or self.registers:
+            return super().idle()
+        return {**super().idle(), 'class_position': 'there is no class token'}
+
     def setup(self):
         check_choices(self, _CHOICES)
         if not 0 <= self.drop_path < 1:

@@ -26,3 +26,12 @@ class Family(nn.Module):
     READS: ClassVar[str] = 'image'
     FIXED: ClassVar[tuple[str, ...]] = ()
     TENSOR: ClassVar[Axes] = HEAD_AXES
+
+    def idle(self) -> dict[str, str]:
+        """The fields that have no effect beside the values of others, and why."""
+        reasons = {}
+        if not getattr(self, 'hidden', True):
+            reasons['dropout'] = 'the head has no hidden layers'
+        if not getattr(self, 'scan', True):
+            reasons['scan_ends'] = 'scan is off'
+        return reasons
