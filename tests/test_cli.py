@@ -77,6 +77,21 @@ def test_the_help_of_a_command_shows_its_flags_and_an_example(command, capsys, j
     assert used and used <= FLAGS[command]
 
 
+@pytest.mark.parametrize(
+    ('words', 'flag'),
+    [
+        (['train', f'--config={TINY}', '--workdir='], '--workdir='),
+        (['train', '--config=', '--workdir=x'], '--config='),
+        (['plan', f'--config={TINY}:scratch', '--output='], '--output='),
+        (['evaluate', '--workdir=x', '--split= '], '--split='),
+    ],
+)
+def test_empty_flags_are_refused(words, flag, jaxtrain):
+    outcome = jaxtrain(*words)
+    assert outcome.code == 2 and outcome.err.count('\n') == 1
+    assert f'{flag} is empty' in outcome.err and f'{words[0]} --help' in outcome.err
+
+
 def test_version(jaxtrain):
     assert jaxtrain('--version') == (0, f'{__version__}\n', '')
 

@@ -48,7 +48,7 @@ def _without_weights(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """
     values = {_key(word): word.split('=', 1)[1] for word in overrides}
     named = 'init_from' in config and config.init_from
-    if named and values.get('init_from', named) in ('', "''", '""'):
+    if named and not values.get('init_from', named):
         default = base()
         config.restore, config.init_checkpoint = default.restore, default.init_checkpoint
         if config.regime == 'finetune':

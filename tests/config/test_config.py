@@ -136,6 +136,25 @@ def test_malformed_overrides(word, parts):
     assert all(part in message for part in parts), message
 
 
+def test_an_emptied_init_from_makes_a_run_from_scratch():
+    """Nothing reads the keys for weights then, which would be an error."""
+    start = '--config.init_from='
+    cfg, scratch = load(f'{TINY}:finetune', [start]), load(f'{TINY}:scratch', [])
+    assert (cfg.regime, cfg.init_from) == ('scratch', '')
+    assert cfg.restore.to_dict() == scratch.restore.to_dict()
+    assert cfg.optim.lr_mult != scratch.optim.lr_mult  # all other keys stay
+    # What the command line sets stays as well.
+    asked = ['--config.regime=finetune', '--config.restore.settings=config']
+    cfg = load(f'{TINY}:finetune', [start, *asked])
+    assert (cfg.regime, cfg.restore.settings) == ('finetune', 'config')
+    # An override that names weights changes nothing else, nor does one of a file without any.
+    cfg = load(f'{TINY}:finetune', ['--config.init_from=other'])
+    assert (
+        cfg.regime == 'finetune' and cfg.restore.rules == load(f'{TINY}:linear', []).restore.rules
+    )
+    assert load(f'{TINY}:full', [start]).regime == 'full'
+
+
 def test_a_wrong_type_in_an_override_reports_the_key_and_its_type():
     message = fault(load, TINY, ['--config.batch_size=many'])
     assert 'many' in message

@@ -101,3 +101,31 @@ def test_frozen_parameters_and_the_restore_plan(jaxtrain, pretrained, nothing_is
 def test_errors_that_would_prevent_train_from_starting(override, part, jaxtrain, nothing_is_done):
     outcome = jaxtrain('inspect', f'--config={TINY}:scratch', f'--config.{override}')
     assert outcome.code == 2 and part in outcome.err and not outcome.out
+
+
+def test_no_examples_are_needed(jaxtrain, nothing_is_done, monkeypatch, tmp_path_factory):
+    """Nor is anything downloaded: sizes and shapes of well-known data sets are known."""
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path_factory.mktemp('empty')))
+    words = ['--config.data.name=cifar10', '--config.data.val=test', '--config.data.limit=0']
+    outcome = jaxtrain('inspect', f'--config={TINY}:scratch', *words)
+    assert outcome.code == 0, outcome.err
+    assert '50,000 examples of 10 classes, images 32x32x3' in outcome.out
+
+
+def test_an_emptied_init_from(jaxtrain, nothing_is_done):
+    outcome = jaxtrain('inspect', f'--config={TINY}:finetune', '--config.init_from=')
+    assert outcome.code == 0, outcome.err
+    assert 'regime scratch' in outcome.out
+    assert "config.init_from is empty, so the regime is 'scratch'" in outcome.out
+    outcome = jaxtrain('inspect', f'--config={TINY}:linear', '--config.init_from=')
+    assert outcome.code == 2 and "config.groups=(('.*', 'all'),)" in outcome.err
+    words = ['--config.init_from=', '--config.regime=finetune']
+    outcome = jaxtrain('inspect', f'--config={TINY}:finetune', *words)
+    assert outcome.code == 2 and 'config.init_from is empty' in outcome.err
+
+
+def test_what_is_ignored_is_reported(jaxtrain, nothing_is_done):
+    words = ['--config.model.dropout=0.1', '--config.compare.seeds=3']
+    outcome = jaxtrain('inspect', f'--config={TINY}:scratch', *words)
+    assert 'ignored: config.model.dropout (' in outcome.out
+    assert 'ignored: config.compare.seeds (' in outcome.err
