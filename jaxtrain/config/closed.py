@@ -115,12 +115,16 @@ class Config:
         Args:
           but: prefixes of keys that need not be read.
         """
-        for path, value in self.changed().items():
-            if path not in self._read and not path.startswith(but):
-                raise UserError(
-                    f'config.{path}={value!r} was set, but nothing in this run reads it; '
-                    'remove it, or set the key that puts it to use'
-                )
+        for path, value in self.unread(but).items():
+            raise UserError(
+                f'config.{path}={value!r} was set, but nothing in this run reads it; '
+                'remove it, or set the key that puts it to use'
+            )
+
+    def unread(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The changed keys that were never read, without those that begin with one of `but`."""
+        changed = self.changed().items()
+        return {k: v for k, v in changed if k not in self._read and not k.startswith(but)}
 
     def changed(self) -> dict[str, Any]:
         """The keys whose values differ from their defaults, and these values."""

@@ -36,23 +36,19 @@ def load(spec: str, overrides: list[str]) -> Config:
     config = _read(path, variant)
     _check_overrides(config, overrides)
     given = frozenset(map(_key, overrides))
-    tree = _override(_without_weights(config, overrides), overrides).to_dict()
+    tree = _override(_from_scratch(config, overrides), overrides).to_dict()
     _check_keys(tree)
     return Config(with_current_values(tree, CHANGES), given)
 
 
-def _without_weights(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-    """Returns the config of a run from scratch if an override empties the init_from of the file.
-
-    The keys that belong to the weights get their defaults again, since nothing would read them.
+def _from_scratch(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """Returns the config with the regime 'scratch' if overrides take away the weights that a
+    fine-tuning run of the file starts from.
     """
     values = {_key(word): word.split('=', 1)[1] for word in overrides}
     named = 'init_from' in config and config.init_from
-    if named and not values.get('init_from', named):
-        default = base()
-        config.restore, config.init_checkpoint = default.restore, default.init_checkpoint
-        if config.regime == 'finetune':
-            config.regime = 'scratch'
+    if named and not values.get('init_from', named) and config.regime == 'finetune':
+        config.regime = 'scratch'
     return config
 
 

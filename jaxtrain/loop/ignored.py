@@ -88,10 +88,14 @@ def require_used(cfg: Config, run: Checked, but: tuple[str, ...] = ()) -> Job:
     for field, reason in run.job.learner.model.idle().items():
         if f'model.{field}' in changed:
             unused[f'model.{field}'] = reason
-    cfg.require_read(but=('compare.', *but))
-    remarks = run.job.remarks
-    if 'init_from' in cfg.given and not cfg.init_from and 'regime' not in cfg.given:
-        remarks += (f'config.init_from is empty, so the regime is {cfg.regime!r}',)
+    but, remarks = ('compare.', *but), run.job.remarks
+    if 'init_from' in cfg.given and not cfg.init_from:
+        remarks += (f'config.init_from is empty: the regime is {cfg.regime!r}',)
+        # The config file may set keys for the weights that the command line takes away.
+        spare = [key for key in cfg.unread(but) if key not in cfg.given]
+        unused |= dict.fromkeys(spare, 'nothing reads it without weights')
+        but += tuple(spare)
+    cfg.require_read(but)
     if unused:
         text = ', '.join(f'config.{key} ({reason})' for key, reason in unused.items())
         remarks += (f'ignored: {text}',)

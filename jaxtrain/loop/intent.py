@@ -62,20 +62,21 @@ def check_regime(cfg: Config, groups: Mapping[str, str], plan: Plan | None) -> t
             "config.regime='finetune' starts from weights, but config.init_from is empty; name a "
             "run directory or a file there, or set config.regime='scratch'"
         )
-    if cfg.init_from and not plan:
-        return ()
-    loaded = set(plan.paths(*TAKEN)) if plan else set()
-    if cfg.regime == 'finetune' and not loaded:
+    loads = _loads(cfg, plan)
+    if cfg.regime == 'finetune' and not loads:
         raise UserError(
             f"config.regime='finetune', but config.restore.rules load nothing of {cfg.init_from}; "
             "give the backbone a rule with 'load', or set config.regime='scratch'"
         )
-    if cfg.regime == 'scratch' and loaded:
+    if cfg.regime == 'scratch' and loads:
         raise UserError(
-            f"config.regime='scratch' starts from random parameters, but {len(loaded)} leaves are "
-            f"loaded from config.init_from={cfg.init_from!r}; set config.regime='finetune', or "
+            "config.regime='scratch' starts from random parameters, but config.restore.rules load "
+            f"some from config.init_from={cfg.init_from!r}; set config.regime='finetune', or "
             "config.init_from=''"
         )
+    if cfg.init_from and not plan:
+        return ()
+    loaded = set(plan.paths(*TAKEN)) if plan else set()
     frozen = [path for path, group in groups.items() if group == FROZEN]
     if cfg.regime == 'full' and (kept := [path for path in frozen if path in loaded]):
         raise UserError(
@@ -86,6 +87,14 @@ def check_regime(cfg: Config, groups: Mapping[str, str], plan: Plan | None) -> t
     if cfg.regime == 'full' and loaded:
         remarks = (*remarks, f"regime 'full' continues from the weights of {cfg.init_from}")
     return remarks
+
+
+def _loads(cfg: Config, plan: Plan | None) -> bool:
+    """Whether weights are loaded; judged by the rules alone if the weights do not exist yet."""
+    if plan or not cfg.init_from:
+        return bool(plan and plan.paths(*TAKEN))
+    rule_list = rules.parse(cfg.restore.rules, 'config.restore.rules', str)
+    return any(action.split(' ')[0] in TAKEN for _, action in rule_list)
 
 
 def _check_random(cfg: Config, groups: Mapping[str, str], frozen: list[str]) -> tuple[str, ...]:

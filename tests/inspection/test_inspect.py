@@ -116,7 +116,11 @@ def test_an_emptied_init_from(jaxtrain, nothing_is_done):
     outcome = jaxtrain('inspect', f'--config={TINY}:finetune', '--config.init_from=')
     assert outcome.code == 0, outcome.err
     assert 'regime scratch' in outcome.out
-    assert "config.init_from is empty, so the regime is 'scratch'" in outcome.out
+    assert "config.init_from is empty: the regime is 'scratch'" in outcome.out
+    assert 'ignored: config.restore.rules (' in outcome.out
+    words = ['--config.init_from=', '--config.init_checkpoint=last']  # one that the user sets
+    outcome = jaxtrain('inspect', f'--config={TINY}:finetune', *words)
+    assert outcome.code == 2 and "config.init_checkpoint='last' was set" in outcome.err
     outcome = jaxtrain('inspect', f'--config={TINY}:linear', '--config.init_from=')
     assert outcome.code == 2 and "config.groups=(('.*', 'all'),)" in outcome.err
     words = ['--config.init_from=', '--config.regime=finetune']

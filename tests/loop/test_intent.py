@@ -107,10 +107,14 @@ def test_fine_tuning_freezes_what_it_loads(pretrained):
     assert 'backbone/conv_1/kernel and 2 more' in message and 'config.restore.rules' in message
 
 
-def test_weights_that_do_not_exist_yet_are_not_judged():
+def test_weights_that_do_not_exist_yet_are_judged_by_the_rules():
     """`compare` checks the arms before it trains the checkpoint that they start from."""
-    cfg = load(f'{TINY}:linear', [])
-    assert check_regime(cfg, {'backbone/a': 'frozen', 'head/b': 'head'}, None) == ()
+    groups = {'backbone/a': 'frozen', 'head/b': 'head'}
+    assert check_regime(load(f'{TINY}:linear', []), groups, None) == ()
+    with pytest.raises(UserError, match='load nothing of nowhere'):
+        check_regime(load(f'{TINY}:linear', [FRESH]), groups, None)
+    with pytest.raises(UserError, match='starts from random parameters'):
+        check_regime(load(f'{TINY}:scratch', ['--config.init_from=nowhere']), groups, None)
 
 
 @pytest.mark.parametrize('command', ['train', 'inspect', 'plan'])
