@@ -99,6 +99,11 @@ class Config:
             )
         return value
 
+    def unread(self) -> list[str]:
+        """The keys of closed sections that were not read."""
+        paths = (path for path, _ in flatten(self._tree))
+        return [path for path in paths if path not in self._read and not is_open(path)]
+
     def require_read(self, but: tuple[str, ...] = ()) -> None:
         """Raises a UserError if a key was changed from its default but never read.
 

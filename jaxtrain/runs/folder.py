@@ -20,7 +20,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,28 +64,35 @@ class RunDir:
                 'folder'
             ) from error
 
-    def claim(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> None:
+    def claim(
+        self, config: dict[str, Any], data: dict[str, Any] | None = None, unread: Iterable[str] = ()
+    ) -> None:
         """Write config.json, or check that an existing one agrees.
 
         Args:
           config: the resolved config.
           data: the description of the training data (`Job.data`), if there is any.
+          unread: keys that the run does not read, and that may therefore differ.
 
         Raises:
           UserError: the folder belongs to a run with another config, or the data has changed.
         """
-        if not self.check(config, data):
+        if not self.check(config, data, unread):
             entries = {'config': config, **({'data': data} if data else {})}
             self.write_json('config.json', {**entries, 'streams': streams.VERSION, **provenance()})
 
-    def check(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> bool:
+    def check(
+        self, config: dict[str, Any], data: dict[str, Any] | None = None, unread: Iterable[str] = ()
+    ) -> bool:
         """Return whether a config.json exists; it must agree. Args and Raises as in `claim`."""
         written = storage.read_json(self.path / 'config.json')
         if written is None:
             return False
         streams.check(written, self.path)
         before = changes.current(written['config'], changes.CHANGES)
-        if differing := _differing(_complete(before), _complete(config), skip=RESUMABLE):
+        if differing := _differing(
+            _complete(before), _complete(config), skip={*RESUMABLE, *unread}
+        ):
             raise UserError(
                 f'--workdir={self.path} belongs to a run with another config: {differing}; '
                 'give another folder, or the same config to resume it'
@@ -161,7 +168,7 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any], skip: tuple[str, ...] = ()) -> str:
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], skip: Collection[str] = ()) -> str:
     """Describe the first three keys whose values differ; '' if all values agree."""
     old, new = dict(flatten(old)), dict(flatten(new))
     differences = [

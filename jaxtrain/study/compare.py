@@ -6,8 +6,6 @@ inspected separately. Each run selects its checkpoint on val, and reads test onc
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,19 @@ import numpy as np
 from jaxtrain import storage
 from jaxtrain.config import Config
 from jaxtrain.config.files import load
-from jaxtrain.data.sources.open import data_name
+from jaxtrain.data.sources.open import Source, data_name, open_source
 from jaxtrain.errors import UserError
 from jaxtrain.loop.train import prepare, train
+from jaxtrain.optim.schedules import not_negative
 from jaxtrain.pod.join import alone
 from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.runs.metric import Metric
 from jaxtrain.study import report
-from jaxtrain.study.report import Comparison
-from jaxtrain.study.stats import interval
-from jaxtrain.study.verdict import Arm, Pair, verdict
+from jaxtrain.study.baselines import baselines
+from jaxtrain.study.comparison import Arm, Comparison
+from jaxtrain.study.pairs import pairs_of
+from jaxtrain.study.stats import interval, share_interval
+from jaxtrain.study.verdict import Question, verdict
 from jaxtrain.tasks.task import WEIGHT
 from jaxtrain.tasks.tasks import task_of
 from jaxtrain.terminal import Terminal
@@ -54,6 +55,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     arms, seeds = settings.compare.arms, settings.compare.seeds
     if seeds < 1 or len(arms) < 2:
         raise UserError('config.compare needs seeds of at least 1 and at least two arms')
+    tolerance = not_negative('config.compare.tolerance', settings.compare.tolerance)
     folder = RunDir(storage.on_disk(workdir, 'compare'))
     folder.check_writable()
     name = settings.compare.pretrain or 'checkpoint'
@@ -77,19 +79,45 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     }
     rows += [_arm(arm, folders, metric) for arm, folders in runs.items()]
     scores = {arm: _scores(folders, metric) for arm, folders in runs.items()}
-    pairs = [Pair(b, a, interval(scores[b] - scores[a])) for a, b in combinations(arms, 2)]
-    means = {row.name: row.score.mean for row in rows}
-    result: dict[str, Any] = {
-        'config': path,
-        'arms': [row.to_json(metric) for row in rows],
-        'pairs': [asdict(pair) for pair in pairs],
-        'verdict': verdict(metric, arms, pairs, means),
-    }
-    folder.write_json('compare.json', result)
-    report.write(folder, Comparison(path, metric, rows, pairs, result['verdict'], runs))
-    text = report.text_table(rows, metric)
-    print(f'\n{text}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md')
-    return result
+    question = Question(
+        metric=metric,
+        tolerance=tolerance,
+        costs={row.name: row.flops for row in rows if row.name in runs},
+        pairs=pairs_of(scores, metric),
+        seeds=seeds,
+        examples=scores[arms[0]].shape[1],
+    )
+    result = Comparison(
+        config=path,
+        rows=rows,
+        runs=runs,
+        question=question,
+        verdict=verdict(question),
+        baselines=baselines(_test_source(runs[arms[0]][0]), metric),
+        left_out=_left_out(folder.path, runs),
+    )
+    content = result.to_json()
+    folder.write_json('compare.json', content)
+    report.write(folder, result)
+    print(f'\n{report.text_table(result)}\n\n{result.verdict.text}\n')
+    if result.left_out:
+        print(f'{report.left_out(result)}\n')
+    print(f'written to {folder.path}/report.md')
+    return content
+
+
+def _test_source(run: Path) -> Source:
+    """The test split of a run."""
+    written = read_config(run)
+    data, classes = Config.from_json(written['config']).data, tuple(written['data']['classes'])
+    return open_source(data, data.test, 'config.data.test', classes=classes)
+
+
+def _left_out(folder: Path, runs: Mapping[str, list[Path]]) -> list[str]:
+    """The runs in the folder of a comparison that are not part of it, as 'arm/seed_0'."""
+    inside = {run for folders in runs.values() for run in folders}
+    others = (path.parent for path in sorted(folder.glob('*/seed_*/config.json')))
+    return [str(run.relative_to(folder)) for run in others if run not in inside]
 
 
 def _from(full: str, cfg: Config) -> Config:
@@ -171,7 +199,7 @@ def _arm(name: str, runs: list[Path], metric: Metric) -> Arm:
         examples_seen=first['examples_seen'],
         flops=first['flops_per_step'] * first['steps'],
         seconds=float(np.mean([sum(r['seconds'].values()) for r in results])),
-        score=interval(scores),
+        score=(share_interval if metric.percent else interval)(scores),
         by_seed=tuple(float(x) for x in scores.mean(1)),
     )
 
