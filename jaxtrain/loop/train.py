@@ -22,6 +22,7 @@ from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
 from jaxtrain.loop.cadence import Cadence, make_cadence
+from jaxtrain.loop.extension import LENGTH, extend, is_longer
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
 from jaxtrain.loop.recorder import Recorder, Work
@@ -94,12 +95,16 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
     with clock.phase('init'):
         folder.check_writable()
         job, cadence = prepare(cfg, bool(checkpoint_list.saved_steps(workdir)), workdir)
-        folder.check(job.config, job.data())
-        if finished := folder.result():
+        longer = is_longer(folder, job)
+        folder.check(job.config, job.data(), [*cfg.unread(), *(LENGTH if longer else ())])
+        finished = folder.result()
+        if finished and finished['steps'] >= job.steps:
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
         # Only after the check that the folder belongs to this run.
         devices, git = job.layout.mesh.size, provenance()['git']
+        if longer:
+            extend(folder, job)
         timeline.begin(clock, job.steps, jax.process_count(), devices, git)
         if job.start.resumes:
             timeline.open()
@@ -140,7 +145,9 @@ def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> di
         with clock.phase('restore'):
             state, host = _start(job, cadence, session, recorder)
         clock.add(host['seconds'])
-        folder.claim(job.config, job.data())  # only after the weights could be read
+        folder.claim(
+            job.config, job.data(), job.cfg.unread()
+        )  # only after the weights could be read
         session.timeline.open()
         describe(job, session)
         with clock.phase('compile'):

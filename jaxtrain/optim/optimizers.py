@@ -125,12 +125,14 @@ class Optimizer:
       tx: the transformation of the nested trainable parameters.
       learning_rate: float32 [steps], the largest learning rate of any parameter, for the log.
       lr_mult, decay: parameter path -> learning-rate factor, weight decay.
+      schedules: names of the learning-rate schedules.
     """
 
     tx: optax.GradientTransformation
     learning_rate: np.ndarray
     lr_mult: Mapping[str, float]
     decay: Mapping[str, float]
+    schedules: tuple[str, ...]
 
 
 def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Optimizer:
@@ -181,6 +183,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
         learning_rate=np.max(rates, axis=0),
         lr_mult=lr_mult,
         decay=decay,
+        schedules=tuple(curves),
     )
 
 

@@ -125,9 +125,10 @@ class RunDir:
         self.write_bytes(name, buffer.getvalue())
 
     def write_curves(self, metrics: Sequence[str]) -> None:
-        """Write curves.png: the named metrics over the steps, by split."""
+        """Write curves.png: the named metrics and the learning rate over the steps."""
         if self.writes:
-            self.write_bytes('curves.png', draw_curves(read_metrics(self.path), metrics))
+            name = '/'.join(self.path.parts[-3:])
+            self.write_bytes('curves.png', draw_curves(read_metrics(self.path), metrics, name))
 
     def open_metrics(
         self, step: int, make_room: Callable[[], None] = lambda: None

@@ -16,6 +16,7 @@ from jaxtrain.config import Config
 from jaxtrain.config.files import load
 from jaxtrain.data.sources.open import Source, data_name, open_source
 from jaxtrain.errors import UserError
+from jaxtrain.loop.extension import LENGTH
 from jaxtrain.loop.train import prepare, train
 from jaxtrain.optim.schedules import not_negative
 from jaxtrain.pod.join import alone
@@ -66,6 +67,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     rows = [_arm(name, [Path(full)], metric)] if full else []
     _check_arms(path, configs, pretrains)
     if pretrains:
+        _check_length(load(f'{path}:{settings.compare.pretrain}', overrides), Path(start))
         _run(load(f'{path}:{settings.compare.pretrain}', overrides), start, 'full', Terminal())
         rows.append(_arm(name, [Path(start)], metric))
     # The outer loop is over seeds, so that an interrupted comparison has complete pairs.
@@ -168,14 +170,27 @@ def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
         prepare(cfg, resumes=pretrains)  # the checkpoint to start from may not exist yet
 
 
+def _check_length(cfg: Config, start: Path) -> None:
+    """Raises a UserError if the checkpoint that arms start from would be trained further."""
+    if not RunDir(start).result():
+        return
+    for key in LENGTH:
+        value, old = getattr(cfg, key), read_config(start)['config'][key]
+        if value != old:
+            raise UserError(
+                f'config.{key} is {old} in {start}, from which arms have started, and {value} '
+                'here; give another --workdir, or change only the arms'
+            )
+
+
 def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
-    done = RunDir(Path(workdir)).result() is not None
+    before = RunDir(Path(workdir)).result()
     with alone() as pod:
         result = train(cfg, workdir, terminal, pod)
     seconds = sum(result['seconds'].values())
     task = task_of(cfg)
     val = result['metrics']['val'][task.main]
-    spent = 'done before' if done else f'{seconds:.1f} s'
+    spent = 'done before' if result == before else f'{seconds:.1f} s'
     print(f'{title:20} val {task.main} {val:.3f}  {spent}', flush=True)
 
 

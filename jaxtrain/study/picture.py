@@ -22,7 +22,7 @@ COLOURS = (
 # Number of example images in the picture.
 STRIP = 16
 WIDTH = 8.0  # inches
-ROW = 0.55  # inches
+LINE = 0.17  # inches that a line of a label takes
 
 
 def draw(comparison: Comparison, cfg: Config, setting: str) -> bytes:
@@ -44,17 +44,20 @@ def draw(comparison: Comparison, cfg: Config, setting: str) -> bytes:
     arms, question = comparison.arms, comparison.question
     source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     shows = source.model_input.meaning == IMAGE and ARRAYS[CLASS] in source.features
-    heights = (2.0 + ROW * len(arms), 0.9)
+    labels = [_label(arm.name, _text(comparison, arm.score.mean)) for arm in arms]
+    row = LINE * (1.5 + max(label.count('\n') + 1 for label in labels))
+    heights = (1.9 + row * len(arms), 0.9)
     figure = Figure(figsize=(WIDTH, sum(heights[: 1 + shows])), layout='constrained', facecolor='w')
     parts: Any = figure.subfigures(2, 1, height_ratios=heights) if shows else (figure, None)
     scores, costs = parts[0].subplots(1, 2, sharey=True, width_ratios=(3, 1))
     _draw_scores(scores, comparison)
+    scores.set_yticks(range(len(arms)), labels, fontsize=9)
     _draw_costs(costs, comparison)
     title = (
         f'{setting}: {len(arms)} arms x {question.seeds} paired seeds = '
         f'{len(arms) * question.seeds} runs, {question.examples:,} test examples, 95% intervals'
     )
-    parts[0].suptitle(textwrap.fill(title, 84), fontsize=11)
+    parts[0].suptitle(textwrap.fill(title, 96), fontsize=10)
     if comparison.baselines:
         parts[0].legend(loc='outside lower center', ncols=2, frameon=False, fontsize=9)
     if shows:
@@ -75,7 +78,7 @@ def _colours(count: int) -> list[Any]:
 
 def _draw_scores(axes, comparison: Comparison) -> None:
     metric, arms = comparison.metric, comparison.arms
-    factor, unit = (100, '%') if metric.percent else (1, '')
+    factor = 100 if metric.percent else 1
     for place, (arm, colour) in enumerate(zip(arms, _colours(len(arms)), strict=True)):
         mean, low, high = (factor * x for x in (arm.score.mean, arm.score.low, arm.score.high))
         seeds = place + np.linspace(-0.18, 0.18, arm.seeds + 2)[1:-1]
@@ -83,20 +86,21 @@ def _draw_scores(axes, comparison: Comparison) -> None:
         bars = [[mean - low], [high - mean]]
         axes.errorbar([mean], [place], xerr=bars, fmt='|', color=colour, ms=14, mew=2, capsize=4)
     for (name, score), style in zip(comparison.baselines.items(), ('--', ':'), strict=False):
-        text = f'{name} {metric.text(score)}{unit}'
+        text = f'{name} {_text(comparison, score)}'
         axes.axvline(factor * score, ls=style, color='0.4', lw=1.2, label=text)
-    labels = [_label(arm.name, metric.text(arm.score.mean) + unit) for arm in arms]
-    axes.set_yticks(range(len(arms)), labels)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlabel(f'test {metric.name}' + (' (%)' if unit else ''))
+    axes.set_xlabel(f'test {metric.name}' + (' (%)' if metric.percent else ''))
     axes.grid(alpha=0.3)
 
 
 def _label(name: str, score: str) -> str:
-    """The name of an arm, on up to two lines, above its score."""
-    lines = textwrap.wrap(name.replace('_', '_ '), 22, break_on_hyphens=False)
-    lines = [line.replace('_ ', '_') for line in lines]
-    return '\n'.join([*lines[:2], score])
+    """The name of an arm, on as many lines as it needs, above its score."""
+    lines = textwrap.wrap(name.replace('_', '_ '), 28)
+    return '\n'.join([*(line.replace('_ ', '_') for line in lines), score])
+
+
+def _text(comparison: Comparison, score: float) -> str:
+    return comparison.metric.text(score) + ('%' if comparison.metric.percent else '')
 
 
 def _draw_costs(axes, comparison: Comparison) -> None:

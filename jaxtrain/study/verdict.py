@@ -11,6 +11,8 @@ from jaxtrain.study.stats import LEVEL, Parts
 
 # Counts beyond which more seeds or test examples are not proposed.
 MOST_SEEDS, MOST_EXAMPLES = 1000, 10**7
+# Number of arms up to which a verdict words the differences of all pairs.
+MOST_ARMS = 3
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,10 @@ def rule(metric: Metric, tolerance: float) -> str:
 
 def verdict(question: Question) -> Verdict:
     """Applies the rule, and words its result."""
-    clauses = '; '.join(_clause(pair, question) for pair in question.pairs)
     if question.seeds == 1:
         lead = (
             'One seed gives no verdict on the arms, because another seed may reverse it. It only '
-            'compares the models at hand, over test examples'
+            'compares the models at hand'
         )
     elif question.examples < FEWEST_EXAMPLES:
         lead = (
@@ -100,8 +101,18 @@ def verdict(question: Question) -> Verdict:
                 '. Caution: two seeds measure poorly how much seeds matter; use three or more '
                 '(config.compare.seeds)'
             )
-        return Verdict(choice, decided, f'{lead}. {clauses}.')
-    return Verdict(None, False, f'{lead}: {clauses}.')
+        return Verdict(choice, decided, f'{lead}. {_clauses(question, choice)}.')
+    return Verdict(None, False, f'{lead}: {_clauses(question)}.')
+
+
+def _clauses(question: Question, choice: str = '') -> str:
+    """The differences in words; if they are many, only those of the choice."""
+    pairs = question.pairs
+    if len(question.costs) > MOST_ARMS:
+        pairs = [p for p in pairs if choice in (p.first, p.second)] or pairs[:1]
+    text = '; '.join(_clause(pair, question) for pair in pairs)
+    rest = len(question.pairs) - len(pairs)
+    return f'{text}; the report has {rest} more differences' if rest else text
 
 
 def _choose(question: Question) -> tuple[str, bool, str]:
@@ -119,7 +130,7 @@ def _choose(question: Question) -> tuple[str, bool, str]:
     rival = max(others, key=lambda arm: behind[arm])
     possible = _amount(question.metric, behind[rival])
     lead = (
-        f'Cannot tell whether {" or ".join(left)} is best: a difference of up to {possible} is '
+        f'Cannot tell whether {", ".join(left[:-1])} or {left[-1]} is best: a difference of up to {possible} is '
         f'possible between {first} and {rival}, and {_needed(question, first, rival)} would '
         f'decide. Until then the choice is {first}, the cheapest of them'
     )
