@@ -1,13 +1,12 @@
 """Runs that are given more steps than they began with.
 
-A step depends only on the state and on its number, so a longer run takes the same steps as if it had
-been that long from the start, provided that its learning rates are the same.
+A step depends only on the state and on its number, so a run that becomes longer takes the same
+steps as one that was as long from the start, provided that its learning rates are the same.
 """
 
 import jax
 import numpy as np
 
-from jaxtrain import storage
 from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.config import Config
 from jaxtrain.config.durations import Run
@@ -52,7 +51,7 @@ def extend(folder: RunDir, job: Job) -> None:
     """Records the new length in config.json, and that the run is not finished any more."""
     if not folder.writes:
         return
-    written = storage.read_json(folder.path / 'config.json')
+    written = read_config(folder.path)
     old = {key: written['config'][key] for key in LENGTH}
     new = {key: job.config[key] for key in LENGTH}
     earlier = [*written.get('extended', []), old]

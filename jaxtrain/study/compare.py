@@ -14,7 +14,7 @@ import numpy as np
 from jaxtrain import storage
 from jaxtrain.config import Config
 from jaxtrain.config.files import load
-from jaxtrain.data.sources.open import Source, data_name, open_source
+from jaxtrain.data.sources.open import data_name, open_source
 from jaxtrain.errors import UserError
 from jaxtrain.loop.extension import LENGTH
 from jaxtrain.loop.train import prepare, train
@@ -80,39 +80,35 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         arm: [folder.path / arm / f'seed_{settings.seed + n}' for n in range(seeds)] for arm in arms
     }
     rows += [_arm(arm, folders, metric) for arm, folders in runs.items()]
-    scores = {arm: _scores(folders, metric) for arm, folders in runs.items()}
-    question = Question(
-        metric=metric,
-        tolerance=tolerance,
-        costs={row.name: row.flops for row in rows if row.name in runs},
-        pairs=pairs_of(scores, metric),
-        seeds=seeds,
-        examples=scores[arms[0]].shape[1],
-    )
+    question = _question(rows, runs, metric, tolerance)
+    left_out = _left_out(folder.path, runs)
     result = Comparison(
-        config=path,
-        rows=rows,
-        runs=runs,
-        question=question,
-        verdict=verdict(question),
-        baselines=baselines(_test_source(runs[arms[0]][0]), metric),
-        left_out=_left_out(folder.path, runs),
+        path, rows, runs, question, verdict(question), _baselines(runs, metric), left_out
     )
-    content = result.to_json()
-    folder.write_json('compare.json', content)
+    folder.write_json('compare.json', result.to_json())
     report.write(folder, result)
     print(f'\n{report.text_table(result)}\n\n{result.verdict.text}\n')
-    if result.left_out:
+    if left_out:
         print(f'{report.left_out(result)}\n')
     print(f'written to {folder.path}/report.md')
-    return content
+    return result.to_json()
 
 
-def _test_source(run: Path) -> Source:
-    """The test split of a run."""
-    written = read_config(run)
+def _question(
+    rows: list[Arm], runs: Mapping[str, list[Path]], metric: Metric, tolerance: float
+) -> Question:
+    """What the verdict is made from: the scores of all runs."""
+    scores = {arm: _scores(folders, metric) for arm, folders in runs.items()}
+    seeds, examples = next(iter(scores.values())).shape
+    costs = {row.name: row.flops for row in rows if row.name in runs}
+    return Question(metric, tolerance, costs, pairs_of(scores, metric), seeds, examples)
+
+
+def _baselines(runs: Mapping[str, list[Path]], metric: Metric) -> dict[str, float]:
+    """The scores without training on the test split of the runs."""
+    written = read_config(next(iter(runs.values()))[0])
     data, classes = Config.from_json(written['config']).data, tuple(written['data']['classes'])
-    return open_source(data, data.test, 'config.data.test', classes=classes)
+    return baselines(open_source(data, data.test, 'config.data.test', classes=classes), metric)
 
 
 def _left_out(folder: Path, runs: Mapping[str, list[Path]]) -> list[str]:

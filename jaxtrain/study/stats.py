@@ -139,8 +139,8 @@ def share_bounds(scores: np.ndarray) -> tuple[Any, Any, Any]:
     """The shares of `scores`, 0 or 1 [..., seeds, examples], and their lower and upper bounds.
 
     Two seeds of equal accuracy are no evidence that all seeds are equal, so the number of
-    independent examples has an upper limit, at which the variance is that of two errors in three
-    seeds. If all scores are equal, the seeds may agree on each example, and count as one.
+    independent examples has an upper limit, at which the variance is that of half an error per
+    seed. If all scores are equal, the seeds may agree on each example, and count as one.
     """
     seeds, examples = scores.shape[-2:]
     mean = np.mean(scores, (-2, -1), dtype=np.float64)
@@ -149,7 +149,7 @@ def share_bounds(scores: np.ndarray) -> tuple[Any, Any, Any]:
     if examples > 1:
         p = parts(scores)
         square = BANERJEE * p.banerjee() ** 2 + (1 - BANERJEE) * p.satterthwaite() ** 2
-        most = 1.5 * seeds * examples**2 * spread
+        most = 2 * seeds * examples**2 * spread
         z = stats.norm.ppf((1 + LEVEL) / 2)
         limited = np.minimum(most, spread * z**2 / np.maximum(square, 1e-300))
         number = np.where(spread > 0, limited, number)

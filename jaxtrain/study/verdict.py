@@ -129,10 +129,11 @@ def _choose(question: Question) -> tuple[str, bool, str]:
     behind = question.behind(first)
     rival = max(others, key=lambda arm: behind[arm])
     possible = _amount(question.metric, behind[rival])
+    names = f'{", ".join(left[:-1])} or {left[-1]}'
     lead = (
-        f'Cannot tell whether {", ".join(left[:-1])} or {left[-1]} is best: a difference of up to {possible} is '
-        f'possible between {first} and {rival}, and {_needed(question, first, rival)} would '
-        f'decide. Until then the choice is {first}, the cheapest of them'
+        f'Cannot tell whether {names} is best: a difference of up to {possible} is possible '
+        f'between {first} and {rival}, and {_needed(question, first, rival)} would decide. Until '
+        f'then the choice is {first}, the cheapest of them'
     )
     return first, False, lead
 

@@ -96,9 +96,9 @@ def false_alarms(design: Design, arms: int, draws: int, rng: np.random.Generator
     return alarms / draws
 
 
-def designs(difficulty: float = 0.0) -> list[Design]:
-    """The grid of comparisons."""
-    grid = product(ACCURACIES, SEEDS, EXAMPLES, DEVIATIONS)
+def designs(difficulty: float = 0.0, every: int = 1) -> list[Design]:
+    """The grid of comparisons, with some of the numbers of examples and deviations."""
+    grid = product(ACCURACIES, SEEDS, EXAMPLES[::every], DEVIATIONS[::every])
     return [Design(a, s, n, d, difficulty) for a, s, n, d in grid]
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     given = flags.parse_args()
     rng = np.random.default_rng(0)
     print('accuracy  seeds  examples  deviation  rate')
-    for design in designs(given.difficulty):
+    for design in designs(given.difficulty, every=1 if given.arms == 1 else 2):
         if given.arms > 1:
             rate = false_alarms(design, given.arms, given.draws, rng)
             note = '  too many' if rate > 1 - LEVEL else ''
