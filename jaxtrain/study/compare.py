@@ -54,8 +54,8 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         raise UserError(f'--config={path}: give the file without a variant; compare runs several')
     settings = load(path, overrides)
     arms, seeds = settings.compare.arms, settings.compare.seeds
-    if seeds < 1 or len(arms) < 2:
-        raise UserError('config.compare needs seeds of at least 1 and at least two arms')
+    if seeds < 1 or len(arms) < 2 or len(set(arms)) < len(arms):
+        raise UserError('config.compare needs seeds of at least 1 and at least two different arms')
     tolerance = not_negative('config.compare.tolerance', settings.compare.tolerance)
     folder = RunDir(storage.on_disk(workdir, 'compare'))
     folder.check_writable()

@@ -59,23 +59,21 @@ def pairs_of(scores: Mapping[str, np.ndarray], metric: Metric) -> list[Pair]:
       scores: the metric by arm, numbers [seeds, examples].
       metric: the metric.
     """
-    names = list(combinations(scores, 2))
-    tables = np.stack([scores[later] - scores[earlier] for earlier, later in names])
-    split, intervals, p = differences(tables, metric.percent)
-    seeds, examples = tables.shape[1:]
+    seeds, examples = next(iter(scores.values())).shape
     known = seeds > 1 and examples >= FEWEST_EXAMPLES
+    names = list(combinations(scores, 2))
+    measured = [differences(scores[b] - scores[a], metric.percent) for a, b in names]
+    corrected = holm(np.array([float(p) for *_, p in measured]))
     return [
         Pair(
             first=later,
             second=earlier,
             difference=Interval(*map(float, ends)),
-            p=float(corrected),
-            differs=bool(corrected < 1 - LEVEL) if known else None,
-            parts=one,
+            p=float(p),
+            differs=bool(p < 1 - LEVEL) if known else None,
+            parts=split,
         )
-        for (earlier, later), one, ends, corrected in zip(
-            names, split.each(), intervals, holm(p), strict=True
-        )
+        for (earlier, later), (split, ends, _), p in zip(names, measured, corrected, strict=True)
     ]
 
 

@@ -54,12 +54,6 @@ class Parts:
     seeds: int
     examples: int
 
-    def each(self) -> list['Parts']:
-        """The parts of each of several tables."""
-        numbers = zip(self.mean, self.seed, self.example, self.noise, strict=True)
-        shape = (self.seeds, self.examples)
-        return [Parts(float(m), float(s), float(e), float(n), *shape) for m, s, e, n in numbers]
-
     @property
     def shared(self) -> Any:
         """The part that all seeds share, because they are tested on the same examples."""

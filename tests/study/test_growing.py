@@ -50,6 +50,14 @@ def test_the_checkpoint_of_the_arms_cannot_be_trained_further(jaxtrain, pretrain
     assert {path.name for path in tmp_path.iterdir()} == {'full'}
 
 
+@pytest.mark.parametrize('arms', [('scratch',), ('scratch', 'scratch')])
+def test_a_comparison_needs_different_arms(jaxtrain, tmp_path, arms):
+    given = (f'--config={TINY}', f'--config.compare.arms={arms!r}')
+    outcome = jaxtrain('compare', *given, f'--workdir={tmp_path}/out')
+    assert outcome.code == 2 and 'two different arms' in outcome.err
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('tolerance', [-0.1, float('nan')])
 def test_a_wrong_tolerance_is_rejected_before_training(jaxtrain, tmp_path, tolerance):
     given = (f'--config={TINY}', f'--config.compare.tolerance={tolerance}')
