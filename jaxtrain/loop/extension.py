@@ -26,7 +26,10 @@ def is_longer(folder: RunDir, job: Job) -> bool:
     """
     if not (folder.path / 'config.json').exists():
         return False
-    old = run_length(Config.from_json(read_config(folder.path)['config']), len(job.train))
+    before = Config.from_json(read_config(folder.path)['config'])
+    if not before.steps and not before.epochs:  # imported weights
+        return False
+    old = run_length(before, len(job.train))
     if old >= job.steps:
         return False
     reached = max(checkpoint_list.saved_steps(folder.path), default=0)

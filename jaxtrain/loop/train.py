@@ -77,7 +77,8 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
 
     Args:
       cfg: the config.
-      workdir: the run directory; the result of a finished run is returned unchanged.
+      workdir: the run directory; the result of a finished run is returned unchanged, unless
+        the config has more steps, which it then takes.
       terminal: prints progress.
       pod: the processes that train together.
 
@@ -95,8 +96,10 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
     with clock.phase('init'):
         folder.check_writable()
         job, cadence = prepare(cfg, bool(checkpoint_list.saved_steps(workdir)), workdir)
+        folder.check(job.config, job.data(), [*cfg.unread(), *LENGTH])
         longer = is_longer(folder, job)
-        folder.check(job.config, job.data(), [*cfg.unread(), *(LENGTH if longer else ())])
+        if not longer:
+            folder.check(job.config, job.data(), cfg.unread())
         finished = folder.result()
         if finished and finished['steps'] >= job.steps:
             terminal.say(f'{workdir} is finished; its result.json stands')

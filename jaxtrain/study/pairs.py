@@ -128,8 +128,11 @@ def _share_parts(scores: np.ndarray) -> Parts:
 
     Two examples are added, each of which one of the arms wins (Bonett and Price, Journal of
     Educational and Behavioral Statistics 37, 2012), because none of a few examples may differ by
-    chance. A seed's mean is a multiple of 1 / examples, which limits how equal seeds can be.
+    chance. Seeds may look more equal than they are: their means vary at least by the residual
+    variance, and are multiples of 1 / examples.
     """
     ends = np.broadcast_to([1.0, -1.0], (*scores.shape[:-1], 2))
     p = parts(np.concatenate([scores, ends], -1))
-    return replace(p, seed=p.seed + 1 / (4 * p.seeds * p.examples**2)) if p.seeds > 1 else p
+    if p.seeds == 1:
+        return p
+    return replace(p, seed=np.maximum(p.seed, p.noise) + 1 / (4 * p.seeds * p.examples**2))
