@@ -257,7 +257,7 @@ def drawing():
 
     draw = folder.draw_curves
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, 'draw_curves', lambda lines, metrics: b'not drawn')
+        patch.setattr(folder, 'draw_curves', lambda *_: b'not drawn')
 
         @contextmanager
         def drawn():

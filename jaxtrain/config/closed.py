@@ -109,19 +109,24 @@ class Config:
             )
         return value
 
+    def unread(self) -> list[str]:
+        """The keys of closed sections that were not read."""
+        paths = (path for path, _ in flatten(self._tree))
+        return [path for path in paths if path not in self._read and not is_open(path)]
+
     def require_read(self, but: tuple[str, ...] = ()) -> None:
         """Raises a UserError if a key was changed from its default but never read.
 
         Args:
           but: prefixes of keys that need not be read.
         """
-        for path, value in self.unread(but).items():
+        for path, value in self.spare(but).items():
             raise UserError(
                 f'config.{path}={value!r} was set, but nothing in this run reads it; '
                 'remove it, or set the key that puts it to use'
             )
 
-    def unread(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    def spare(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
         """The changed keys that were never read, without those that begin with one of `but`."""
         changed = self.changed().items()
         return {k: v for k, v in changed if k not in self._read and not k.startswith(but)}

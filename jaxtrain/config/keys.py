@@ -263,10 +263,13 @@ def base() -> ConfigDict:
     # Trained once, first; arms with an init_from start from its checkpoint. '' trains no such
     # variant.
     c.compare.pretrain = 'full'
-    # Trained side by side; the first is the baseline of the comparison.
+    # Trained side by side; of arms that cost the same, the verdict prefers the earlier.
     c.compare.arms = ('scratch', 'linear', 'finetune')
-    # Paired seeds per arm, counting up from config.seed.
+    # Paired seeds per arm, counting up from config.seed. One gives no verdict on the arms.
     c.compare.seeds = 5
+    # How far behind the best arm a cheaper one may be, for the verdict to choose it, in the unit of
+    # the main metric of the task: 0.01 of accuracy is one percentage point.
+    c.compare.tolerance = 0.01
 
     c.lock()
     for section in OPEN_SECTIONS:

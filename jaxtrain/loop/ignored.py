@@ -92,7 +92,7 @@ def require_used(cfg: Config, run: Checked, but: tuple[str, ...] = ()) -> Job:
     if 'init_from' in cfg.given and not cfg.init_from:
         remarks += (f'config.init_from is empty: the regime is {cfg.regime!r}',)
         # The config file may set keys for the weights that the command line takes away.
-        spare = [key for key in cfg.unread(but) if key not in cfg.given]
+        spare = [key for key in cfg.spare(but) if key not in cfg.given]
         unused |= dict.fromkeys(spare, 'nothing reads it without weights')
         but += tuple(spare)
     cfg.require_read(but)

@@ -171,7 +171,7 @@ def make_job(
     mesh = meshes.make_mesh((axes.data, axes.fsdp, axes.tensor), devices)
     train = opens(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
     check_batch_size('batch_size', cfg.batch_size, meshes.batch_shares(mesh), len(train))
-    steps = _steps(cfg, len(train))
+    steps = run_length(cfg, len(train))
     learner = make_learner(cfg, train, parallel)
     params, model_state = learner.variables
     layout = make_layout(cfg, mesh, params, learner.model.TENSOR)
@@ -305,7 +305,8 @@ def _check_accumulate(cfg: Config, shares: int, has_norms: bool) -> None:
         )
 
 
-def _steps(cfg: Config, examples: int) -> int:
+def run_length(cfg: Config, examples: int) -> int:
+    """The length of a run in steps. UserError unless exactly one of steps and epochs is set."""
     if (cfg.steps > 0) == (cfg.epochs > 0) or min(cfg.steps, cfg.epochs) < 0:
         raise UserError(
             f'config.steps={cfg.steps} and config.epochs={cfg.epochs}: '

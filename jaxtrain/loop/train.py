@@ -23,6 +23,7 @@ from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
 from jaxtrain.loop.cadence import Cadence, Calls, make_cadence
+from jaxtrain.loop.extension import LENGTH, extend, is_longer
 from jaxtrain.loop.ignored import Checked, require_used
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
@@ -78,7 +79,8 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
 
     Args:
       cfg: the config.
-      workdir: the run directory; the result of a finished run is returned unchanged.
+      workdir: the run directory; the result of a finished run is returned unchanged, unless
+        the config has more steps, which it then takes.
       terminal: prints progress.
       pod: the processes that train together.
 
@@ -96,12 +98,18 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
     with clock.phase('init'):
         folder.check_writable()
         job, cadence = prepare(cfg, bool(checkpoint_list.saved_steps(workdir)), workdir)
-        folder.check(job.config, job.data())
-        if finished := folder.result():
+        folder.check(job.config, job.data(), [*cfg.unread(), *LENGTH])
+        longer = is_longer(folder, job)
+        if not longer:
+            folder.check(job.config, job.data(), cfg.unread())
+        finished = folder.result()
+        if finished and finished['steps'] >= job.steps:
             terminal.say(f'{workdir} is finished; its result.json stands')
             return finished
         # Only after the check that the folder belongs to this run.
         devices, git = job.layout.mesh.size, provenance()['git']
+        if longer:
+            extend(folder, job)
         timeline.begin(clock, job.steps, jax.process_count(), devices, git)
         if job.start.resumes:
             timeline.open()
@@ -141,7 +149,8 @@ def _run(job: Job, cadence: Cadence, session: Session, recorder: Recorder) -> di
         with clock.phase('restore'):
             state, host = _start(job, cadence, session, recorder)
         clock.add(host['seconds'])
-        folder.claim(job.config, job.data(), job.streams)  # only after the weights could be read
+        # Only after the weights could be read.
+        folder.claim(job.config, job.data(), job.streams, job.cfg.unread())
         session.timeline.open()
         describe(job, session)
         with clock.phase('compile'):

@@ -128,12 +128,14 @@ class Optimizer:
       learning_rate: step, counted from 0 -> the largest learning rate of any parameter in that
         step, for the log.
       lr_mult, decay: parameter path -> learning-rate factor, weight decay.
+      schedules: names of the learning-rate schedules.
     """
 
     tx: optax.GradientTransformation
     learning_rate: Callable[[int], float]
     lr_mult: Mapping[str, float]
     decay: Mapping[str, float]
+    schedules: tuple[str, ...]
 
 
 def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Optimizer:
@@ -183,6 +185,7 @@ def make_optimizer(cfg, paths: list[str], trainable: list[str], run: Run) -> Opt
         learning_rate=_largest(rates, min(run.steps, BLOCK)),
         lr_mult=lr_mult,
         decay=decay,
+        schedules=tuple(curves),
     )
 
 

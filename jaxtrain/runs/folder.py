@@ -20,7 +20,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class RunDir:
         config: dict[str, Any],
         data: dict[str, Any] | None = None,
         numbers: Streams | None = None,
+        unread: Iterable[str] = (),
     ) -> None:
         """Write config.json, or check that an existing one agrees.
 
@@ -77,23 +78,28 @@ class RunDir:
           config: the resolved config.
           data: the description of the training data (`Job.data`), if there is any.
           numbers: the random streams of the run, if it draws any numbers.
+          unread: keys that the run does not read, and that may therefore differ.
 
         Raises:
           UserError: the folder belongs to a run with another config, or the data has changed.
         """
-        if not self.check(config, data):
+        if not self.check(config, data, unread):
             entries = {'config': config, **({'data': data} if data else {})}
             version = numbers.to_json() if numbers else {'streams': streams.VERSION}
             self.write_json('config.json', {**entries, **version, **provenance()})
 
-    def check(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> bool:
+    def check(
+        self, config: dict[str, Any], data: dict[str, Any] | None = None, unread: Iterable[str] = ()
+    ) -> bool:
         """Return whether a config.json exists; it must agree. Args and Raises as in `claim`."""
         written = storage.read_json(self.path / 'config.json')
         if written is None:
             return False
         streams.check(written, self.path)
         before = changes.current(written['config'], changes.CHANGES)
-        if differing := _differing(_complete(before), _complete(config), skip=RESUMABLE):
+        if differing := _differing(
+            _complete(before), _complete(config), skip={*RESUMABLE, *unread}
+        ):
             raise UserError(
                 f'--workdir={self.path} belongs to a run with another config: {differing}; '
                 'give another folder, or the same config to resume it'
@@ -126,9 +132,10 @@ class RunDir:
         self.write_bytes(name, buffer.getvalue())
 
     def write_curves(self, metrics: Sequence[str]) -> None:
-        """Write curves.png: the named metrics over the steps, by split."""
+        """Write curves.png: the named metrics and the learning rate over the steps."""
         if self.writes:
-            self.write_bytes('curves.png', draw_curves(read_metrics(self.path), metrics))
+            name = '/'.join(self.path.parts[-3:])
+            self.write_bytes('curves.png', draw_curves(read_metrics(self.path), metrics, name))
 
     def open_metrics(
         self, step: int, make_room: Callable[[], None] = lambda: None
@@ -169,7 +176,7 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any], skip: tuple[str, ...] = ()) -> str:
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], skip: Collection[str] = ()) -> str:
     """Describe the first three keys whose values differ; '' if all values agree."""
     old, new = dict(flatten(old)), dict(flatten(new))
     differences = [

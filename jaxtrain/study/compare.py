@@ -6,8 +6,6 @@ inspected separately. Each run selects its checkpoint on val, and reads test onc
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,20 @@ import numpy as np
 from jaxtrain import storage
 from jaxtrain.config import Config
 from jaxtrain.config.files import load
-from jaxtrain.data.sources.open import data_name
+from jaxtrain.data.sources.open import data_name, open_source
 from jaxtrain.errors import UserError
+from jaxtrain.loop.extension import LENGTH
 from jaxtrain.loop.train import prepare, train
+from jaxtrain.optim.schedules import not_negative
 from jaxtrain.pod.join import alone
 from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.runs.metric import Metric
 from jaxtrain.study import report
-from jaxtrain.study.report import Comparison
-from jaxtrain.study.stats import interval
-from jaxtrain.study.verdict import Arm, Pair, verdict
+from jaxtrain.study.baselines import baselines
+from jaxtrain.study.comparison import Arm, Comparison
+from jaxtrain.study.pairs import pairs_of
+from jaxtrain.study.stats import interval, share_interval
+from jaxtrain.study.verdict import Question, verdict
 from jaxtrain.tasks.task import WEIGHT
 from jaxtrain.tasks.tasks import task_of
 from jaxtrain.terminal import Terminal
@@ -52,8 +54,9 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         raise UserError(f'--config={path}: give the file without a variant; compare runs several')
     settings = load(path, overrides)
     arms, seeds = settings.compare.arms, settings.compare.seeds
-    if seeds < 1 or len(arms) < 2:
-        raise UserError('config.compare needs seeds of at least 1 and at least two arms')
+    if seeds < 1 or len(arms) < 2 or len(set(arms)) < len(arms):
+        raise UserError('config.compare needs seeds of at least 1 and at least two different arms')
+    tolerance = not_negative('config.compare.tolerance', settings.compare.tolerance)
     folder = RunDir(storage.on_disk(workdir, 'compare'))
     folder.check_writable()
     name = settings.compare.pretrain or 'checkpoint'
@@ -64,6 +67,7 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     rows = [_arm(name, [Path(full)], metric)] if full else []
     _check_arms(path, configs, pretrains)
     if pretrains:
+        _check_length(load(f'{path}:{settings.compare.pretrain}', overrides), Path(start))
         _run(load(f'{path}:{settings.compare.pretrain}', overrides), start, 'full', Terminal())
         rows.append(_arm(name, [Path(start)], metric))
     # The outer loop is over seeds, so that an interrupted comparison has complete pairs.
@@ -76,20 +80,42 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
         arm: [folder.path / arm / f'seed_{settings.seed + n}' for n in range(seeds)] for arm in arms
     }
     rows += [_arm(arm, folders, metric) for arm, folders in runs.items()]
+    question = _question(rows, runs, metric, tolerance)
+    left_out = _left_out(folder.path, runs)
+    result = Comparison(
+        path, rows, runs, question, verdict(question), _baselines(runs, metric), left_out
+    )
+    folder.write_json('compare.json', result.to_json())
+    report.write(folder, result)
+    print(f'\n{report.text_table(result)}\n\n{result.verdict.text}\n')
+    if left_out:
+        print(f'{report.left_out(result)}\n')
+    print(f'written to {folder.path}/report.md')
+    return result.to_json()
+
+
+def _question(
+    rows: list[Arm], runs: Mapping[str, list[Path]], metric: Metric, tolerance: float
+) -> Question:
+    """What the verdict is made from: the scores of all runs."""
     scores = {arm: _scores(folders, metric) for arm, folders in runs.items()}
-    pairs = [Pair(b, a, interval(scores[b] - scores[a])) for a, b in combinations(arms, 2)]
-    means = {row.name: row.score.mean for row in rows}
-    result: dict[str, Any] = {
-        'config': path,
-        'arms': [row.to_json(metric) for row in rows],
-        'pairs': [asdict(pair) for pair in pairs],
-        'verdict': verdict(metric, arms, pairs, means),
-    }
-    folder.write_json('compare.json', result)
-    report.write(folder, Comparison(path, metric, rows, pairs, result['verdict'], runs))
-    text = report.text_table(rows, metric)
-    print(f'\n{text}\n\n{result["verdict"]}\n\nwritten to {folder.path}/report.md')
-    return result
+    seeds, examples = next(iter(scores.values())).shape
+    costs = {row.name: row.flops for row in rows if row.name in runs}
+    return Question(metric, tolerance, costs, pairs_of(scores, metric), seeds, examples)
+
+
+def _baselines(runs: Mapping[str, list[Path]], metric: Metric) -> dict[str, float]:
+    """The scores without training on the test split of the runs."""
+    written = read_config(next(iter(runs.values()))[0])
+    data, classes = Config.from_json(written['config']).data, tuple(written['data']['classes'])
+    return baselines(open_source(data, data.test, 'config.data.test', classes=classes), metric)
+
+
+def _left_out(folder: Path, runs: Mapping[str, list[Path]]) -> list[str]:
+    """The runs in the folder of a comparison that are not part of it, as 'arm/seed_0'."""
+    inside = {run for folders in runs.values() for run in folders}
+    others = (path.parent for path in sorted(folder.glob('*/seed_*/config.json')))
+    return [str(run.relative_to(folder)) for run in others if run not in inside]
 
 
 def _from(full: str, cfg: Config) -> Config:
@@ -140,14 +166,27 @@ def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
         prepare(cfg, resumes=pretrains)  # the checkpoint to start from may not exist yet
 
 
+def _check_length(cfg: Config, start: Path) -> None:
+    """Raises a UserError if the checkpoint that arms start from would be trained further."""
+    if not RunDir(start).result():
+        return
+    for key in LENGTH:
+        value, old = getattr(cfg, key), read_config(start)['config'][key]
+        if value != old:
+            raise UserError(
+                f'config.{key} is {old} in {start}, from which arms have started, and {value} '
+                'here; give another --workdir, or change only the arms'
+            )
+
+
 def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
-    done = RunDir(Path(workdir)).result() is not None
+    before = RunDir(Path(workdir)).result()
     with alone() as pod:
         result = train(cfg, workdir, terminal, pod)
     seconds = sum(result['seconds'].values())
     task = task_of(cfg)
     val = result['metrics']['val'][task.main]
-    spent = 'done before' if done else f'{seconds:.1f} s'
+    spent = 'done before' if result == before else f'{seconds:.1f} s'
     print(f'{title:20} val {task.main} {val:.3f}  {spent}', flush=True)
 
 
@@ -171,7 +210,7 @@ def _arm(name: str, runs: list[Path], metric: Metric) -> Arm:
         examples_seen=first['examples_seen'],
         flops=first['flops_per_step'] * first['steps'],
         seconds=float(np.mean([sum(r['seconds'].values()) for r in results])),
-        score=interval(scores),
+        score=(share_interval if metric.percent else interval)(scores),
         by_seed=tuple(float(x) for x in scores.mean(1)),
     )
 

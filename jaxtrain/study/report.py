@@ -1,21 +1,18 @@
-"""The report of a comparison: a table, a Markdown page and a figure."""
+"""The report of a comparison: a table and a Markdown page."""
 
-import io
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from jaxtrain.config import Config
-from jaxtrain.data.features import ARRAYS, CLASS, IMAGE
-from jaxtrain.data.sources.open import data_name, open_source
+from jaxtrain.data.sources.open import data_name
 from jaxtrain.runs.folder import RunDir, read_config
 from jaxtrain.runs.metric import Metric
+from jaxtrain.study.comparison import Arm, Comparison
+from jaxtrain.study.pairs import Pair
+from jaxtrain.study.picture import draw
 from jaxtrain.study.stats import Interval
-from jaxtrain.study.verdict import Arm, Pair
+from jaxtrain.study.verdict import rule
 from jaxtrain.terminal import number, table
 
 # Columns of the table before the last one, which is the metric.
@@ -31,160 +28,95 @@ COLUMNS = (
     'seeds',
 )
 
-COLOURS = ('#4c78a8', '#e45756', '#54a24b', '#b279a2', '#f58518')
-
-# Number of example images in the figure.
-STRIP = 16
-
-
-def text_table(rows: list[Arm], metric: Metric) -> str:
-    """Formats the table, one line per arm."""
-    return table(_columns(metric), [_cells(row, metric) for row in rows])
+BASELINES = {
+    'majority': 'the most frequent class of the test split',
+    'chance': 'each class equally often',
+}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The content of a report.
-
-    Attributes:
-      config: the config file.
-      metric: the metric by which arms are compared.
-      rows: rows of the table, after that of the run that arms start from, if there is one.
-      pairs: all pairs of arms.
-      verdict: the conclusion in words.
-      runs: the folders of each arm's runs.
-    """
-
-    config: str
-    metric: Metric
-    rows: list[Arm]
-    pairs: list[Pair]
-    verdict: str
-    runs: dict[str, list[Path]]
+def text_table(comparison: Comparison) -> str:
+    """Formats the table, one line per arm, and a line per baseline."""
+    cells = [_cells(row, comparison.metric) for row in comparison.rows]
+    text = table(_columns(comparison.metric), cells)
+    return '\n'.join([text, *_baselines(comparison)])
 
 
 def write(folder: RunDir, comparison: Comparison) -> None:
     """Writes report.md and compare.png beside compare.json."""
-    arms = [row for row in comparison.rows if row.name in comparison.runs]
+    arms = comparison.arms
     cfg = Config.from_json(read_config(comparison.runs[arms[0].name][0])['config'])
-    folder.write_bytes('compare.png', _draw(arms, cfg, comparison.metric))
-    folder.write_bytes('report.md', _markdown(comparison, arms, cfg).encode())
+    setting = f'{data_name(cfg.data)}, {amount(cfg)}'
+    folder.write_bytes('compare.png', draw(comparison, cfg, setting))
+    folder.write_bytes('report.md', _markdown(comparison, cfg).encode())
 
 
-def _markdown(comparison: Comparison, arms: list[Arm], cfg: Config) -> str:
-    metric = comparison.metric
+def amount(cfg: Config) -> str:
+    """The amount of training data in words."""
+    return f'{cfg.data.limit} labels per class' if cfg.data.limit else 'all labels'
 
-    def line(cells) -> str:
-        return '| ' + ' | '.join(cells) + ' |'
 
-    def shown(cell) -> str:
-        return f'{cell:,}' if isinstance(cell, int) else str(cell)
+def left_out(comparison: Comparison) -> str:
+    """A line that names the runs of the folder that are not part of the comparison."""
+    return f'Not part of this comparison: {", ".join(comparison.left_out)}.'
 
-    body = [line(shown(cell) for cell in _cells(row, metric)) for row in comparison.rows]
-    differences = [
-        line(
-            (
-                f'{p.first} - {p.second}',
-                _difference(p.difference, metric),
-                'no' if p.difference.holds_zero else 'yes',
-            )
-        )
-        for p in comparison.pairs
-    ]
+
+def _markdown(comparison: Comparison, cfg: Config) -> str:
+    metric, arms, question = comparison.metric, comparison.arms, comparison.question
     device, columns = jax.devices()[0], _columns(metric)
     unit = 'points of ' if metric.percent else ''
+    body = [_line(map(_shown, _cells(row, metric))) for row in comparison.rows]
+    blank = [''] * (len(columns) - 2)
+    body += [
+        _line((name, *blank, metric.text(score) + _unit(metric)))
+        for name, score in comparison.baselines.items()
+    ]
     return '\n'.join(
         [
             f'# {", ".join(arm.name for arm in arms)} on {data_name(cfg.data)}',
             '',
-            f'**{comparison.verdict}**',
+            f'**{comparison.verdict.text}**',
             '',
-            f'From `{comparison.config}`: {_amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
+            rule(metric, question.tolerance),
+            '',
+            f'From `{comparison.config}`: {amount(cfg)}, {arms[0].seeds} paired seeds per arm, '
+            f'{question.examples:,} test examples, '
             f'on {jax.device_count()} {device.device_kind} device(s), {os.cpu_count()} host cores.',
             '',
-            line(columns),
-            line(['---'] * len(columns)),
+            _line(columns),
+            _line(['---'] * len(columns)),
             *body,
             '',
             'Costs are per run. GFLOP counts matrix products and convolutions of training; seconds '
             'are total time, including compilation and evaluation. In each run the checkpoint was '
             'selected on val, and test was read once. Intervals cover the choice of seeds (initial '
-            'parameters, order of the data) and of test examples, for the same training examples.',
+            'parameters, order of the data) and of test examples, for the same training examples. '
+            + ' '.join(f'{line}.' for line in _baselines(comparison)),
             '',
-            line(('difference', f'{unit}test {metric.name} (95%)', 'measurable')),
-            line(['---'] * 3),
-            *differences,
+            _line(('difference', f'{unit}test {metric.name} (95%)', 'p (Holm)', 'measurable')),
+            _line(['---'] * 4),
+            *(_line(_difference(pair, metric)) for pair in question.pairs),
             '',
-            f'![{metric.name} against cost](compare.png)',
+            *([left_out(comparison), ''] if comparison.left_out else []),
+            f'![{metric.name} and cost](compare.png)',
             '',
         ]
     )
 
 
-def _draw(arms: list[Arm], cfg: Config, metric: Metric) -> bytes:
-    from matplotlib.figure import Figure
-
-    source = open_source(cfg.data, cfg.data.train, 'config.data.train', cfg.data.limit)
-    shows = source.model_input.meaning == IMAGE and ARRAYS[CLASS] in source.features
-    figure = Figure(figsize=(7.2, 4.8), layout='constrained')
-    halves: Any = figure.subfigures(2, 1, height_ratios=(6, 1)) if shows else (figure, None)
-    upper, lower = halves
-    widest = max(arm.flops for arm in arms) / 1e9
-    axes = upper.add_subplot()
-    taken: list[float] = []
-    for arm, colour in zip(arms, COLOURS * len(arms), strict=False):
-        cost, mean = arm.flops / 1e9, arm.score.mean
-        # Arms of equal cost are drawn side by side, and so are the runs of an arm.
-        place = cost + 0.07 * widest * sum(abs(cost - other) < 0.03 * widest for other in taken)
-        taken.append(cost)
-        runs = place + widest * np.linspace(-0.02, 0.02, arm.seeds + 2)[1:-1]
-        axes.plot(runs, arm.by_seed, 'o', color=colour, alpha=0.4, ms=4)
-        bars = [[mean - arm.score.low], [arm.score.high - mean]]
-        axes.errorbar([place], [mean], yerr=bars, fmt='_', color=colour, ms=16, capsize=5)
-        axes.annotate(
-            f'{arm.name}\n{metric.text(mean)}{_unit(metric)}',
-            (place, arm.score.high),
-            (0, 5),
-            textcoords='offset points',
-            ha='center',
-        )
-    axes.set(
-        xlabel='training cost per run (GFLOP; arms of equal cost stand side by side)',
-        ylabel=f'test {metric.name}',
-        title=f'{data_name(cfg.data)}: {_amount(cfg)}, {arms[0].seeds} paired seeds, 95% intervals',
-    )
-    axes.set_xlim(0, 1.25 * widest)
-    axes.margins(y=0.16)
-    axes.grid(alpha=0.3)
-    if shows:
-        _draw_examples(lower, source)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=130)
-    return buffer.getvalue()
+def _baselines(comparison: Comparison) -> list[str]:
+    metric = comparison.metric
+    return [
+        f'{name} ({BASELINES[name]}): {metric.text(score)}{_unit(metric)}'
+        for name, score in comparison.baselines.items()
+    ]
 
 
-def _draw_examples(figure, source) -> None:
-    """Draws a strip of images, one of each of the first classes."""
-    strip = source.fetch(_one_per_class(source))
-    images, labels = strip[source.inputs], strip[ARRAYS[CLASS]]
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        tile = figure.add_subplot(1, len(labels), place + 1)
-        tile.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
-        tile.set_title(source.classes[label], fontsize=9)
-        tile.axis('off')
+def _line(cells) -> str:
+    return '| ' + ' | '.join(cells) + ' |'
 
 
-def _one_per_class(source) -> np.ndarray:
-    """Indices of the first example of each of the first classes."""
-    labels = source.labels
-    if labels is None:
-        labels = source.fetch(np.arange(min(len(source), 4096)))[ARRAYS[CLASS]]
-    classes = np.unique(labels)[:STRIP]
-    return np.array([np.flatnonzero(labels == c)[0] for c in classes])
-
-
-def _amount(cfg: Config) -> str:
-    return f'{cfg.data.limit} labels per class' if cfg.data.limit else 'all labels'
+def _shown(cell) -> str:
+    return f'{cell:,}' if isinstance(cell, int) else str(cell)
 
 
 def _columns(metric: Metric) -> tuple[str, ...]:
@@ -202,18 +134,22 @@ def _cells(row: Arm, metric: Metric) -> tuple:
         number(row.flops / 1e9),
         f'{row.seconds:.1f}',
         row.seeds,
-        _score(row.score, metric),
+        score_text(row.score, metric),
     )
 
 
-def _score(value: Interval, metric: Metric) -> str:
+def _difference(pair: Pair, metric: Metric) -> tuple[str, ...]:
+    d = pair.difference
+    mean, low, high = (metric.text(x, '+') for x in (d.mean, d.low, d.high))
+    words = {True: 'yes', False: 'no', None: 'no verdict'}
+    p = f'{pair.p:.2g}' if pair.p >= 0.0001 else '< 0.0001'
+    return f'{pair.first} - {pair.second}', f'{mean} [{low}, {high}]', p, words[pair.differs]
+
+
+def score_text(value: Interval, metric: Metric) -> str:
+    """A mean with its interval."""
     mean, low, high = map(metric.text, (value.mean, value.low, value.high))
     return f'{mean}{_unit(metric)} [{low}, {high}]'
-
-
-def _difference(value: Interval, metric: Metric) -> str:
-    mean, low, high = (metric.text(x, '+') for x in (value.mean, value.low, value.high))
-    return f'{mean} [{low}, {high}]'
 
 
 def _unit(metric: Metric) -> str:

@@ -343,9 +343,9 @@ def test_curves_have_one_panel_per_metric(tmp_path, names):
     for step in (1, 2):
         opened.append(step, 'train', dict.fromkeys(names, 1 / step))
     opened.close()
-    png = draw_curves(read_metrics(tmp_path), ('loss', 'accuracy'))
+    png = draw_curves(read_metrics(tmp_path), ('loss', 'accuracy'), 'runs/a')
     image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    assert image.shape[1] == pytest.approx(4.5 * 120 * len(names), abs=2)
+    assert image.shape[1] == pytest.approx(4.0 * 120 * len(names), abs=2)
 
 
 def test_ranked_has_the_best_first_and_the_later_of_equal_ones():

@@ -164,7 +164,7 @@ COMMANDS = [
         (
             'one arm',
             ['compare', '--config=T', '--workdir=D', "--config.compare.arms=('scratch',)"],
-            ['config.compare', 'at least two arms'],
+            ['config.compare', 'at least two different arms'],
         ),
         (
             'unknown arm',

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxtrain.study.stats import Interval, interval
+from jaxtrain.study.stats import Interval, interval, parts, share_bounds, share_interval
 
 
 def test_one_seed_gives_students_interval_over_examples():
@@ -60,7 +60,8 @@ def test_coverage(seeds, seed_sd, example_sd, residual_sd, most):
     hits = 0
     for _ in range(draws):
         scores = seed_sd * rng.normal(size=(seeds, 1)) + example_sd * rng.normal(size=examples)
-        hits += interval(scores + residual_sd * rng.normal(size=(seeds, examples))).holds_zero
+        result = interval(scores + residual_sd * rng.normal(size=(seeds, examples)))
+        hits += result.low <= 0 <= result.high
     assert 0.93 < hits / draws <= most
 
 
@@ -95,9 +96,62 @@ def test_integers_and_float32_are_converted_to_float64():
     assert interval(scores) == interval(scores.astype(np.float32)) == interval(scores * 1.0)
 
 
-@pytest.mark.parametrize(
-    ('low', 'high', 'holds'), [(-1, 1, True), (0, 1, True), (-1, 0, True), (0.1, 1, False)]
-)
-def test_holds_zero(low, high, holds):
-    assert Interval((low + high) / 2, low, high).holds_zero is holds
-    assert Interval(-(low + high) / 2, -high, -low).holds_zero is holds
+def test_one_example_has_an_interval_without_bounds():
+    assert interval(np.ones((3, 1))) == Interval(1.0, -np.inf, np.inf)
+
+
+@pytest.mark.parametrize(('right', 'examples'), [(0, 50), (1, 50), (37, 50), (50, 50), (1, 1)])
+def test_a_share_of_one_seed_has_the_interval_of_clopper_and_pearson(right, examples):
+    """Up to the t quantile, and the n - 1 of the variance, that allow for an estimated variance."""
+    scores = (np.arange(examples) < right)[None].astype(float)
+    result = share_interval(scores)
+    low, high = stats.binomtest(right, examples).proportion_ci(0.95, 'exact')
+    assert result.mean == right / examples
+    # With all right or all wrong, one end is the mean, and the other has 2.5% beyond it as well.
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.011)
+
+
+def test_seeds_that_agree_on_every_example_count_as_one():
+    """Repeating a table adds no information on examples; of seeds, it shows no variation."""
+    once = np.random.default_rng(6).random(200) < 0.8
+    one, ten = share_interval(once[None]), share_interval(np.tile(once, (10, 1)))
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=1e-9)
+
+
+def test_seeds_that_differ_give_students_interval():
+    """With many examples, in the middle of the range, the seeds alone decide."""
+    rng = np.random.default_rng(7)
+    chances = np.array([0.46, 0.49, 0.5, 0.53])
+    scores = rng.random((4, 40_000)) < chances[:, None]
+    low, high = stats.t.interval(0.95, 3, scores.mean(), stats.sem(scores.mean(1)))
+    result = share_interval(scores)
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.002)
+
+
+def test_banerjee_adds_the_squares_and_satterthwaite_lies_below():
+    p = parts(np.random.default_rng(8).normal(size=(4, 30)) + np.arange(30))
+    seed, shared = stats.t.ppf(0.975, 3) ** 2 * p.seed, stats.t.ppf(0.975, 29) ** 2 * p.shared
+    assert p.shared > p.seed > 0
+    assert p.banerjee() == pytest.approx(np.sqrt(seed + shared))
+    freedom = (p.seed + p.shared) ** 2 / (p.seed**2 / 3 + p.example**2 / 29 + p.noise**2 / (3 * 29))
+    half = stats.t.ppf(0.975, min(freedom, 29)) * np.sqrt(p.seed + p.shared)
+    assert p.satterthwaite() == pytest.approx(half) and half < p.banerjee()
+
+
+@pytest.mark.parametrize('seeds', [1, 2, 3, 10])
+def test_no_interval_of_a_share_leaves_the_range(seeds):
+    rng = np.random.default_rng(9)
+    for accuracy in (0.0, 0.02, 0.5, 0.98, 1.0):
+        scores = rng.random((200, seeds, 12)) < accuracy + rng.normal(size=(200, seeds, 1)) / 5
+        mean, low, high = share_bounds(scores)
+        assert (low >= 0).all() and (low <= mean).all()
+        assert (mean <= high).all() and (high <= 1).all()
+        assert (low < high).all()
+
+
+def test_several_tables_at_once_are_the_same_as_one_by_one():
+    scores = np.random.default_rng(10).random((5, 3, 40)) < 0.7
+    together = np.stack(share_bounds(scores), -1)
+    for table, numbers in zip(scores, together, strict=True):
+        one = share_interval(table)
+        assert (one.mean, one.low, one.high) == pytest.approx(tuple(numbers))
