@@ -44,8 +44,8 @@ def is_longer(folder: RunDir, job: Job) -> bool:
             f'--workdir={folder.path} belongs to a run of {old:,} steps, whose learning rate at '
             f'step {differs:,} would be another one in a run of {job.steps:,} steps '
             f'({", ".join(job.optimizer.schedules)}), and which has taken {reached:,}; give '
-            f'another folder, where config.init_from={folder.path} and config.init_checkpoint=last '
-            '(or a step) start a continuation from its weights'
+            f'another folder, where config.init_from={folder.path}, config.init_checkpoint=last '
+            "(or a step) and config.regime='finetune' start a continuation from its weights"
         )
     return True
 

@@ -82,7 +82,8 @@ def test_a_schedule_that_depends_on_the_length_does_not_allow_more_steps(train, 
         assert part in outcome.err
     assert {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()} == before
     # The continuation that the message names.
-    more = (f'--config.init_from={workdir}', '--config.init_checkpoint=last', '--config.steps=10')
+    more = (f'--config.init_from={workdir}', '--config.init_checkpoint=last')
+    more = (*more, '--config.regime=finetune', '--config.steps=10')
     assert train(tmp_path / 'more', *more).code == 0
     plan = json.loads((tmp_path / 'more' / 'restore.json').read_text())
     assert plan['checkpoint'].startswith(str(workdir)) and plan['checkpoint'].endswith('10')
