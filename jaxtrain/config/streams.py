@@ -16,19 +16,14 @@ Every stream depends on one seed alone (`Streams.seed`), so that resuming needs 
 | mixup and CutMix, by step                   | `step.learner.Learner`, `data.on_device.mixing`  |
 | dropout, by step and part of the batch      | `step.learner.Learner`, `step.gradients`         |
 
-| version | seed of the streams              | order           | rules of optim.clip_norm       |
-|---------|----------------------------------|-----------------|--------------------------------|
-| 1       | `config.seed`                    | PCG64, an array | equal limits share one norm    |
-| 2       | from `config.seed` and a lineage | per index       | the gradients of each rule are |
-|         |                                  |                 | clipped by a norm of their own |
-
-The lineage of a run is the regimes of the runs that its weights descend from, the earliest first,
-and its own. The seed differs between the runs of a lineage, so that fine-tuning shares no stream
-with the pretraining, and no new head is one that an earlier run began with. The seed is the same
-for runs from scratch and for those that start from a pretrained checkpoint, so that
-the arms of a comparison share their new head and the order of the data.
+| version | seed of the streams                | order           | rules of optim.clip_norm       |
+|---------|------------------------------------|-----------------|--------------------------------|
+| 1       | `config.seed`                      | PCG64, an array | equal limits share one norm    |
+| 2       | drawn from `config.seed`, see      | per index       | the gradients of each rule are |
+|         | `begin`                            |                 | clipped by a norm of their own |
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,38 +42,54 @@ class Streams:
     """The random streams of a run.
 
     Attributes:
-      config_seed: `config.seed`, 0 to 2**32 - 1.
-      lineage: the regimes of the runs that the weights descend from, and of this run.
+      seed: the seed of all streams, uint32.
+      earlier: the seeds of the runs that its weights descend from, the earliest first.
       version: the version of the streams.
     """
 
-    config_seed: int
-    lineage: tuple[str, ...]
+    seed: int
+    earlier: tuple[int, ...] = ()
     version: int = VERSION
-
-    @property
-    def seed(self) -> int:
-        """The seed of all streams, uint32."""
-        if self.version == FIRST:
-            return self.config_seed
-        *before, own = (regime == 'full' for regime in self.lineage)
-        entropy = (self.config_seed, int(not own), before.count(own))
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def to_json(self) -> dict[str, Any]:
         """The entries of config.json."""
-        return {'streams': self.version, 'lineage': list(self.lineage)}
+        return {'streams': self.version, 'seeds': [*self.earlier, self.seed]}
 
 
-def of_record(recorded: Mapping[str, Any], seed: int) -> Streams:
-    """Returns the streams of a run.
+def begin(config_seed: int, regime: str, earlier: tuple[int, ...]) -> Streams:
+    """Returns the streams of a new run.
+
+    Its seed is none of the earlier ones, so that fine-tuning shares no stream with the pretraining,
+    and no new head is one that an earlier run began with. Runs of the regime 'full' draw from other
+    seeds than the others. Therefore runs from scratch, and those that start from a pretrained
+    checkpoint, have the same seed: the arms of a comparison share their new head and the order of
+    the data.
 
     Args:
-      recorded: the content of its config.json.
-      seed: its `config.seed`.
+      config_seed: `config.seed`, 0 to 2**32 - 1.
+      regime: `config.regime`.
+      earlier: the seeds of the runs that its weights descend from.
     """
-    lineage = tuple(recorded.get('lineage', (recorded['config']['regime'],)))
-    return Streams(seed, lineage, recorded.get('streams', FIRST))
+    draws = (_draw(config_seed, int(regime != 'full'), number) for number in itertools.count())
+    return Streams(next(seed for seed in draws if seed not in earlier), earlier)
+
+
+def _draw(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def of_record(recorded: Mapping[str, Any]) -> Streams:
+    """Returns the streams of a run from the content of its config.json."""
+    *earlier, seed = seeds_of(recorded)
+    return Streams(seed, tuple(earlier), recorded.get('streams', FIRST))
+
+
+def seeds_of(recorded: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the seeds of a run and of those that its weights descend from, its own last.
+
+    Runs of version 1 used `config.seed`, and recorded no others.
+    """
+    return tuple(recorded.get('seeds', (recorded['config']['seed'],)))
 
 
 def check(recorded: Mapping[str, Any], workdir: object) -> None:

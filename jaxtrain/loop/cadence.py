@@ -119,8 +119,8 @@ class Cadence:
         A call takes `steps_per_call` steps, or a single one if something but the log is due before
         that many are done. So at most two programs are compiled.
         """
-        every = [self._all_due(count) for count in (self.eval_every, self.save_every)]
-        stops = np.unique(np.concatenate([*every, [self.steps]]))
+        every = (self.eval_every, self.save_every) if self.steps_per_call > 1 else ()
+        stops = np.unique(np.concatenate([*map(self._all_due, every), [self.steps]]))
         return Calls(first, stops[stops > first], self.steps_per_call)
 
     def stops(self, step: int) -> bool:

@@ -273,8 +273,8 @@ def _streams(
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
     if recorded:
-        return streams.of_record(recorded, cfg.seed)
-    return Streams(cfg.seed, (*(weights.lineage if weights else ()), regime))
+        return streams.of_record(recorded)
+    return streams.begin(cfg.seed, regime, weights.seeds if weights else ())
 
 
 def _update(cfg: Config, optimizer: Optimizer) -> Update:

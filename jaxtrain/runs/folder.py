@@ -3,7 +3,7 @@
 | file            | content                                                                        |
 |-----------------|--------------------------------------------------------------------------------|
 | config.json     | the resolved config, class names and size of the data, the version of the      |
-|                 | random streams and the run's lineage (streams.py), package versions, revision  |
+|                 | random streams and their seeds (streams.py), package versions, git revision    |
 | params.tsv      | the parameter table                                                            |
 | restore.json    | the restore plan, if weights were restored                                     |
 | metrics.jsonl   | one JSON object per line: step, split, then numbers by name                    |

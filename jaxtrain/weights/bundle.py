@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain import storage
-from jaxtrain.config import Config
+from jaxtrain.config import Config, streams
 from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.data.tokenizer import read_definition
 from jaxtrain.errors import UserError
@@ -34,7 +34,7 @@ class Bundle:
       data: values for the keys of `PREPROCESSING`.
       classes: class names by output of the head, () without a head.
       tokenizer: path of the tokenizer.json for text, '' without one.
-      lineage: the lineage of the run whose weights these are (config/streams.py), else ().
+      seeds: the seeds of the runs that made the weights (config/streams.py), () for other weights.
     """
 
     where: str
@@ -42,7 +42,7 @@ class Bundle:
     data: Mapping[str, Any]
     classes: tuple[str, ...]
     tokenizer: str = ''
-    lineage: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 def of_run(workdir: str | Path) -> Bundle:
@@ -56,7 +56,7 @@ def of_run(workdir: str | Path) -> Bundle:
         data={key: config['data'][key] for key in PREPROCESSING},
         classes=tuple(classes),
         tokenizer=beside(storage.path(workdir)),
-        lineage=tuple(written.get('lineage', ())),
+        seeds=streams.seeds_of(written),
     )
 
 

@@ -64,6 +64,21 @@ def test_groups_that_are_not_rules(text):
     assert "(('backbone/.*', 'frozen'), ('.*', 'head'))" in message
 
 
+@pytest.mark.parametrize(
+    ('key', 'text'),
+    [
+        ('restore.rules', 'head/.*=init'), ('restore.rules', "{'head/.*':'init'}"),
+        ('optim.schedule', 'head/.*=constant'), ('optim.schedule', "{'.*':'constant'}"),
+        ('optim.lr_mult', 'backbone/.*=0.1'), ('optim.lr_mult', "{'.*':0.1}"),
+        ('optim.decay_mult', 'backbone/.*=0.1'), ('optim.clip_norm', "{'.*':1.0}"),
+        ('mesh.rules', 'backbone/.*=fsdp'), ('mesh.rules', "{'.*':'replicated'}"),
+    ],
+)  # fmt: skip
+def test_no_rule_list_accepts_other_shapes(key, text, pretrained):
+    words = [f'--config.init_from={pretrained}', f'--config.{key}={text}']
+    assert f'config.{key}' in refused('finetune', *words)
+
+
 def refused(variant: str, *words: str) -> str:
     with pytest.raises(UserError) as caught:
         make_job(load(f'{TINY}:{variant}', list(words)))

@@ -55,7 +55,7 @@ def test_no_fresh_leaf_and_no_order_is_that_of_an_earlier_run(lineage):
     leaves = [began(job)['head/logits/kernel'].tobytes() for job in jobs]
     assert len(set(leaves)) == 4 and len({job.streams.seed for job in jobs}) == 4
     assert len({tuple(order(job)) for job in jobs}) == 4
-    assert jobs[3].streams.lineage == ('full', 'finetune', 'finetune', 'finetune')
+    assert jobs[3].streams.earlier == tuple(job.streams.seed for job in jobs[:3])
 
 
 def test_the_arms_of_a_pair_begin_with_the_same_head_and_order(pretrained):
@@ -70,14 +70,15 @@ def test_the_arms_of_a_pair_begin_with_the_same_head_and_order(pretrained):
     assert order(job_of('scratch', '--config.seed=1')) != order(scratch)
 
 
-def test_a_run_that_recorded_its_streams_keeps_them(tmp_path):
+@pytest.mark.parametrize(
+    ('entries', 'streams'),
+    [({}, Streams(0, (), 1)), ({'streams': 2, 'seeds': [7, 8, 9]}, Streams(9, (7, 8)))],
+)
+def test_a_run_that_recorded_its_streams_keeps_them(entries, streams, tmp_path):
     """Also if it was killed before its first checkpoint."""
-    recorded = {'config': load(f'{TINY}:scratch', []).to_dict(), 'lineage': ['full', 'scratch']}
-    for version, streams in ((None, Streams(0, ('full', 'scratch'), 1)), (2, None)):
-        text = recorded | ({'streams': version} if version else {})
-        (tmp_path / 'config.json').write_text(json.dumps(text))
-        expected = streams or Streams(0, ('full', 'scratch'), 2)
-        assert job_of('scratch', workdir=tmp_path).streams == expected
+    recorded = {'config': load(f'{TINY}:scratch', []).to_dict(), **entries}
+    (tmp_path / 'config.json').write_text(json.dumps(recorded))
+    assert job_of('scratch', workdir=tmp_path).streams == streams
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_files_of_the_run_directory(finished):
 
 def test_config_is_the_resolved_one(finished):
     written = json.loads((finished / 'config.json').read_text())
-    assert set(written) == {'config', 'data', 'streams', 'lineage', 'versions', 'git'}
+    assert set(written) == {'config', 'data', 'streams', 'seeds', 'versions', 'git'}
     assert written['data']['classes'] == list('0123456789')
     assert written['data']['shape'] == [8, 8, 1] and written['data']['examples'] == 50
     assert {'python', 'jax', 'flax', 'optax', 'numpy'} <= set(written['versions'])
