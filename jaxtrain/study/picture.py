@@ -26,7 +26,14 @@ LINE = 0.17  # inches that a line of a label takes
 
 
 def draw(comparison: Comparison, cfg: Config, setting: str) -> bytes:
-    """Draws compare.png.
+    """Draws compare.png. Args as in `figure_of`."""
+    buffer = io.BytesIO()
+    figure_of(comparison, cfg, setting).savefig(buffer, format='png', dpi=130)
+    return buffer.getvalue()
+
+
+def figure_of(comparison: Comparison, cfg: Config, setting: str) -> Any:
+    """The figure of a comparison.
 
     Each arm has a row of its own, so that no label or mark overlaps another, however close their
     costs and scores are.
@@ -37,7 +44,7 @@ def draw(comparison: Comparison, cfg: Config, setting: str) -> bytes:
       setting: the data and its amount in words.
 
     Returns:
-      A PNG file.
+      A matplotlib Figure.
     """
     from matplotlib.figure import Figure
 
@@ -54,20 +61,18 @@ def draw(comparison: Comparison, cfg: Config, setting: str) -> bytes:
     scores.set_yticks(range(len(arms)), labels, fontsize=9)
     _draw_costs(costs, comparison)
     title = (
-        f'{setting}: {len(arms)} arms x {question.seeds} paired seeds = '
+        f'{len(arms)} arms x {question.seeds} paired seeds = '
         f'{len(arms) * question.seeds} runs, {question.examples:,} test examples, 95% intervals'
     )
-    parts[0].suptitle(textwrap.fill(title, 96), fontsize=10)
+    parts[0].suptitle(f'{textwrap.fill(setting, 96)}\n{title}', fontsize=10)
     if comparison.baselines:
         parts[0].legend(loc='outside lower center', ncols=2, frameon=False, fontsize=9)
     if shows:
         _draw_examples(parts[1], source)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=130)
-    return buffer.getvalue()
+    return figure
 
 
-def _colours(count: int) -> list[Any]:
+def colours_of(count: int) -> list[Any]:
     """A colour for each arm, no two of them equal."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
@@ -79,7 +84,7 @@ def _colours(count: int) -> list[Any]:
 def _draw_scores(axes, comparison: Comparison) -> None:
     metric, arms = comparison.metric, comparison.arms
     factor = 100 if metric.percent else 1
-    for place, (arm, colour) in enumerate(zip(arms, _colours(len(arms)), strict=True)):
+    for place, (arm, colour) in enumerate(zip(arms, colours_of(len(arms)), strict=True)):
         mean, low, high = (factor * x for x in (arm.score.mean, arm.score.low, arm.score.high))
         seeds = place + np.linspace(-0.18, 0.18, arm.seeds + 2)[1:-1]
         axes.plot(factor * np.array(arm.by_seed), seeds, 'o', color=colour, alpha=0.4, ms=4)
@@ -106,7 +111,7 @@ def _text(comparison: Comparison, score: float) -> str:
 def _draw_costs(axes, comparison: Comparison) -> None:
     arms = comparison.arms
     costs = [arm.flops / 1e9 for arm in arms]
-    bars = axes.barh(range(len(arms)), costs, color=_colours(len(arms)), height=0.5)
+    bars = axes.barh(range(len(arms)), costs, color=colours_of(len(arms)), height=0.5)
     axes.bar_label(bars, [number(cost) for cost in costs], padding=3, fontsize=9)
     axes.set_xlim(0, 1.45 * max(costs))
     axes.set_xlabel('training cost per run\n(GFLOP)')

@@ -90,7 +90,7 @@ def _markdown(comparison: Comparison, cfg: Config) -> str:
             'are total time, including compilation and evaluation. In each run the checkpoint was '
             'selected on val, and test was read once. Intervals cover the choice of seeds (initial '
             'parameters, order of the data) and of test examples, for the same training examples. '
-            + ' '.join(f'{line}.' for line in _baselines(comparison)),
+            + _sentence('Without training', _baselines(comparison)),
             '',
             _line(('difference', f'{unit}test {metric.name} (95%)', 'p (Holm)', 'measurable')),
             _line(['---'] * 4),
@@ -101,6 +101,10 @@ def _markdown(comparison: Comparison, cfg: Config) -> str:
             '',
         ]
     )
+
+
+def _sentence(begin: str, parts: list[str]) -> str:
+    return f'{begin}: {"; ".join(parts)}.' if parts else ''
 
 
 def _baselines(comparison: Comparison) -> list[str]:

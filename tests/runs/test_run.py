@@ -344,6 +344,7 @@ def test_curves_have_one_panel_per_metric(tmp_path, names):
         opened.append(step, 'train', dict.fromkeys(names, 1 / step))
     opened.close()
     png = draw_curves(read_metrics(tmp_path), ('loss', 'accuracy'), 'runs/a')
+    # Lines without a learning rate have no panel for it.
     image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     assert image.shape[1] == pytest.approx(4.0 * 120 * len(names), abs=2)
 
