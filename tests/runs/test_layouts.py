@@ -29,8 +29,9 @@ def test_layouts_agree(results):
     model, layouts = results
     expected = layouts['one device']['metrics']
     assert len(expected) == STEPS
-    # The loss falls: the comparison is not of steps that do nothing.
-    assert expected[-1]['loss'] < expected[0]['loss'] - 0.01
+    # The parameters move: the comparison is not of steps that do nothing.
+    first, last = (expected[step]['param_norm'] for step in (0, -1))
+    assert abs(last / first - 1) > 1e-3  # a hundred times what may differ below
     assert len(layouts) == (7 if model == 'vit' else 5)
     for name, layout in layouts.items():
         for step, (ours, theirs) in enumerate(zip(layout['metrics'], expected, strict=True)):
