@@ -1,4 +1,4 @@
-"""The picture of a comparison: nothing overlaps, nothing is cut off, and every arm has its colour."""
+"""The picture of a comparison: nothing overlaps or is cut off, and every arm has its own colour."""
 
 from itertools import combinations
 from pathlib import Path
