@@ -201,6 +201,7 @@ def _summary(out: Path, entry: Mapping, plan: restore.Plan, parameters: int) -> 
     others = {leaf.source.split()[-1] for leaf in plan.leaves if leaf.action == restore.LOAD}
     if others - {'float32'}:
         lines.append(f'converted to float32 from {", ".join(sorted(others - {"float32"}))}')
+    lines += plan.stored.notes
     lines += [f'left out {key}: {why}' for key, why in plan.stored.ignored.items()]
     lines += [f'assumed, since the file does not state it: {text}' for text in entry['assumed']]
     return '\n'.join(lines)

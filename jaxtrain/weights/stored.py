@@ -40,6 +40,7 @@ class Stored:
         directory.
       ignored: keys of a foreign file that are not weights -> reason. Keys with the same reason
         share one entry.
+      notes: sentences about which of a file's weights were taken, and how its keys are read.
     """
 
     where: str
@@ -48,6 +49,7 @@ class Stored:
     read: Callable[[Leaves], dict[str, jax.Array]]
     bundle: Bundle | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def open_stored(path: str, name: str, origin: str, model: str) -> Stored:
@@ -120,7 +122,8 @@ def open_foreign(
     _choose(origin, ORIGINS, 'origin')
     known = {name: module for module in ORIGINS[origin] for name in module.MODELS}
     _choose(model, known, f'{flag}model')
-    with open_archive(path) as archive:
+    order = getattr(known[model], 'STATE_DICTS', ())
+    with open_archive(path, order) as archive:
         match = known[model].match(archive, model)
         shapes = shapes_of(match)
         if faults := find_faults(archive, match, shapes):
@@ -135,7 +138,7 @@ def open_foreign(
                 details='\n'.join(f'  {f.key}: {f.actual}, should be {f.expected}' for f in faults),
             )
         leaves, keys, ignored = leaves_of(archive, match, shapes)
-        files = archive.files
+        files, notes = archive.files, archive.notes
     bundle = Bundle(
         str(path),
         match.fields,
@@ -151,7 +154,7 @@ def open_foreign(
         sources: dict[Row | str, list[str]] = {}
         for name in wanted:
             sources.setdefault(rows.get(name, name), []).append(name)
-        with open_archive(path) as archive, ThreadPoolExecutor(THREADS) as pool:
+        with open_archive(path, order) as archive, ThreadPoolExecutor(THREADS) as pool:
 
             def load(source: Row | str) -> dict[str, jax.Array]:
                 arrays = {name: aligned(wanted[name]) for name in sources[source]}
@@ -168,7 +171,7 @@ def open_foreign(
                 values |= loaded
         return values
 
-    return Stored(str(path), leaves, keys, read, bundle, ignored), match, files
+    return Stored(str(path), leaves, keys, read, bundle, ignored, notes), match, files
 
 
 def _choose(word: str, known: Mapping, what: str) -> None:

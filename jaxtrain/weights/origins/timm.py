@@ -47,6 +47,9 @@ MODELS: dict[str, dict[str, Any]] = {
     **{name: fields for name, fields in torchvision.MODELS.items() if fields['name'] == 'resnet'},
 }
 
+# The order of timm.models.load_checkpoint, which prefers averaged weights.
+STATE_DICTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+
 HALF = {'crop': 0.9, 'interpolation': 'bicubic', 'scale': 255.0, 'mean': (0.5,), 'std': (0.5,)}
 
 

@@ -28,6 +28,9 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+# torchvision's training program keeps averaged weights as 'model_ema', and resumes from 'model'.
+STATE_DICTS = ('model', 'state_dict')
+
 IGNORED = ((r'(.*\.)?num_batches_tracked', 'a counter used only in training'),)
 
 

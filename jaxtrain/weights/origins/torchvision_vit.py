@@ -19,6 +19,7 @@ from jaxtrain.weights.origins.names import (
     row,
 )
 
+STATE_DICTS = torchvision.STATE_DICTS
 MODELS = {name: timm.MODELS[name] for name in ('vit_b16', 'vit_b32', 'vit_l16', 'vit_l32')}
 
 QKV = ('query', 'key', 'value')
