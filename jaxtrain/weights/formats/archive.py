@@ -3,7 +3,7 @@
 import contextlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxtrain.errors import UserError
 from jaxtrain.weights.formats import blocks, h5, npz_file, pth_file, safetensors_file
+from jaxtrain.weights.schemas.schema import Given
 
 SUFFIXES = ('.safetensors', '.npz', '.h5', '.hdf5', '.keras', '.pth', '.pt', '.bin')
 INDEX = '.index.json'  # ends the name of the index of a sharded file
@@ -29,6 +30,7 @@ class Archive:
       arrays: shape and dtype of every array by key, in file order.
       read: key -> the array as stored, in pieces along its first axis; each piece is valid until
         the next one is requested. Raises UserError if the file is damaged.
+      given: what the user states about the weights; `given.read` reads the files beside them.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Archive:
     format: str
     arrays: Mapping[str, jax.ShapeDtypeStruct]
     read: Callable[[str], Iterator[np.ndarray]]
+    given: Given = field(default_factory=Given)
 
     @property
     def folder(self) -> Path:
