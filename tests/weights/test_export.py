@@ -13,6 +13,7 @@ from jaxtrain.weights.import_weights import import_weights
 from jaxtrain.weights.matching import target_model
 from jaxtrain.weights.origins import augreg
 from jaxtrain.weights.origins.names import their_shape
+from jaxtrain.weights.stored import Foreign
 from tests.support.foreign_files import made
 from tests.support.inputs import match_of
 
@@ -36,7 +37,7 @@ def runs(tmp_path_factory):
         folder = tmp_path_factory.mktemp(naming)
         weights = arrays(class_position=naming == 'augreg')
         np.savez(folder / 'vit.npz', **weights)
-        import_weights('augreg', str(folder / 'vit.npz'), 'vit_ti16', str(folder / 'run'))
+        import_weights(str(folder / 'vit.npz'), Foreign('augreg', 'vit_ti16'), str(folder / 'run'))
         return weights, str(folder / 'run')
 
     return run

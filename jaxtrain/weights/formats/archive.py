@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtrain.errors import UserError
 from jaxtrain.weights.formats import blocks, h5, npz_file, pth_file, safetensors_file, wrappers
+from jaxtrain.weights.schemas.schema import Given
 
 SUFFIXES = ('.safetensors', '.npz', '.h5', '.hdf5', '.keras', '.pth', '.pt', '.bin')
 INDEX = '.index.json'  # ends the name of the index of a sharded file
@@ -31,8 +32,10 @@ class Archive:
       read: key -> the array as stored, in pieces along its first axis; each piece is valid until
         the next one is requested. Raises UserError if the file is damaged.
       beside: what a checkpoint of PyTorch holds beside its weights.
+      state_dict: the name of the weights within a checkpoint of PyTorch, '' if it is its own.
       notes: sentences that report which state dict of a checkpoint was taken, and which wrappers
         the keys lost.
+      given: what the user states about the weights; `given.read` reads the files beside them.
     """
 
     path: Path
@@ -41,7 +44,9 @@ class Archive:
     arrays: Mapping[str, jax.ShapeDtypeStruct]
     read: Callable[[str], Iterator[np.ndarray]]
     beside: Mapping[str, Any] = field(default_factory=dict)
+    state_dict: str = ''
     notes: tuple[str, ...] = ()
+    given: Given = field(default_factory=Given)
 
     @property
     def folder(self) -> Path:
@@ -156,7 +161,8 @@ def _single(path: Path, file: Path, state_dicts: tuple[str, ...] = ()) -> Archiv
     tensors, storages = header.tensors, header.storages
     note = f'the weights under {header.taken!r} are taken' if header.taken else ''
     if header.others:
-        note += f', and not those under {", ".join(map(repr, header.others))}'
+        others = ', '.join(map(repr, header.others))
+        note += f', and not those under {others} (--field=state_dict=NAME takes others)'
     return Archive(
         path,
         (file,),
@@ -164,6 +170,7 @@ def _single(path: Path, file: Path, state_dicts: tuple[str, ...] = ()) -> Archiv
         {key: tensor.leaf for key, tensor in tensors.items()},
         lambda key: pth_file.read(file, tensors[key], storages[tensors[key].storage]),
         header.beside,
+        header.taken,
         (note,) if header.others or 'ema' in header.taken else (),
     )
 

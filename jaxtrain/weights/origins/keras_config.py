@@ -127,7 +127,14 @@ def _read(network: Network, places: Mapping[str, Place], given: Given) -> Readin
     *size, channels = network.image
     known = tuple(side for side in size if side is not None)
     pool, task = _tail(network, tail, given)
-    return Reading(known if len(known) == 2 else (), channels or 3, next(iter(eps), None), pool, task, preprocessing)
+    return Reading(
+        known if len(known) == 2 else (),
+        channels or 3,
+        next(iter(eps), None),
+        pool,
+        task,
+        preprocessing,
+    )
 
 
 def _tail(network: Network, tail: list[Layer], given: Given) -> tuple[str, str]:
