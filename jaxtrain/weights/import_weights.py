@@ -195,7 +195,7 @@ def _numbers(match: Match) -> list[str]:
     package = importlib.util.find_spec('tensorflow_datasets')
     assert package is not None and package.origin is not None  # a dependency of jaxtrain
     labels = Path(package.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
-    if match.outputs == 1000 and not match.assumed and labels.exists():
+    if match.outputs == 1000 and match.imagenet and labels.exists():
         return labels.read_text().split()
     return [str(i) for i in range(max(match.outputs, 2))]
 

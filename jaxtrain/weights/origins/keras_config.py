@@ -94,7 +94,7 @@ def read_vgg(network: Network, depth: int, given: Given) -> Reading:
 
 def read_resnet(network: Network, depth: int, given: Given) -> Reading:
     """Compare a network with a ResNet, by the names of its layers. UserError if it differs."""
-    places = _resnet(depth)
+    places = resnet(depth)
     if missing := places.keys() - {layer.name for layer in network.layers}:
         raise UserError(f'{network.where}: layer {min(missing)!r} is missing; {_WHOLE}')
     return _read(network, places, given)
@@ -215,7 +215,8 @@ def _vgg(depth: int) -> dict[str, Place]:
     return places
 
 
-def _resnet(depth: int) -> dict[str, Place]:
+def resnet(depth: int) -> dict[str, Place]:
+    """Return the layers of keras.applications' ResNet by name."""
     relu = {'activation': RELU}
 
     def padding(side: int) -> dict[str, tuple]:
