@@ -25,6 +25,7 @@ from jaxtrain.weights.origins.names import (
     expand,
     row,
 )
+from jaxtrain.weights.origins.positions import Size
 from jaxtrain.weights.origins.timm_config import Stated
 
 SIZES = {
@@ -153,7 +154,7 @@ def match(archive: Archive, model: str) -> Match:
         ignored=(('mask_token', 'used only in pretraining'),),
         preprocessing=torchvision.for_channels({**usual, **stated.preprocessing}, channels),
         classes=stated.classes,
-        assumed=(*_assumed(stated, fields), *grid.assumed),
+        assumed=(*_assumed(stated, fields, grid.size), *grid.assumed),
         imagenet=stated.described,
     )
 
@@ -163,7 +164,7 @@ def _resnet(archive: Archive, model: str) -> Match:
     stated = timm_config.read(archive, resnet.fields, resnet.outputs)
     channels = resnet.inputs.shape[2]
     _check_channels(stated, channels)
-    size = stated.sizes[0][0] if stated.sizes else resnet.inputs.shape[:2]
+    size: Size = stated.sizes[0][0] if stated.sizes else (224, 224)
     preprocessing = {**(resnet.preprocessing or {}), **stated.preprocessing, 'image_size': size}
     fields = {**resnet.fields, 'pool': stated.pool or 'mean'}
     if fields['pool'] == 'token':
@@ -174,11 +175,11 @@ def _resnet(archive: Archive, model: str) -> Match:
         inputs=feature(IMAGE, *size, channels),
         preprocessing=torchvision.for_channels(preprocessing, channels),
         classes=stated.classes,
-        assumed=_assumed(stated, fields),
+        assumed=_assumed(stated, fields, size),
     )
 
 
-def _assumed(stated: Stated, fields: dict[str, Any]) -> tuple[str, ...]:
+def _assumed(stated: Stated, fields: dict[str, Any], size: Size) -> tuple[str, ...]:
     """Return sentences about what neither a file nor the user states."""
     texts = []
     theirs = {ours: name for name, ours in timm_config.POOLS.items()}
@@ -188,6 +189,12 @@ def _assumed(stated: Stated, fields: dict[str, Any]) -> tuple[str, ...]:
     if fields['name'] == 'vit' and 'num_heads' not in stated.args and not stated.known:
         texts.append(
             f'num_heads={fields["heads"]} (--field=model_args.num_heads=NUMBER states another)'
+        )
+    height, width = size
+    if height != width and stated.preprocessing.get('crop', 1.0):
+        texts.append(
+            'the resized sides of images are rounded down, where timm rounds to the nearest pixel '
+            'for sizes that are not square'
         )
     if not {'mean', 'crop', 'interpolation'} & set(stated.preprocessing):
         texts.append('preprocessing is that of the best-known weights of this kind')
