@@ -5,6 +5,7 @@ The reference values are those of timm (tests/golden/make_fields_timm.py).
 
 import json
 import lzma
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -240,12 +241,21 @@ def table() -> list[str]:
             else:
                 alike = network(match) == network(usual)
                 alike = alike and match.preprocessing == usual.preprocessing
+                alike = alike and match.classes == usual.classes
                 outcome = WITHOUT_EFFECT if alike else COMPUTED
             family = 'resnet ' if 'resnet' in case['architecture'] else ''
             rows[f'{family}{case["place"]}', case['field']].add(
                 f'{outcome} ({json.dumps(case["value"])})'
             )
     return [f'timm\tconfig.json\t{p}.{f}\t{"; ".join(sorted(o))}' for (p, f), o in rows.items()]
+
+
+@pytest.mark.slow
+def test_the_table_of_outcomes_is_current():
+    """Remake it with tests.weights.test_fields_timm.table after a change."""
+    written = (GOLDEN / 'fields_timm.tsv').read_text().splitlines()
+    assert written == table()
+    assert all(re.search(f'{REFUSED}|{COMPUTED}|{WITHOUT_EFFECT}', line) for line in written)
 
 
 def test_every_argument_of_timm_has_a_rule():
