@@ -39,7 +39,7 @@ FLAGS = {
     },  # fmt: skip
     'inspect': {'config', 'config.KEY=VALUE'},
     'plan': {'config', 'topology', 'slices', 'price', 'suggest', 'output', 'config.KEY=VALUE'},
-    'import': {'model', 'workdir', 'drop'},
+    'import': {'model', 'workdir', 'drop', 'field', 'allow-field'},
     'export': {'workdir', 'checkpoint', 'origin', 'output'},
     'compare': {'config', 'workdir', 'full', 'config.KEY=VALUE'},
 }

@@ -21,7 +21,17 @@ def _drop(values: FlagValues) -> None:
     absl_flags.DEFINE_multi_string('drop', [], text, flag_values=values)
 
 
-FLAGS = (_model, flags.workdir, _drop)
+def _field(values: FlagValues) -> None:
+    text = 'NAME=VALUE of a field that the files beside the weights do not state; may be repeated'
+    absl_flags.DEFINE_multi_string('field', [], text, flag_values=values)
+
+
+def _allow_field(values: FlagValues) -> None:
+    text = 'name of a field beside the weights to accept without support; may be repeated'
+    absl_flags.DEFINE_multi_string('allow-field', [], text, flag_values=values)
+
+
+FLAGS = (_model, flags.workdir, _drop, _field, _allow_field)
 WORDS = 'ORIGIN FILE_OR_FOLDER'
 
 
@@ -34,6 +44,11 @@ def run(given: Arguments) -> None:
         )
     start_jax()
     from jaxtrain.weights.import_weights import import_weights
+    from jaxtrain.weights.schemas.schema import make_given
+    from jaxtrain.weights.stored import Foreign
 
     origin, path = words
-    print(import_weights(origin, path, values.model, values.workdir, values.drop))
+    stated = make_given(
+        values.field, values['allow-field'].value or (), ('--field', '--allow-field')
+    )
+    print(import_weights(path, Foreign(origin, values.model, stated), values.workdir, values.drop))

@@ -111,6 +111,10 @@ def base() -> ConfigDict:
     # For a file in init_from: its origin and model, as for `jaxtrain import`.
     c.restore.origin = ''
     c.restore.model = ''
+    # The same for fields of the files beside it, such as config.json: values of those that no file
+    # states, as in ('num_attention_heads=4',), and names of those to accept without support.
+    c.restore.fields = ()
+    c.restore.allow_fields = ()
     # Which settings apply to restored weights. 'weights' uses those of the weights for keys of
     # PREPROCESSING that are left open, and rejects other values (except for image_size, crop and
     # interpolation) and model fields that would change what the weights compute. 'config' skips

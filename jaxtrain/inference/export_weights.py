@@ -5,6 +5,8 @@ Weights under the names of AugReg can also be written as npz, which timm and big
 
 import dataclasses
 import io
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,15 +15,23 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from jaxtrain import storage
+from jaxtrain import json_file, storage
 from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import MODELS, fixed_fields
 from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.weights.bundle import of_run
+from jaxtrain.weights.origins import configs
 from jaxtrain.weights.origins.names import Row, to_theirs
 from jaxtrain.weights.origins.origins import EXPORTS
-from jaxtrain.weights.stored import of_checkpoint
+from jaxtrain.weights.stored import Stored, of_checkpoint
+
+CONFIG = 'config.json'
+# Fields of `config.model` that this file states for an origin.
+STATED = {
+    'timm': ('gelu', 'pool', 'norm_after_pool'),
+    'huggingface': ('gelu', 'norm_eps', 'scale_attention', 'pad'),
+}
 
 
 def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
@@ -31,7 +41,8 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
       workdir: the run directory.
       name: 'best', 'last' or a step.
       origin: the framework whose names and layout are used; its name map must be invertible.
-      output: the .safetensors file to write, or .npz for AugReg.
+      output: the .safetensors file to write, or .npz for AugReg. For timm and transformers,
+        config.json is written beside it.
 
     Returns:
       A line that reports what was written, and the fields that differ from that framework's models.
@@ -60,14 +71,45 @@ def export_weights(workdir: str, name: str, origin: str, output: str) -> str:
             f'{workdir}: {origin} has no names for {len(spare)} parameters of this model, first '
             f'{spare[0]}; choose another --origin'
         )
+    content = _config(origin, stored, target)
     leaves = stored.read(on_mesh(dict(stored.leaves), make_mesh()))
     storage.write(
         target, encoded(rows, {k: np.asarray(v) for k, v in leaves.items()}, target.suffix)
     )
+    stated: tuple[str, ...] = ()
+    if content is not None:
+        storage.write(target.parent / CONFIG, json.dumps(content, indent=2).encode())
+        stated = STATED[origin]
     return (
         f'{len(rows)} arrays of {bundle.model["name"]} in {target}, named as in {origin}'
-        f'{_otherwise(module, bundle.model)}'
+        f'{f", with {CONFIG}" if stated else ""}{_otherwise(module, bundle.model, stated)}'
     )
+
+
+def _config(origin: str, stored: Stored, target: Path) -> dict[str, Any] | None:
+    """The content of config.json for these weights, None if the origin has no such file.
+
+    Raises:
+      UserError: the folder has another file of this name.
+    """
+    assert stored.bundle is not None  # the weights are those of a run
+    shapes = {path: leaf.shape for path, leaf in stored.leaves.items()}
+    bundle = stored.bundle
+    content = configs.config(
+        origin,
+        configs.Exported(
+            bundle.model, bundle.data, shapes.get('head/logits/kernel', (0,))[-1], bundle.classes,
+            shapes,
+        ),
+    )  # fmt: skip
+    path = target.parent / CONFIG
+    if content is not None and path.exists():
+        written = json_file.read(path)
+        if written is None or dict(written.values) != json.loads(json.dumps(content)):
+            raise UserError(
+                f'--output={target}: {path} exists and describes other weights; give another folder'
+            )
+    return content
 
 
 def encoded(rows: tuple[Row, ...], values: Mapping[str, np.ndarray], suffix: str) -> bytes:
@@ -95,15 +137,25 @@ def _module(origin: str, model: str) -> ModuleType:
     raise UserError(f'--origin={origin} has no names for model {model!r}; choose another origin')
 
 
-def _otherwise(module: ModuleType, fields: Mapping[str, Any]) -> str:
-    """Reports fields that no array shows and that differ from all models of the origin."""
-    kind = fields['name']
-    known = [each for each in module.MODELS.values() if each['name'] == kind]
+def _names(module: ModuleType, fields: Mapping[str, Any]) -> set[str]:
+    return {re.sub(r'\d+', '#', row.theirs) for row in module.rows(dict(fields), 1)}
+
+
+def _otherwise(module: ModuleType, fields: Mapping[str, Any], stated: tuple[str, ...]) -> str:
+    """Reports fields that no file shows and that differ from the origin's models of this family.
+
+    The models of a family have the same names of arrays: transformers' ViT and DINOv2 differ.
+    """
+    kind, names = fields['name'], _names(module, fields)
+    alike = [each for each in module.MODELS.values() if each['name'] == kind]
+    known = [each for each in alike if _names(module, each) == names] or alike
     defaults = {f.name: f.default for f in dataclasses.fields(MODELS[kind])}
     differing = [
         f'{name}={fields[name]!r}'
         for name in dict.fromkeys((*fixed_fields(kind), 'pool'))
-        if name in fields and fields[name] not in [m.get(name, defaults[name]) for m in known]
+        if (name not in stated or fields[name] == 'both')
+        and name in fields
+        and fields[name] not in [m.get(name, defaults[name]) for m in known]
     ]
     if not differing:
         return ''

@@ -33,7 +33,8 @@ from jaxtrain.runs.folder import read_config
 from jaxtrain.step.learner import Learner, make_learner, several_steps
 from jaxtrain.step.state import TrainState, Update, abstract_inputs, init_state, init_variables
 from jaxtrain.weights import bundle, restore
-from jaxtrain.weights.stored import Stored, open_stored
+from jaxtrain.weights.schemas.schema import make_given
+from jaxtrain.weights.stored import Foreign, Stored, open_stored
 
 REGIMES = ('scratch', 'full', 'finetune')
 
@@ -247,7 +248,10 @@ def _open_weights(cfg: Config, resumes: bool) -> Stored | None:
     restoring, name = cfg.restore, cfg.init_checkpoint
     # A run that resumes does not use these keys, but may set them, so they count as read.
     _, origin, model = restoring.rules, restoring.origin, restoring.model
-    return None if resumes else open_stored(cfg.init_from, name, origin, model)
+    keys = ('config.restore.fields', 'config.restore.allow_fields')
+    stated = make_given(restoring.fields, restoring.allow_fields, keys)
+    foreign = Foreign(origin, model, stated, 'config.restore.')
+    return None if resumes else open_stored(cfg.init_from, name, foreign)
 
 
 def _recorded(workdir: str | Path) -> dict[str, Any] | None:

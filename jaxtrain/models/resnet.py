@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxtrain.models.parts.blocks import checkpointed
 from jaxtrain.models.parts.family import Family
-from jaxtrain.models.parts.layers import Head, check_choices, check_widths
+from jaxtrain.models.parts.layers import POOLS, Head, check_choices, check_widths
 
 # Depth -> (blocks per stage, whether blocks are bottlenecks).
 STAGES = {
@@ -44,10 +44,11 @@ class ResNet(Family):
       widths: channels of the stages; a bottleneck returns four times as many.
       stem: 'conv7' is a 7x7 convolution of stride 2 and a max-pool; 'conv3', for small images, is a
         3x3 convolution alone (section 4.2 of the paper).
+      pool: how positions become features: 'mean', 'max', or 'avgmax', the mean of both.
       remat: 'full' recomputes a block's activations in the backward pass, 'none' saves them.
     """
 
-    FIXED = ('stride', 'norm_eps', 'padding')
+    FIXED = ('stride', 'norm_eps', 'padding', 'pool')
 
     outputs: int
     depth: int = 50
@@ -61,6 +62,7 @@ class ResNet(Family):
     dropout: float = 0.0
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem: str = 'conv7'
+    pool: str = 'mean'
     remat: str = 'none'
     axis: str = ''
 
@@ -69,8 +71,9 @@ class ResNet(Family):
         check_widths(self, len(STAGES[self.depth][0]))
         layers = _Layers(self.conv_bias, self.norm_eps, self.norm_momentum, self.padding, self.axis)
         self.backbone = _Stages(
-            self.depth, self.stride, layers, self.zero_init, self.widths, self.stem, self.remat
-        )
+            self.depth, self.stride, layers, self.zero_init, self.widths, self.stem, self.pool,
+            self.remat,
+        )  # fmt: skip
         self.head = Head(self.outputs, self.hidden, self.dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -82,6 +85,7 @@ _CHOICES = {
     'stride': ('3x3', '1x1'),
     'padding': ('explicit', 'SAME'),
     'stem': ('conv7', 'conv3'),
+    'pool': tuple(POOLS),
     'remat': ('none', 'full'),
 }
 
@@ -118,6 +122,7 @@ class _Stages(nn.Module):
     zero_init: bool
     widths: tuple[int, ...]
     stem: str
+    pool: str
     remat: str
 
     @nn.compact
@@ -132,7 +137,7 @@ class _Stages(nn.Module):
                     self.layers, self.zero_init, name=f'stage{stage}_block{number}',
                 )  # fmt: skip
                 x = call(block, x)
-        return x.mean((1, 2))
+        return POOLS[self.pool](x, (1, 2))
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         window, step = (7, 2) if self.stem == 'conv7' else (3, 1)

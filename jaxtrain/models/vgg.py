@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtrain.models.parts.blocks import checkpointed
 from jaxtrain.models.parts.family import Family
 from jaxtrain.models.parts.layers import (
+    POOLS,
     Head,
     average_to,
     check_choices,
@@ -43,7 +44,8 @@ class VGG(Family):
         the paper).
       pool: rows and columns that the features are first averaged to; 0 disables this. PyTorch's VGG
         has 7, which makes a difference for image sizes other than 224.
-      features: 'flatten' keeps the positions (height, width, channels), 'mean' averages over them.
+      features: 'flatten' keeps the positions (height, width, channels); 'mean', 'max' and 'avgmax'
+        (the mean of both) reduce them.
       widths: channels of the blocks.
       remat: 'full' recomputes a block's activations in the backward pass, 'none' saves them.
     """
@@ -73,7 +75,7 @@ class VGG(Family):
 
 _CHOICES = {
     'depth': tuple(CONVOLUTIONS),
-    'features': ('flatten', 'mean'),
+    'features': ('flatten', *POOLS),
     'remat': ('none', 'full'),
 }
 
@@ -99,7 +101,7 @@ class _Blocks(nn.Module):
                 raise ValueError(f'no pixels are left after block {number}')
         if self.pool:
             x = average_to(x, self.pool)
-        return x.mean((1, 2)) if self.features == 'mean' else flat(x)
+        return flat(x) if self.features == 'flatten' else POOLS[self.features](x, (1, 2))
 
     def _block(self, x: jax.Array, number: int) -> jax.Array:
         width = self.widths[number - 1]

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtrain.errors import UserError
 from jaxtrain.models.parts.blocks import REMAT, Chain, Stack
 from jaxtrain.models.parts.family import HEAD_AXES, Family
-from jaxtrain.models.parts.layers import check_choices
+from jaxtrain.models.parts.layers import POOLS, check_choices
 from jaxtrain.models.parts.transformer import BLOCK_AXES, GELU, MLP, Attention, DropPath
 
 
@@ -35,8 +35,9 @@ class ViT(Family):
         if not, only the patches have positions, as in big_vision.
       registers: number of additional tokens that the output does not use (Darcet et al. 2023,
         arXiv:2309.16588).
-      pool: input of the head: 'token' is the class token, 'mean' the mean of the patches, 'both'
-        concatenates the two, as in DINOv2.
+      pool: input of the head: 'token' is the class token, 'mean' the mean of the patches, 'max'
+        their maximum, 'avgmax' the mean of these two, and 'both' the class token followed by the
+        mean, as in DINOv2.
       norm_after_pool: whether the last norm follows the pooling (timm's fc_norm) or precedes it.
       representation: width of a dense layer with tanh in the head; 0 omits the layer.
       gelu: 'erf' is exact, 'tanh' approximate.
@@ -103,7 +104,7 @@ class ViT(Family):
 
 _CHOICES = {
     'gelu': tuple(GELU),
-    'pool': ('token', 'mean', 'both'),
+    'pool': ('token', *POOLS, 'both'),
     'position': ('learned', 'sincos2d'),
     'remat': tuple(REMAT),
 }
@@ -179,12 +180,13 @@ class _Backbone(nn.Module):
         return jnp.concatenate([jnp.broadcast_to(tokens, (batch, *tokens.shape)), x], 1)
 
     def _pooled(self, x: jax.Array) -> jax.Array:
-        if self.pool != 'mean' and not self.class_token:
+        patches = x[:, self.class_token + self.registers :]
+        if self.pool in POOLS:
+            return POOLS[self.pool](patches, 1)
+        if not self.class_token:
             raise ValueError(f'pool={self.pool!r} needs the class token')
-        patches = x[:, self.class_token + self.registers :].mean(1)
-        if self.pool == 'mean':
-            return patches
-        return x[:, 0] if self.pool == 'token' else jnp.concatenate([x[:, 0], patches], -1)
+        both = self.pool == 'both'
+        return jnp.concatenate([x[:, 0], patches.mean(1)], -1) if both else x[:, 0]
 
 
 class _Block(nn.Module):

@@ -1,9 +1,9 @@
 """The JSON files beside weights from the Hugging Face Hub: config.json and others."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtrain import json_file
 from jaxtrain.errors import UserError
 from jaxtrain.weights.formats.archive import Archive
 
@@ -13,14 +13,8 @@ GELUS = {'gelu': 'erf', 'gelu_new': 'tanh', 'gelu_fast': 'tanh', 'gelu_pytorch_t
 
 def read_json(archive: Archive, name: str = 'config.json') -> dict[str, Any]:
     """Read a JSON file beside the weights; {} if it does not exist. UserError if it is damaged."""
-    path = archive.folder / name
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise UserError(f'{path} is not valid JSON ({error}); download it again') from error
-    return content if isinstance(content, dict) else {}
+    record = json_file.read(archive.folder / name)
+    return dict(record.values) if record else {}
 
 
 def check_sizes(

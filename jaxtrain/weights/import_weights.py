@@ -31,18 +31,15 @@ from jaxtrain.weights import restore
 from jaxtrain.weights.bundle import TOKENIZER, beside, resolve
 from jaxtrain.weights.matching import target_model
 from jaxtrain.weights.origins.names import Match
-from jaxtrain.weights.stored import Stored, open_foreign
+from jaxtrain.weights.stored import Foreign, Stored, open_foreign
 
 
-def import_weights(
-    origin: str, file: str, model: str, workdir: str, drop: Sequence[str] = ()
-) -> str:
+def import_weights(file: str, foreign: Foreign, workdir: str, drop: Sequence[str] = ()) -> str:
     """Make a run directory from weights, for `config.init_from`, `evaluate` and `predict`.
 
     Args:
-      origin: one of `weights.origins.ORIGINS`.
       file: the file, or the folder that contains it.
-      model: one of the models of the origin.
+      foreign: its origin and model.
       workdir: the folder to make. Repeating an import does not change it.
       drop: regular expressions for keys in the file that are not wanted.
 
@@ -53,16 +50,18 @@ def import_weights(
       UserError: wrong input, or a file whose arrays are not exactly those of the model.
     """
     path, out = Path(file), storage.on_disk(workdir, 'import')
-    stored, match, files = open_foreign(origin, path, model)
+    stored, match, files = open_foreign(path, foreign)
     _check_unknown(stored, match, drop)
     config, variables = _target(match)
     entry = {
-        'origin': origin,
-        'model': model,
+        'origin': foreign.origin,
+        'model': foreign.model,
         'files': {f.name: _sha256(f) for f in files},
         'head': match.outputs,
         'dropped': list(drop),
         'assumed': list(match.assumed),
+        'fields': dict(foreign.given.fields),
+        'allowed_fields': list(foreign.given.accepted),
     }
     if _is_done(out, entry):
         return f'{out} holds this import already; nothing is done'
@@ -124,7 +123,7 @@ def _target(match: Match) -> tuple[dict[str, Any], tuple[Any, Any]]:
 def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the folder has this import already. UserError if it has any other content."""
     written = storage.read_json(out / 'config.json') if out.is_dir() else None
-    if written is not None and _identity(written.get('import', {})) == _identity(entry):
+    if written is not None and 'import' in written and _is_same(written['import'], entry):
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         what = 'a run' if written is not None else 'something else'
@@ -132,9 +131,16 @@ def _is_done(out: Path, entry: Mapping[str, Any]) -> bool:
     return False
 
 
-def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells imports apart. Assumptions are counted, since their wording may change."""
-    return {**entry, 'assumed': len(entry.get('assumed', ()))}
+def _is_same(written: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether two imports agree. Assumptions are counted, since their wording may change.
+
+    Imports that recorded no fields made fewer assumptions, which they had in common with others.
+    """
+    counts = (0, 0)
+    if 'fields' in written:
+        counts = (len(written['assumed']), len(entry['assumed']))
+    usual: dict[str, Any] = {'fields': {}, 'allowed_fields': []}
+    return {**usual, **written, 'assumed': counts[0]} == {**usual, **entry, 'assumed': counts[1]}
 
 
 @contextlib.contextmanager
@@ -189,7 +195,7 @@ def _numbers(match: Match) -> list[str]:
     package = importlib.util.find_spec('tensorflow_datasets')
     assert package is not None and package.origin is not None  # a dependency of jaxtrain
     labels = Path(package.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
-    if match.outputs == 1000 and not match.assumed and labels.exists():
+    if match.outputs == 1000 and match.imagenet and labels.exists():
         return labels.read_text().split()
     return [str(i) for i in range(max(match.outputs, 2))]
 
@@ -201,7 +207,9 @@ def _summary(out: Path, entry: Mapping, plan: restore.Plan, parameters: int) -> 
     others = {leaf.source.split()[-1] for leaf in plan.leaves if leaf.action == restore.LOAD}
     if others - {'float32'}:
         lines.append(f'converted to float32 from {", ".join(sorted(others - {"float32"}))}')
+    lines += plan.stored.notes
     lines += [f'left out {key}: {why}' for key, why in plan.stored.ignored.items()]
+    lines += [f'accepted without support: the field {name}' for name in entry['allowed_fields']]
     lines += [f'assumed, since the file does not state it: {text}' for text in entry['assumed']]
     return '\n'.join(lines)
 

@@ -13,6 +13,7 @@ from jaxtrain.errors import UserError, nearest
 from jaxtrain.models.parts.family import Family
 from jaxtrain.params.partition import array_text, by_path
 from jaxtrain.step.learner import Variables, make_network
+from jaxtrain.weights.formats import wrappers
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins.names import Match, their_shape
 
@@ -61,7 +62,10 @@ def misfit(archive: Archive, match: Match, faults: list[_Fault], model: str) -> 
     """Return why a file does not contain the whole model."""
     fault, total = faults[0], len(match.rows)
     if len(faults) == total and all(f.actual == '-' for f in faults):
-        return f'none of its {len(archive.arrays)} keys is one of {model} ({few(archive.arrays)})'
+        reason = f'none of its {len(archive.arrays)} keys is one of {model} ({few(archive.arrays)})'
+        prefixes = {key.split('.')[0] for key in archive.arrays if '.' in key}
+        common = len(prefixes) == 1 and len(archive.arrays) > 1
+        return reason + (f'; save them without the prefix {prefixes.pop()}.' if common else '')
     if fault.actual == '-':
         spare = [key for key in archive.arrays if key not in {r.theirs for r in match.rows}]
         reason = f'{len(faults)} of {total} arrays, first {fault.key} {fault.expected}, are missing'
@@ -107,7 +111,11 @@ def leaves_of(
     for key, leaf in archive.arrays.items():
         if key in used:
             continue
-        reasons = [reason for pattern, reason in match.ignored if re.fullmatch(pattern, key)]
+        reasons = [
+            reason
+            for pattern, reason in (*match.ignored, *wrappers.IGNORED)
+            if re.fullmatch(pattern, key)
+        ]
         if reasons:
             ignored.setdefault(reasons[0], []).append(key)
         else:

@@ -3,10 +3,13 @@
 They are a checkpoint of a run, or a file of another framework with the name map of its origin.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -16,10 +19,11 @@ from jaxtrain.errors import UserError, nearest
 from jaxtrain.params.partition import by_path, flatten, unflatten, without_collection
 from jaxtrain.weights.bundle import Bundle, beside, of_run
 from jaxtrain.weights.fill import aligned, fill, fill_unchanged
-from jaxtrain.weights.formats.archive import open_archive
+from jaxtrain.weights.formats.archive import Archive, open_archive
 from jaxtrain.weights.matching import find_faults, fits, leaves_of, misfit, shapes_of
 from jaxtrain.weights.origins.names import Match, Row
 from jaxtrain.weights.origins.origins import ORIGINS
+from jaxtrain.weights.schemas.schema import Given
 
 Leaves = Mapping[str, jax.ShapeDtypeStruct]
 THREADS = 2  # one reads the file while the other converts, checks and copies
@@ -40,6 +44,7 @@ class Stored:
         directory.
       ignored: keys of a foreign file that are not weights -> reason. Keys with the same reason
         share one entry.
+      notes: sentences about which of a file's weights were taken, and how its keys are read.
     """
 
     where: str
@@ -48,21 +53,40 @@ class Stored:
     read: Callable[[Leaves], dict[str, jax.Array]]
     bundle: Bundle | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def open_stored(path: str, name: str, origin: str, model: str) -> Stored:
+@dataclass(frozen=True)
+class Foreign:
+    """How to read a file of another framework.
+
+    Attributes:
+      origin: one of `weights.origins.ORIGINS`.
+      model: one of the models of the origin.
+      given: what the user states about fields of the files beside the weights.
+      flag: the prefix of `model` in the flag or key that the user sets, for messages.
+    """
+
+    origin: str
+    model: str
+    given: Given = field(default_factory=Given)
+    flag: str = '--'
+
+
+def open_stored(path: str, name: str, foreign: Foreign) -> Stored:
     """Open the weights that `config.init_from` names.
 
     Args:
       path: a run directory; or, with an origin, a file or folder of weights.
       name: the checkpoint of a run: 'best', 'last' or a step.
-      origin, model: as in `jaxtrain import`; both '' for a run directory.
+      foreign: as for `jaxtrain import`; origin and model are '' for a run directory.
 
     Raises:
       UserError: the path is neither of them, or only one of origin and model is given.
     """
-    if origin or model:
-        return of_file(origin, Path(path), model, 'config.restore.')
+    if foreign.origin or foreign.model:
+        return open_foreign(Path(path), foreign)[0]
+    foreign.given.check_used()
     if Path(path).is_file():
         raise UserError(
             f'config.init_from={path!r} is a file; name its origin and model in '
@@ -97,45 +121,41 @@ def of_checkpoint(folder: Path, bundle: Bundle | None = None) -> Stored:
     return Stored(str(folder), leaves, {}, read, bundle)
 
 
-def of_file(origin: str, path: Path, model: str, flag: str = '--') -> Stored:
+def of_file(origin: str, path: Path, model: str) -> Stored:
+    """Open a file of another framework; see `open_foreign`."""
+    return open_foreign(path, Foreign(origin, model))[0]
+
+
+def open_foreign(path: Path, foreign: Foreign) -> tuple[Stored, Match, tuple[Path, ...]]:
     """Open a file of another framework. Only names, shapes and dtypes are read.
 
     Args:
-      origin: one of `weights.origins.ORIGINS`.
       path: the file, or the folder that contains it.
-      model: one of the models of the origin.
-      flag: the prefix of `model` in the flag or key that the user sets, for messages.
+      foreign: its origin and model.
+
+    Returns:
+      The weights, their match, and the files that hold the arrays.
 
     Raises:
-      UserError: the origin or model is not known, the file cannot be read, or its arrays do not
-        have the shapes of the model. The error's `details` list these arrays.
+      UserError: the origin or model is not known, the file cannot be read, its arrays do not
+        have the shapes of the model (the error's `details` list these arrays), or a file beside it
+        states something that is refused.
     """
-    return open_foreign(origin, path, model, flag)[0]
-
-
-def open_foreign(
-    origin: str, path: Path, model: str, flag: str = '--'
-) -> tuple[Stored, Match, tuple[Path, ...]]:
-    """Open a file as `of_file` does; also return the match, and the files that have the arrays."""
-    _choose(origin, ORIGINS, 'origin')
-    known = {name: module for module in ORIGINS[origin] for name in module.MODELS}
-    _choose(model, known, f'{flag}model')
-    with open_archive(path) as archive:
+    model, given = foreign.model, foreign.given
+    _choose(foreign.origin, ORIGINS, 'origin')
+    known = _modules(foreign.origin)
+    _choose(model, known, f'{foreign.flag}model')
+    opener = functools.partial(open_archive, path, _state_dicts(known[model], given))
+    with opener() as opened:
+        archive = replace(opened, given=given)
+        _check_state_dict(archive)
         match = known[model].match(archive, model)
         shapes = shapes_of(match)
         if faults := find_faults(archive, match, shapes):
-            for name, module in known.items():
-                if name != model and fits(archive, module, name):
-                    raise UserError(
-                        f'{archive.path} holds {name}, and not {model}; give {flag}model={name}'
-                    )
-            reason = misfit(archive, match, faults, model)
-            raise UserError(
-                f'{archive.path}: {reason}; give all weights of that model, or another {flag}model',
-                details='\n'.join(f'  {f.key}: {f.actual}, should be {f.expected}' for f in faults),
-            )
+            raise _misfit(archive, match, faults, foreign)
+        given.check_used()
         leaves, keys, ignored = leaves_of(archive, match, shapes)
-        files = archive.files
+        files, notes = archive.files, archive.notes
     bundle = Bundle(
         str(path),
         match.fields,
@@ -143,6 +163,14 @@ def open_foreign(
         match.classes,
         beside(archive.folder),
     )
+    read = _reader(opener, match, shapes)
+    return Stored(str(path), leaves, keys, read, bundle, ignored, notes), match, files
+
+
+def _reader(
+    opener: Callable[[], AbstractContextManager[Archive]], match: Match, shapes: Mapping
+) -> Callable[[Leaves], dict[str, jax.Array]]:
+    """Return the function `Stored.read` of a file, given the shapes of the model's leaves."""
     rows = {part.path: row for row in match.rows for part in row.parts}
 
     def read(wanted: Leaves) -> dict[str, jax.Array]:
@@ -151,7 +179,7 @@ def open_foreign(
         sources: dict[Row | str, list[str]] = {}
         for name in wanted:
             sources.setdefault(rows.get(name, name), []).append(name)
-        with open_archive(path) as archive, ThreadPoolExecutor(THREADS) as pool:
+        with opener() as archive, ThreadPoolExecutor(THREADS) as pool:
 
             def load(source: Row | str) -> dict[str, jax.Array]:
                 arrays = {name: aligned(wanted[name]) for name in sources[source]}
@@ -168,7 +196,43 @@ def open_foreign(
                 values |= loaded
         return values
 
-    return Stored(str(path), leaves, keys, read, bundle, ignored), match, files
+    return read
+
+
+def _modules(origin: str) -> dict[str, Any]:
+    """Return the module of each model of an origin."""
+    return {name: module for module in ORIGINS[origin] for name in module.MODELS}
+
+
+def _state_dicts(module: Any, given: Given) -> tuple[str, ...]:
+    """Return the names of state dicts within checkpoints, the preferred one first."""
+    order = getattr(module, 'STATE_DICTS', ())
+    return (given.fields['state_dict'], *order) if 'state_dict' in given.fields else order
+
+
+def _check_state_dict(archive: Archive) -> None:
+    """Raise a UserError if the user names weights that a checkpoint does not have."""
+    given = archive.given
+    if (name := given.fields.get('state_dict')) is None:
+        return
+    if archive.state_dict.split('.')[0] != name:
+        raise UserError(f'{given.flags[0]}=state_dict={name}: {archive.path} has no such weights')
+    given.used.add('state_dict')
+
+
+def _misfit(archive: Archive, match: Match, faults: list, foreign: Foreign) -> UserError:
+    """Return the error that a file does not contain the model, but perhaps another one."""
+    model, flag = foreign.model, foreign.flag
+    for name, module in _modules(foreign.origin).items():
+        if name != model and fits(archive, module, name):
+            return UserError(
+                f'{archive.path} holds {name}, and not {model}; give {flag}model={name}'
+            )
+    reason = misfit(archive, match, faults, model)
+    return UserError(
+        f'{archive.path}: {reason}; give all weights of that model, or another {flag}model',
+        details='\n'.join(f'  {f.key}: {f.actual}, should be {f.expected}' for f in faults),
+    )
 
 
 def _choose(word: str, known: Mapping, what: str) -> None:

@@ -58,7 +58,7 @@ def restored(kind: str, folder: str) -> tuple[float, float]:
 
     name, origin, model = FORMATS[kind]
     start = time.perf_counter()
-    weights, match, _ = stored.open_foreign(origin, Path(folder) / name, model)
+    weights, match, _ = stored.open_foreign(Path(folder) / name, stored.Foreign(origin, model))
     target = on_mesh(matching.target_model(match)[1], make_mesh())
     plan = restore.make_plan(weights, target, (('.*', 'load'),))
     planned = time.perf_counter()

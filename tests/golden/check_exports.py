@@ -2,8 +2,9 @@
 
 The script has two halves, because no environment has both sets of packages. In the project's
 environment it writes a file for every case of make_weights that can be exported (Keras's cannot),
-with the float64 logits of our model beside it. In the environment that make_weights names it builds
-each reference model, loads the file strictly, and compares the logits.
+with the float64 logits of our model and, for timm and transformers, config.json beside it. In the
+environment that make_weights names it builds each reference model, by config.json if there is one,
+loads the file strictly, and compares the logits.
 
     python -m tests.golden.check_exports write FOLDER   # in the project's environment
     python -m tests.golden.check_exports read FOLDER    # in the reference environment
@@ -16,6 +17,7 @@ usual naming.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,9 @@ from tests.golden import make_weights
 from tests.golden.make_weights import CASES, Case, family
 
 LIMIT = 1e-12
+DATA = {
+    'crop': 0.9, 'interpolation': 'bicubic', 'scale': 255.0, 'mean': (0.5,), 'std': (0.5,),
+}  # fmt: skip
 
 
 def written() -> dict[str, Case]:
@@ -42,6 +47,8 @@ def write(folder: Path) -> None:
 
     jax.config.update('jax_enable_x64', True)
     from jaxtrain.inference.export_weights import encoded
+    from jaxtrain.models import with_defaults
+    from jaxtrain.weights.origins.configs import Exported, config
     from tests.weights.test_parity import apply, leaves_of, table
 
     for name, case in written().items():
@@ -51,6 +58,11 @@ def write(folder: Path) -> None:
         rows = table(name)
         values = {path: np.asarray(leaf) for path, leaf in leaves.items()}
         (target / f'model{suffix(case)}').write_bytes(encoded(rows, values, suffix(case)))
+        shapes = {path: leaf.shape for path, leaf in values.items()}
+        data = {**DATA, 'image_size': case.shape[:2]}
+        exported = Exported(with_defaults(case.fields), data, case.outputs, (), shapes)
+        if content := config(case.origin, exported):
+            (target / 'config.json').write_text(json.dumps(content))
         np.save(target / 'logits.npy', apply(name, model, variables))
         print(f'{name}: {len(rows)} arrays', flush=True)
 
@@ -79,6 +91,13 @@ def _loaded(case: Case, file: Path):
     """The reference model with the weights of a file, and the number of arrays in the file."""
     from safetensors.torch import load_file
 
+    if case.origin == 'timm':
+        import timm
+
+        model = timm.create_model(f'local-dir:{file.parent}', pretrained=True)
+        model = model.double().eval()
+        model.load_state_dict(load_file(file), strict=True)
+        return model, len(load_file(file))
     model = make_weights.build(case)
     if case.origin == 'augreg':
         with np.load(file) as arrays:
@@ -89,7 +108,6 @@ def _loaded(case: Case, file: Path):
         return model, len(weights)
     state = load_file(file)
     if case.origin == 'huggingface':
-        model.config.save_pretrained(file.parent)
         again = make_weights.from_folder(
             type(model), str(file.parent), case, 'embeddings.mask_token'
         )

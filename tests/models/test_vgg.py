@@ -190,8 +190,8 @@ def test_remat_changes_neither_results_nor_names():
         ),
         ({'depth': 17}, ['config.model.depth=17', '11, 13, 16, 19']),
         (
-            {'features': 'max'},
-            ["config.model.features='max'", 'flatten, mean'],
+            {'features': 'sum'},
+            ["config.model.features='sum'", 'flatten, mean'],
         ),
     ],
 )

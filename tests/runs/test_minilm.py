@@ -14,6 +14,7 @@ import pytest
 
 from jaxtrain.data.tokenizer import open_tokenizer
 from jaxtrain.weights.import_weights import import_weights
+from jaxtrain.weights.stored import Foreign
 from tests.conftest import ROOT, run_long
 from tests.golden.make_minilm import LENGTH, TEXTS
 from tests.runs.test_wrong_input import complaint
@@ -34,7 +35,7 @@ def folder() -> Path:
 def imported(folder, tmp_path_factory):
     """(run directory, output of the import)."""
     out = tmp_path_factory.mktemp('runs') / 'minilm'
-    return out, import_weights('huggingface', str(folder), 'minilm_l6', str(out))
+    return out, import_weights(str(folder), Foreign('huggingface', 'minilm_l6'), str(out))
 
 
 def cosine(one: str, other: str, vectors: np.ndarray) -> float:
@@ -84,7 +85,7 @@ def test_without_its_tokenizer(folder, tmp_path, jaxtrain):
     weights.mkdir()
     for name in ('model.safetensors', 'config.json'):
         (weights / name).symlink_to(folder / name)
-    import_weights('huggingface', str(weights), 'minilm_l6', str(tmp_path / 'out'))
+    import_weights(str(weights), Foreign('huggingface', 'minilm_l6'), str(tmp_path / 'out'))
     write_list(tmp_path / 'texts.jsonl', docstrings()[:100], ('text', 'label', 'split'))
     message = complaint(jaxtrain('predict', f'--workdir={tmp_path}/out', tmp_path / 'texts.jsonl'))
     assert 'config.data.tokenizer is empty' in message and 'name a tokenizer.json' in message

@@ -1,5 +1,6 @@
 """The command export: the files it writes, and its messages."""
 
+import json
 from functools import cache
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxtrain.errors import UserError
+from jaxtrain.inference import export_weights as export_module
 from jaxtrain.inference.export_weights import export_weights
+from jaxtrain.models import with_defaults
 from jaxtrain.params.partition import by_path
 from jaxtrain.weights.import_weights import import_weights
 from jaxtrain.weights.matching import target_model
-from jaxtrain.weights.origins import augreg
+from jaxtrain.weights.origins import augreg, huggingface_vit
 from jaxtrain.weights.origins.names import their_shape
+from jaxtrain.weights.stored import Foreign
 from tests.support.foreign_files import made
 from tests.support.inputs import match_of
 
@@ -36,7 +40,7 @@ def runs(tmp_path_factory):
         folder = tmp_path_factory.mktemp(naming)
         weights = arrays(class_position=naming == 'augreg')
         np.savez(folder / 'vit.npz', **weights)
-        import_weights('augreg', str(folder / 'vit.npz'), 'vit_ti16', str(folder / 'run'))
+        import_weights(str(folder / 'vit.npz'), Foreign('augreg', 'vit_ti16'), str(folder / 'run'))
         return weights, str(folder / 'run')
 
     return run
@@ -56,10 +60,29 @@ def test_import_and_export_are_inverse(runs, tmp_path, naming, suffix):
 
 
 def test_fields_that_no_key_shows_are_reported(runs, tmp_path):
-    """AugReg uses the tanh GELU, where timm's ViTs use the exact one."""
-    target = tmp_path / 'm.safetensors'
-    message = export_weights(runs('big_vision')[1], 'last', 'timm', str(target))
-    assert message.endswith("in timm; it computes with gelu='tanh', which must be set there too")
+    """AugReg uses the tanh GELU, where timm's ViTs use the exact one: config.json states it.
+
+    It states no eps of timm's, and nothing states anything in an npz.
+    """
+    target, workdir = tmp_path / 'm.safetensors', runs('big_vision')[1]
+    message = export_weights(workdir, 'last', 'timm', str(target))
+    assert message.endswith('named as in timm, with config.json')
+    args = json.loads((tmp_path / 'config.json').read_text())['model_args']
+    assert (args['act_layer'], args['num_heads'], args['no_embed_class']) == ('gelu_tanh', 3, True)
+    assert args['img_size'] == [32, 32]
+    # Repeating it is no conflict, but a config.json of other weights is.
+    export_weights(workdir, 'last', 'timm', str(target))
+    (tmp_path / 'config.json').write_text('{"architecture": "resnet50"}')
+    with pytest.raises(UserError, match='describes other weights'):
+        export_weights(workdir, 'last', 'timm', str(target))
+
+
+def test_differences_are_those_of_the_family():
+    """DINOv2's eps of 1e-6 is no excuse for a ViT, which has 1e-12 in transformers."""
+    fields = with_defaults({**huggingface_vit.MODELS['vit_ti16'], 'norm_eps': 1e-6})
+    assert 'norm_eps=1e-06' in export_module._otherwise(huggingface_vit, fields, ())
+    fields = with_defaults(huggingface_vit.MODELS['vit_ti16'])
+    assert not export_module._otherwise(huggingface_vit, fields, ())
 
 
 @pytest.mark.parametrize(

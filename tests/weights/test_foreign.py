@@ -17,6 +17,7 @@ from jaxtrain.runs.folder import read_config
 from jaxtrain.weights import restore
 from jaxtrain.weights.import_weights import import_weights
 from jaxtrain.weights.origins import timm
+from jaxtrain.weights.stored import Foreign
 from tests.support.foreign_files import arrays, write
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -53,7 +54,7 @@ def file(weights, tmp_path_factory):
 @pytest.fixture(scope='module')
 def imported(file, tmp_path_factory):
     out = tmp_path_factory.mktemp('runs') / 'vit'
-    return out, import_weights('timm', str(file), 'vit_ti16', str(out))
+    return out, import_weights(str(file), Foreign('timm', 'vit_ti16'), str(out))
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +81,7 @@ def config(tmp_path, coloured):
 
 def fault(origin, file, model, out, **more) -> str:
     with pytest.raises(UserError) as caught:
-        import_weights(origin, str(file), model, str(out), **more)
+        import_weights(str(file), Foreign(origin, model), str(out), **more)
     assert '\n' not in str(caught.value)
     assert not out.exists() or not any(out.iterdir())
     assert not list(out.parent.glob(f'.{out.name}*'))
@@ -204,7 +205,9 @@ def test_a_file_needs_its_origin(file, config):
 
 
 def test_the_same_import_again_does_nothing(imported, file):
-    assert 'nothing is done' in import_weights('timm', str(file), 'vit_ti16', str(imported[0]))
+    assert 'nothing is done' in import_weights(
+        str(file), Foreign('timm', 'vit_ti16'), str(imported[0])
+    )
 
 
 # Errors.
@@ -247,7 +250,7 @@ def test_unknown_key_and_how_to_drop_it(weights, tmp_path):
     message = fault('timm', file, 'vit_ti16', tmp_path / 'o')
     assert "1 of its keys are not part of the model, first 'extra'" in message
     assert "--drop='extra'" in message
-    import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'), drop=['ext.*'])
+    import_weights(str(file), Foreign('timm', 'vit_ti16'), str(tmp_path / 'o'), drop=['ext.*'])
     plan = json.loads((tmp_path / 'o' / 'restore.json').read_text())
     assert [leaf['path'] for leaf in plan['leaves'] if leaf['action'] == 'drop'] == ['extra']
 
@@ -266,7 +269,7 @@ def test_wrong_dtype(weights, tmp_path):
 
 def test_half_precision_is_converted_and_reported(weights, tmp_path):
     file = spoiled(tmp_path, {k: v.astype(np.float16) for k, v in weights.items()})
-    message = import_weights('timm', str(file), 'vit_ti16', str(tmp_path / 'o'))
+    message = import_weights(str(file), Foreign('timm', 'vit_ti16'), str(tmp_path / 'o'))
     assert 'converted to float32 from float16' in message
 
 

@@ -21,7 +21,7 @@ from jaxtrain.parallel.mesh import make_mesh, on_mesh
 from jaxtrain.params.partition import unflatten
 from jaxtrain.runs.folder import read_config
 from jaxtrain.weights import import_weights, restore
-from jaxtrain.weights.stored import of_checkpoint
+from jaxtrain.weights.stored import Foreign, of_checkpoint
 from tests.conftest import ROOT
 from tests.golden.make_keras_vgg import images
 from tests.support.inputs import abstract_variables
@@ -48,16 +48,16 @@ def top(tmp_path_factory):
 def imported(top, tmp_path_factory):
     """Return (run directory, message) of the import of the file with a top."""
     out = tmp_path_factory.mktemp('runs') / 'vgg16'
-    return out, import_weights.import_weights('keras', str(top), 'vgg16', str(out))
+    return out, import_weights.import_weights(str(top), Foreign('keras', 'vgg16'), str(out))
 
 
 def weights(file, out, model='vgg16') -> str:
-    return import_weights.import_weights('keras', str(file), model, str(out))
+    return import_weights.import_weights(str(file), Foreign('keras', model), str(out))
 
 
-def fault(*arguments) -> UserError:
+def fault(origin, file, model, out) -> UserError:
     with pytest.raises(UserError) as caught:
-        import_weights.import_weights(*map(str, arguments))
+        import_weights.import_weights(str(file), Foreign(origin, model), str(out))
     assert '\n' not in str(caught.value)
     return caught.value
 
@@ -121,7 +121,9 @@ def test_config_holds_model_preprocessing_and_origin(imported, top):
         'files': {'top.weights.h5': hashlib.sha256(top.read_bytes()).hexdigest()},
         'head': 10,
         'dropped': [],
-        'assumed': [],
+        'assumed': stored['import']['assumed'],
+        'fields': {},
+        'allowed_fields': [],
     }
     assert 'versions' in stored
 
@@ -157,7 +159,7 @@ def test_top_with_another_name_has_numbered_classes(tmp_path):
     message = weights(path, tmp_path / 'out')
     stored = read_config(tmp_path / 'out')
     assert stored['data']['classes'] == [str(i) for i in range(1000)]
-    assert len(stored['import']['assumed']) == 3
+    assert len(stored['import']['assumed']) == 4
     assert all(
         f'assumed, since the file does not state it: {t}' in message
         for t in stored['import']['assumed']
@@ -197,6 +199,10 @@ def test_import_with_assumptions_in_other_words_is_the_same(tmp_path):
     written['import']['assumed'].pop()
     config.write_text(json.dumps(written))
     assert 'holds a run already' in str(fault('keras', path, 'vgg16', tmp_path / 'out'))
+    # Imports from before fields were recorded assumed less.
+    del written['import']['fields'], written['import']['allowed_fields']
+    config.write_text(json.dumps(written))
+    assert 'holds this import already' in weights(path, tmp_path / 'out')
 
 
 def test_folder_in_use_is_not_changed(imported, notop, tmp_path):
@@ -300,9 +306,10 @@ PEAK = """
 import os, resource, sys
 import jax.numpy as jnp
 from jaxtrain.weights.import_weights import import_weights
+from jaxtrain.weights.stored import Foreign
 jnp.zeros(1).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import_weights('keras', sys.argv[1], sys.argv[2], sys.argv[3])
+import_weights(sys.argv[1], Foreign('keras', sys.argv[2]), sys.argv[3])
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(grown * 1024 / os.path.getsize(sys.argv[1]))
 """

@@ -137,6 +137,14 @@ class Head(nn.Module):
         return nn.Dense(self.outputs, name='logits')(x)
 
 
+# How positions become one vector of features, [..., positions, width] -> [..., width].
+POOLS: dict[str, Callable[..., jax.Array]] = {
+    'mean': jnp.mean,
+    'max': jnp.max,
+    'avgmax': lambda x, axes: (x.mean(axes) + x.max(axes)) / 2,
+}
+
+
 def flat(x: jax.Array) -> jax.Array:
     """[batch, ...] -> [batch, features]."""
     return jnp.reshape(x, (x.shape[0], -1))

@@ -3,14 +3,16 @@
 import contextlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.weights.formats import blocks, h5, npz_file, pth_file, safetensors_file
+from jaxtrain.weights.formats import blocks, h5, npz_file, pth_file, safetensors_file, wrappers
+from jaxtrain.weights.schemas.schema import Given
 
 SUFFIXES = ('.safetensors', '.npz', '.h5', '.hdf5', '.keras', '.pth', '.pt', '.bin')
 INDEX = '.index.json'  # ends the name of the index of a sharded file
@@ -29,6 +31,11 @@ class Archive:
       arrays: shape and dtype of every array by key, in file order.
       read: key -> the array as stored, in pieces along its first axis; each piece is valid until
         the next one is requested. Raises UserError if the file is damaged.
+      beside: what a checkpoint of PyTorch holds beside its weights.
+      state_dict: the name of the weights within a checkpoint of PyTorch, '' if it is its own.
+      notes: sentences that report which state dict of a checkpoint was taken, and which wrappers
+        the keys lost.
+      given: what the user states about the weights; `given.read` reads the files beside them.
     """
 
     path: Path
@@ -36,6 +43,10 @@ class Archive:
     format: str
     arrays: Mapping[str, jax.ShapeDtypeStruct]
     read: Callable[[str], Iterator[np.ndarray]]
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    state_dict: str = ''
+    notes: tuple[str, ...] = ()
+    given: Given = field(default_factory=Given)
 
     @property
     def folder(self) -> Path:
@@ -44,8 +55,13 @@ class Archive:
 
 
 @contextlib.contextmanager
-def open_archive(path: Path) -> Iterator[Archive]:
+def open_archive(path: Path, state_dicts: tuple[str, ...] = ()) -> Iterator[Archive]:
     """Open the weights in a file, or in a folder that holds exactly one set of weights.
+
+    Args:
+      path: the file or folder.
+      state_dicts: names of state dicts within a checkpoint of PyTorch, in the order in which the
+        origin's own reader chooses one.
 
     Raises:
       UserError: the file does not exist, the folder holds no weights or several sets of them, or
@@ -55,12 +71,12 @@ def open_archive(path: Path) -> Iterator[Archive]:
     if not file.is_file():
         raise UserError(f'{path} does not exist; give a weights file or its folder')
     if file.name.endswith(INDEX):
-        yield _sharded(path, file)
+        yield _plain(_sharded(path, file))
     elif _format(file) == 'h5':
         with h5.open_file(file) as opened:
             yield _of_h5(path, file, opened)
     else:
-        yield _single(path, file)
+        yield _plain(_single(path, file, state_dicts))
 
 
 def _choose(folder: Path) -> Path:
@@ -119,7 +135,20 @@ def _members(file: Path) -> list[str]:
         return archive.namelist()
 
 
-def _single(path: Path, file: Path) -> Archive:
+def _plain(archive: Archive) -> Archive:
+    """Return the archive with keys without the wrappers of PyTorch."""
+    if archive.format not in ('safetensors', 'pth'):
+        return archive
+    names, note = wrappers.plain_names(archive.arrays)
+    return replace(
+        archive,
+        arrays={name: archive.arrays[key] for name, key in names.items()},
+        read=lambda name: archive.read(names[name]),
+        notes=(*archive.notes, note) if note else archive.notes,
+    )
+
+
+def _single(path: Path, file: Path, state_dicts: tuple[str, ...] = ()) -> Archive:
     kind = _format(file)
     if kind == 'safetensors':
         entries = safetensors_file.read_header(file)
@@ -128,13 +157,21 @@ def _single(path: Path, file: Path) -> Archive:
     if kind == 'npz':
         arrays = npz_file.read_header(file)
         return Archive(path, (file,), kind, arrays, lambda key: npz_file.read(file, key))
-    tensors, storages = pth_file.read_header(file)
+    header = pth_file.read_header(file, state_dicts)
+    tensors, storages = header.tensors, header.storages
+    note = f'the weights under {header.taken!r} are taken' if header.taken else ''
+    if header.others:
+        others = ', '.join(map(repr, header.others))
+        note += f', and not those under {others} (--field=state_dict=NAME takes others)'
     return Archive(
         path,
         (file,),
         kind,
         {key: tensor.leaf for key, tensor in tensors.items()},
         lambda key: pth_file.read(file, tensors[key], storages[tensors[key].storage]),
+        header.beside,
+        header.taken,
+        (note,) if header.others or 'ema' in header.taken else (),
     )
 
 

@@ -32,7 +32,7 @@ from jaxtrain.errors import UserError
 if TYPE_CHECKING:
     import h5py
 
-_ARCHIVED = 'model.weights.h5'
+_ARCHIVED, _CONFIG = 'model.weights.h5', 'config.json'
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,20 @@ def open_file(path: Path) -> Iterator[h5py.File]:
                 'it again'
             ) from error
         yield file
+
+
+def read_model_config(path: Path) -> str:
+    """Return the JSON text of the model config in a file, '' if it holds weights only.
+
+    Raises:
+      UserError: as `open_file`.
+    """
+    with open_file(path) as file:
+        text = file.attrs.get('model_config', '')
+        if not zipfile.is_zipfile(path):
+            return _text(text)
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(_CONFIG).decode() if _CONFIG in archive.namelist() else ''
 
 
 def read_layout(file: h5py.File, path: Path) -> Layout:

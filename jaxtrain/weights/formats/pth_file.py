@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.errors import UserError
-from jaxtrain.weights.formats import blocks
+from jaxtrain.weights.formats import blocks, wrappers
 
 STORAGES = {
     'DoubleStorage': np.dtype('f8'),
@@ -36,8 +36,6 @@ STORAGES = {
     'ByteStorage': np.dtype('u1'),
     'BoolStorage': np.dtype('?'),
 }
-# The keys under which a checkpoint that holds more than weights keeps them.
-WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module')
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -82,16 +80,41 @@ class Tensor:
         return self.offset + reach + 1
 
 
-def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
-    """Return (tensors by key, storages by key as (first byte in the file, size in bytes)).
+@dataclass(frozen=True)
+class Header:
+    """What a file holds, before any array is read.
+
+    Attributes:
+      tensors: by key.
+      storages: by key, as (first byte in the file, size in bytes).
+      taken: the name of the state dict within a checkpoint, '' if the file is a state dict.
+      others: the names of the checkpoint's other state dicts, which are not read.
+      beside: what the checkpoint holds beside its weights, such as the name of the architecture and
+        the arguments of the training program.
+    """
+
+    tensors: dict[str, Tensor]
+    storages: dict[str, tuple[int, int]]
+    taken: str = ''
+    others: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_header(path: Path, order: tuple[str, ...] = ()) -> Header:
+    """Return what a file holds.
+
+    Args:
+      path: the file.
+      order: names of state dicts, the first of which is taken that the file has; others, by
+        `wrappers.STATE_DICTS`, follow.
 
     Raises:
       UserError: the file is not a complete PyTorch file, would run code, or holds no weights.
     """
     try:
         content, storages = (_read_zip if zipfile.is_zipfile(path) else _read_stream)(path)
-        tensors = _tensors(content, path)
-        for key, tensor in tensors.items():
+        header = replace(_state_dict(content, path, order), storages=storages)
+        for key, tensor in header.tensors.items():
             size = storages.get(tensor.storage, (0, -1))[1]
             if tensor.end() * tensor.dtype.itemsize > size:
                 raise UserError(
@@ -105,7 +128,7 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[int, int
         raise UserError(
             f'{path} is not a complete file of torch.save ({reason}); save or download it again'
         ) from error
-    return tensors, storages
+    return header
 
 
 def read(path: Path, tensor: Tensor, place: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -197,6 +220,8 @@ class _Unpickler(pickle.Unpickler):
                     f'{", ".join(STORAGES)}'
                 )
             return name
+        if (module, name) == ('argparse', 'Namespace'):
+            return type(name, (), {})  # a file may change the class, so it has its own
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         raise UserError(
@@ -222,22 +247,45 @@ def _tensor(storage: tuple[str, np.dtype], offset: int, shape, stride, *_) -> Te
     return Tensor(*storage, offset, tuple(shape), tuple(stride))
 
 
+def _path(*parts: str) -> str:
+    return '/'.join(parts)
+
+
+# Beside tensors, only plain data, which checkpoints of common trainers hold.
 _ALLOWED = {
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
     ('collections', 'OrderedDict'): OrderedDict,
+    ('collections', 'Counter'): dict,
     ('torch', 'Size'): tuple,
+    ('torch', 'device'): lambda *words: words,
+    ('pathlib', 'PosixPath'): _path,
+    ('pathlib', 'WindowsPath'): _path,
 }
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the weights in an unpickled state dict, or in a checkpoint that holds one."""
-    if isinstance(content, Mapping):
-        for name in WRAPPERS:
-            if isinstance(content.get(name), Mapping):
-                return _tensors(content[name], path)
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if tensors:
-            return tensors
-    raise UserError(f'{path} holds no weights by name; save model.state_dict()')
+def _state_dict(content: Any, path: Path, order: tuple[str, ...]) -> Header:
+    """Return the header (without storages) of a state dict, or of a checkpoint that holds one."""
+    if not isinstance(content, Mapping):
+        content = {}
+    chosen, name, others = wrappers.choose(content, order)
+    if name:
+        inner = _state_dict(chosen, path, order)
+        beside = {str(k): v for k, v in content.items() if k not in (name, *others)}
+        return Header(
+            inner.tensors, {}, f'{name}.{inner.taken}'.rstrip('.'), (*others, *inner.others),
+            {**beside, **inner.beside},
+        )  # fmt: skip
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        inside = [str(k) for k, v in content.items() if _is_state_dict(v)]
+        raise UserError(
+            f'{path} holds no weights by name; save model.state_dict()'
+            + (f' (it has weights under {", ".join(inside)}; save one of them)' if inside else '')
+        )
+    return Header(tensors, {})
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(isinstance(v, Tensor) for v in content.values())

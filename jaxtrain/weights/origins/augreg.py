@@ -9,9 +9,11 @@ Arrays have the same layout as in jaxtrain. The layers of a block are numbered a
 from typing import Any
 
 from jaxtrain.data.features import IMAGE, feature
+from jaxtrain.json_file import Record
 from jaxtrain.weights.formats.archive import Archive
-from jaxtrain.weights.origins import timm, torchvision
+from jaxtrain.weights.origins import positions, timm, torchvision
 from jaxtrain.weights.origins.names import SAME1, SAME2, Match, Part, Row, expand, row
+from jaxtrain.weights.schemas.schema import Only, Schema, computed
 
 SAME3, SAME4 = 'a b c -> a b c', 'a b c d -> a b c d'
 MODELS: dict[str, dict[str, Any]] = {
@@ -56,6 +58,11 @@ HEAD = (
     row('{p}head/kernel', 'head/logits/kernel', SAME2),
     row('{p}head/bias', 'head/logits/bias', SAME1),
 )
+# What no array shows; the user may state it.
+STATED: Schema = {
+    **computed('image_size'),
+    'pool_type': Only(('gap', 'tok'), 'a head that takes one patch'),
+}
 IGNORED = (
     (r'(params/)?pre_logits/(kernel|bias)', 'part of a head that is missing'),
     (r'opt/.*', 'the state of the optimizer'),
@@ -102,7 +109,14 @@ def rows(
 
 
 def match(archive: Archive, model: str) -> Match:
-    """Match a file to one of MODELS. UserError if its positions do not form a square grid."""
+    """Match a file to one of MODELS.
+
+    Raises:
+      UserError: its positions form no square and nothing states their grid, or the user states
+        something that is not computed.
+    """
+    given = archive.given
+    record = given.check(given.complete(Record(given.flags[0], {}), STATED), STATED)
     keys = archive.arrays
     prefix = 'params/' if any(key.startswith('params/') for key in keys) else ''
     fields = dict(MODELS[model])
@@ -114,11 +128,18 @@ def match(archive: Archive, model: str) -> Match:
     outputs = torchvision.head_outputs(archive, f'{prefix}head/bias')
     if outputs and f'{prefix}pre_logits/bias' in keys:
         fields['representation'] = keys[f'{prefix}pre_logits/bias'].shape[0]
-    size, _ = timm.image_size(archive, fields, position, '')
+    sizes = positions.sizes_of(record, 'image_size', strict=True)
+    front = int(fields.get('class_position', True))
+    place = positions.Positions(position, fields['patch'], (front,), sizes)
+    grid = positions.find(archive, place)
+    size = grid.size
     kernel = keys.get(f'{prefix}embedding/kernel')
     channels = kernel.shape[2] if kernel is not None and len(kernel.shape) == 4 else 3
     block = f'{prefix}Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias'
     usual = {**timm.HALF, 'crop': 0.0, 'interpolation': 'bilinear'}
+    words = [f'preprocessing is to [-1, 1], stretched to {size[0]}x{size[1]}']
+    if fields.get('pool') == 'mean' and 'pool_type' not in record:
+        words.append('pool_type=gap, since there is no class token')
     return Match(
         fields=fields,
         outputs=outputs,
@@ -126,4 +147,5 @@ def match(archive: Archive, model: str) -> Match:
         rows=rows(fields, outputs, prefix, KINDS if block in keys else PLACES),
         ignored=IGNORED,
         preprocessing={**usual, 'channel_order': 'rgb', 'image_size': size},
+        assumed=(*words, *grid.assumed),
     )

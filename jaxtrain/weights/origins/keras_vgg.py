@@ -22,6 +22,7 @@ from typing import Any
 from jaxtrain.errors import UserError
 from jaxtrain.models.vgg import WIDTHS, convolutions
 from jaxtrain.weights.formats.h5 import Layer, Layout
+from jaxtrain.weights.origins.keras_config import Reading
 
 DEPTHS = {'vgg16': 16, 'vgg19': 19}
 # The weights expect images in 0..255, BGR, minus the mean of ImageNet (mode 'caffe' in Keras).
@@ -39,6 +40,9 @@ _PLAIN = re.compile(
     r'input(_layer)?|block\d_pool|max_pooling2d|flatten|dropout|random_\w+'
     r'|global_(average|max)_pooling2d'
 )
+_POOLS = {
+    'global_max_pooling2d': 'max', 'global_average_pooling2d': 'mean', 'flatten': 'flatten',
+}  # fmt: skip
 # Arrays that do not affect what a model computes.
 _IGNORED = re.compile(r'optimizer(_weights)?/.*|.*/seed_generator/.*|.*/seed_generator_state(:0)?')
 _ALONE = "save the VGG alone, as in model.get_layer('vgg16').save_weights('vgg16.weights.h5')"
@@ -55,6 +59,7 @@ class VGGMatch:
       sources: parameter path -> address in the file.
       ignored: addresses of arrays that are not weights.
       assumed: sentences about what the file leaves open.
+      named: whether layers have the names of keras.applications.
     """
 
     fields: dict[str, Any]
@@ -63,10 +68,17 @@ class VGGMatch:
     sources: dict[str, str]
     ignored: tuple[str, ...]
     assumed: tuple[str, ...]
+    named: bool = True
 
 
-def match(layout: Layout, model: str, path: Path) -> VGGMatch:
+def match(layout: Layout, model: str, path: Path, stated: Reading) -> VGGMatch:
     """Find every layer of `model` in a file, and account for every array of the file.
+
+    Args:
+      layout: the file's layers.
+      model: one of DEPTHS.
+      path: the file, for messages.
+      stated: what the model config and the user state.
 
     Raises:
       UserError: a layer is missing or unused, or our model does not support the top.
@@ -83,13 +95,23 @@ def match(layout: Layout, model: str, path: Path) -> VGGMatch:
     ignored = _left_over(layout, list(targets.values()), path)
     sources = _sources(layout, targets, path)
     fields: dict[str, Any] = {'name': 'vgg', 'depth': depth}
-    size: tuple[int, ...] = ()
-    outputs = 0
+    size, outputs = stated.image_size, 0
     if top:
-        fields['features'], size = _features(layout, top, path)
+        fields['features'], size = _features(layout, top, path, stated)
         *hidden, outputs = (layout.shapes[layer.arrays[1]][0] for layer in top)
         fields['hidden'] = tuple(hidden)
-    return VGGMatch(fields, outputs, size, sources, ignored, _assumed(backbone, top, size))
+    elif (pool := _pooling(layout, stated)) not in ('', 'flatten'):
+        fields['features'] = pool
+    assumed = _assumed(backbone, top, size, stated)
+    named = not (assumed or (top and top[0].name != _TOP[0]))
+    if fields.get('features') == 'flatten' and not stated.image_size and named:
+        assumed = (*assumed, f'images are {size[0]}x{size[1]}, since positions form a square')
+    return VGGMatch(fields, outputs, size, sources, ignored, assumed, named)
+
+
+def is_held(layout: Layout, depth: int) -> bool:
+    """Whether a file has the convolutions of a VGG."""
+    return _backbone([layer for layer in layout.layers if layer.arrays], depth) is not None
 
 
 def _sources(layout: Layout, targets: dict[str, Layer], path: Path) -> dict[str, str]:
@@ -107,18 +129,20 @@ def _sources(layout: Layout, targets: dict[str, Layer], path: Path) -> dict[str,
 
 
 def _assumed(
-    backbone: dict[str, Layer], top: list[Layer], size: tuple[int, ...]
+    backbone: dict[str, Layer], top: list[Layer], size: tuple[int, ...], stated: Reading
 ) -> tuple[str, ...]:
     """Return sentences about what is assumed of a file without the standard names."""
     texts = []
     if any(name != layer.name for name, layer in backbone.items()):
         texts.append('the convolutions are in the order of VGG (restore.json lists them)')
     if top and top[0].name != _TOP[0]:
-        texts += [
-            'hidden dense layers use ReLU',
-            f'images are {size[0]}x{size[1]}, preprocessed as in keras.applications.vgg16 (else '
-            'change image_size, scale, channel_order, mean and std of config.data)',
-        ]
+        if not stated.task:
+            texts.append('hidden dense layers use ReLU')
+        if not stated.preprocessing:
+            texts.append(
+                f'images are {size[0]}x{size[1]}, preprocessed as in keras.applications.vgg16 '
+                '(else change image_size, scale, channel_order, mean and std of config.data)'
+            )
     return tuple(texts)
 
 
@@ -150,25 +174,38 @@ def _top(filled: list[Layer], path: Path) -> list[Layer]:
     return dense
 
 
-def _features(layout: Layout, top: list[Layer], path: Path) -> tuple[str, tuple[int, int]]:
-    """Return how the features reach the top, and the height and width of the images."""
-    width = layout.shapes[top[0].arrays[0]][0]
+def _pooling(layout: Layout, stated: Reading) -> str:
+    """Return how positions are pooled, '' if neither the layers nor the user state it."""
     kinds = {layer.kind for layer in layout.layers}
-    if 'global_max_pooling2d' in kinds:
-        raise UserError(f'{path}: the top takes the maximum over positions; {_ALONE}')
-    if 'global_average_pooling2d' in kinds:
-        return 'mean', (224, 224)  # any size works; this is Keras's default
-    if 'flatten' not in kinds and top[0].name != _TOP[0] and width == WIDTHS[-1]:
+    return stated.pool or next((pool for kind, pool in _POOLS.items() if kind in kinds), '')
+
+
+def _features(
+    layout: Layout, top: list[Layer], path: Path, stated: Reading
+) -> tuple[str, tuple[int, ...]]:
+    """Return how the features reach the top, and the height and width of the images."""
+    width, pool = layout.shapes[top[0].arrays[0]][0], _pooling(layout, stated)
+    if pool not in ('', 'flatten'):
+        return pool, stated.image_size or (224, 224)  # any size works; this is Keras's default
+    if not pool and top[0].name != _TOP[0] and width == WIDTHS[-1]:
         raise UserError(
             f'{path} does not say whether the {width} features are flattened or averaged; {_ALONE}'
         )
-    side = math.isqrt(width // WIDTHS[-1])
-    if WIDTHS[-1] * side**2 != width or not side:
+    size = stated.image_size
+    if not size:
+        side = math.isqrt(width // WIDTHS[-1])
+        size = (_STRIDE * side, _STRIDE * side)
+    positions = math.prod(side // _STRIDE for side in size)
+    if WIDTHS[-1] * positions != width or not positions:
         raise UserError(
             f'{path}: layer {top[0].name!r} takes {width} features, which are not the '
-            f'{WIDTHS[-1]} channels of a square image; save the model with include_top=False'
+            f'{WIDTHS[-1]} channels of a square image; state the size, as in '
+            '--field=image_size=[64,96], or save the model with include_top=False'
+            if not stated.image_size
+            else f'{path}: layer {top[0].name!r} takes {width} features, but images of '
+            f'{size[0]}x{size[1]} have {WIDTHS[-1] * positions}; correct the size'
         )
-    return 'flatten', (_STRIDE * side, _STRIDE * side)
+    return 'flatten', size
 
 
 def _left_over(layout: Layout, used: list[Layer], path: Path) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class Match:
       classes: class names by label, () if unknown.
       assumed: sentences about what the file leaves open.
       task: value of `config.task.name`.
+      imagenet: whether a head of 1000 outputs without class names is ImageNet's.
     """
 
     fields: dict[str, Any]
@@ -91,6 +92,7 @@ class Match:
     classes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     task: str = 'classify'
+    imagenet: bool = True
 
 
 def row(theirs: str, path: str, pattern: str, **sizes: int) -> Row:

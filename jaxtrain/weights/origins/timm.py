@@ -1,17 +1,17 @@
 """timm's names: Vision Transformers, timm's DINOv2, and ResNets (named as in torchvision).
 
-A folder from the Hugging Face Hub also holds config.json, whose `pretrained_cfg` gives the
-preprocessing; without it, the preprocessing of the family's best-known weights is assumed.
+A folder from the Hugging Face Hub also holds config.json, which states the architecture, its
+arguments and the preprocessing (timm_config.py). What nothing states is assumed, and reported.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from jaxtrain.data.features import IMAGE, feature
 from jaxtrain.errors import UserError
 from jaxtrain.weights.formats.archive import Archive
-from jaxtrain.weights.hub import read_json
-from jaxtrain.weights.origins import torchvision
+from jaxtrain.weights.origins import positions, timm_config, torchvision
 from jaxtrain.weights.origins.names import (
     CONV,
     DENSE,
@@ -25,6 +25,8 @@ from jaxtrain.weights.origins.names import (
     expand,
     row,
 )
+from jaxtrain.weights.origins.positions import Size
+from jaxtrain.weights.origins.timm_config import Stated
 
 SIZES = {
     'ti': {'width': 192, 'depth': 12, 'heads': 3, 'mlp': 768},
@@ -46,6 +48,9 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     **{name: fields for name, fields in torchvision.MODELS.items() if fields['name'] == 'resnet'},
 }
+
+# The order of timm.models.load_checkpoint, which prefers averaged weights.
+STATE_DICTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 
 HALF = {'crop': 0.9, 'interpolation': 'bicubic', 'scale': 255.0, 'mean': (0.5,), 'std': (0.5,)}
 
@@ -120,55 +125,137 @@ def match(archive: Archive, model: str) -> Match:
     """Match a file to one of MODELS.
 
     Raises:
-      UserError: the positions do not form a square grid, or config.json is not valid JSON.
+      UserError: config.json, or what a checkpoint holds beside its weights, is damaged, or states
+        something that is not computed.
     """
-    described = read_json(archive)
     if MODELS[model]['name'] == 'resnet':
-        resnet = torchvision.match(archive, model)
-        size, channels = resnet.inputs.shape[:2], resnet.inputs.shape[2]
-        preprocessing = {
-            **(resnet.preprocessing or {}),
-            **_preprocessing(described, size, positions=False),
-        }
-        inputs = feature(IMAGE, *preprocessing['image_size'], channels)
-        return Match(
-            resnet.fields, resnet.outputs, inputs, resnet.rows, resnet.ignored, preprocessing,
-            _labels(described, resnet.outputs),
-        )  # fmt: skip
-    fields = _fields(archive, MODELS[model])
+        return _resnet(archive, model)
     outputs = torchvision.head_outputs(archive, 'head.bias')
-    size, channels = image_size(archive, fields, 'pos_embed', 'patch_embed.proj.weight')
+    stated = timm_config.read(archive, MODELS[model], outputs)
+    fields = _fields(archive, MODELS[model], stated)
+    grid = positions.find(archive, _positions(archive, fields, stated))
+    if fields['class_token'] and not fields['registers']:
+        fields['class_position'] = bool(grid.front)
+    kernel = archive.arrays.get('patch_embed.proj.weight')
+    channels = kernel.shape[1] if kernel is not None and len(kernel.shape) == 4 else 3
+    _check_channels(stated, channels)
     dino = 'layer_scale' in MODELS[model]
     usual = {**torchvision.PREPROCESSING, 'crop': 1.0, 'interpolation': 'bicubic'} if dino else HALF
-    usual = {**usual, 'channel_order': 'rgb', 'image_size': size}
-    assumed = () if described else ('preprocessing is that of the best-known weights of this kind',)
+    usual = {**usual, 'channel_order': 'rgb', 'image_size': grid.size}
     return Match(
-        fields=fields,
+        fields={
+            name: value
+            for name, value in fields.items()
+            if name in MODELS[model] or DEFAULTS.get(name) != value
+        },
         outputs=outputs,
-        inputs=feature(IMAGE, *size, channels),
+        inputs=feature(IMAGE, *grid.size, channels),
         rows=rows(fields, outputs),
         ignored=(('mask_token', 'used only in pretraining'),),
-        preprocessing=torchvision.for_channels(
-            {**usual, **_preprocessing(described, size)}, channels
-        ),
-        classes=_labels(described, outputs),
-        assumed=assumed,
+        preprocessing=torchvision.for_channels({**usual, **stated.preprocessing}, channels),
+        classes=stated.classes,
+        assumed=(*_assumed(stated, fields, grid.size), *grid.assumed),
+        imagenet=stated.described,
     )
 
 
-def _fields(archive: Archive, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the model, extended by those that the keys of the file imply."""
-    keys = archive.arrays
-    result = dict(fields)
-    if 'reg_token' in keys:
-        result |= {'registers': keys['reg_token'].shape[1], 'class_position': False}
-    if 'cls_token' not in keys:
-        result |= {'class_token': False, 'pool': 'mean'}
-    if 'fc_norm.weight' in keys:
-        result |= {'norm_after_pool': True, 'pool': 'mean'}
+def _resnet(archive: Archive, model: str) -> Match:
+    resnet = torchvision.plain_match(archive, model)
+    stated = timm_config.read(archive, resnet.fields, resnet.outputs)
+    channels = resnet.inputs.shape[2]
+    _check_channels(stated, channels)
+    size: Size = stated.sizes[0][0] if stated.sizes else (224, 224)
+    preprocessing = {**(resnet.preprocessing or {}), **stated.preprocessing, 'image_size': size}
+    fields = {**resnet.fields, 'pool': stated.pool or 'mean'}
+    if fields['pool'] == 'token':
+        raise UserError(f'{archive.path}: a ResNet cannot pool by a token; correct global_pool')
+    return replace(
+        resnet,
+        fields=fields,
+        inputs=feature(IMAGE, *size, channels),
+        preprocessing=torchvision.for_channels(preprocessing, channels),
+        classes=stated.classes,
+        assumed=_assumed(stated, fields, size),
+    )
+
+
+def _assumed(stated: Stated, fields: dict[str, Any], size: Size) -> tuple[str, ...]:
+    """Return sentences about what neither a file nor the user states."""
+    texts = []
+    theirs = {ours: name for name, ours in timm_config.POOLS.items()}
+    if not stated.pool:
+        pool = theirs[fields['pool']]
+        texts.append(f'global_pool={pool} (--field=global_pool=NAME states another)')
+    if fields['name'] == 'vit' and 'num_heads' not in stated.args and not stated.known:
+        texts.append(
+            f'num_heads={fields["heads"]} (--field=model_args.num_heads=NUMBER states another)'
+        )
+    height, width = size
+    if height != width and stated.preprocessing.get('crop', 1.0):
+        texts.append(
+            'the resized sides of images are rounded down, where timm rounds to the nearest pixel '
+            'for sizes that are not square'
+        )
+    if not {'mean', 'crop', 'interpolation'} & set(stated.preprocessing):
+        texts.append('preprocessing is that of the best-known weights of this kind')
+    return tuple(texts)
+
+
+def _check_channels(stated: Stated, channels: int) -> None:
+    if stated.args.integer('in_chans', channels) not in (channels, None):
+        raise UserError(f'{stated.args.at("in_chans")}, but the weights have {channels} channels')
+
+
+def _fields(archive: Archive, model: dict[str, Any], stated: Stated) -> dict[str, Any]:
+    """Return the fields of the model with those that the keys imply and that are stated.
+
+    Raises:
+      UserError: what is stated contradicts the keys, or cannot be computed.
+    """
+    keys, args = archive.arrays, stated.args
+    registers = keys['reg_token'].shape[1] if 'reg_token' in keys else 0
+    class_token, late = 'cls_token' in keys, 'fc_norm.weight' in keys
+    for name, actual in (('class_token', class_token), ('reg_tokens', registers)):
+        if name in args and args.values[name] != actual:
+            raise UserError(f'{args.at(name)}, but the keys of {archive.path} show {actual}')
+    if args.flag('fc_norm', None) not in (None, late):
+        norm = 'fc_norm' if late else 'norm'
+        raise UserError(f'{args.at("fc_norm")}, but {archive.path} has {norm}.weight')
+    usual = 'mean' if late or not class_token else 'token'
+    result = {
+        **DEFAULTS, **model, 'registers': registers, 'class_token': class_token,
+        'class_position': class_token and not registers, 'norm_after_pool': late,
+        'pool': stated.pool or usual,
+    }  # fmt: skip
+    if result['pool'] == 'token' and not class_token:
+        raise UserError(f"{archive.path}: global_pool='token', but the file has no cls_token")
     if 'pre_logits.fc.bias' in keys:
         result['representation'] = keys['pre_logits.fc.bias'].shape[0]
+    if 'blocks.0.ls1.gamma' in keys:
+        result['layer_scale'] = result['layer_scale'] or 1e-5
+    heads = args.integer('num_heads', None)
+    if heads is not None:
+        if heads < 1 or result['width'] % heads:
+            raise UserError(f'{args.at("num_heads")} does not divide the width {result["width"]}')
+        result['heads'] = heads
+    if 'act_layer' in args:
+        name = args.text('act_layer', None)
+        if name not in timm_config.GELUS:
+            raise UserError(f'{args.at("act_layer")} is not supported, only gelu and gelu_tanh')
+        result['gelu'] = timm_config.GELUS[name]
     return result
+
+
+def _positions(archive: Archive, fields: dict[str, Any], stated: Stated) -> positions.Positions:
+    """Return the position embeddings; registers have none, and a class token may have one."""
+    front: tuple[int, ...] = (1, 0) if fields['class_token'] else (0,)
+    if fields['registers']:
+        front = (0,)
+    elif (bare := stated.args.flag('no_embed_class', None)) is not None and fields['class_token']:
+        front = (0,) if bare else (1,)
+    return positions.Positions(
+        'pos_embed', fields['patch'], front, stated.sizes, 'model_args.img_size'
+    )
 
 
 def image_size(
@@ -200,26 +287,3 @@ def image_size(
             'not form a square; give weights for square images'
         )
     return (side * full['patch'][0], side * full['patch'][1]), channels
-
-
-def _preprocessing(
-    described: dict[str, Any], size: tuple[int, ...], positions: bool = True
-) -> dict[str, Any]:
-    """Return the keys of `config.data` in `pretrained_cfg`; the size unless positions fix it."""
-    pretrained = described.get('pretrained_cfg', {})
-    result: dict[str, Any] = {'image_size': size}
-    if 'mean' in pretrained:
-        result |= {'mean': tuple(pretrained['mean']), 'std': tuple(pretrained['std'])}
-    if 'crop_pct' in pretrained:
-        result['crop'] = float(pretrained['crop_pct'])
-    if 'interpolation' in pretrained:
-        result['interpolation'] = pretrained['interpolation']
-    if 'input_size' in pretrained and not positions:
-        result['image_size'] = tuple(pretrained['input_size'][1:])
-    return result
-
-
-def _labels(described: dict[str, Any], outputs: int) -> tuple[str, ...]:
-    pretrained = described.get('pretrained_cfg', {})
-    names = tuple(pretrained['label_names']) if pretrained.get('label_names') else ()
-    return names if len(names) == outputs else ()

@@ -3,13 +3,18 @@
 Preprocessing is that of the IMAGENET1K_V1 weights: a 224x224 crop out of 256, bilinear.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxtrain.data.features import IMAGE, feature
+from jaxtrain.errors import UserError
+from jaxtrain.json_file import Record
 from jaxtrain.models import resnet as resnets
 from jaxtrain.models import vgg as vggs
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.origins.names import CONV, DENSE, SAME1, Match, Row, expand, row
+from jaxtrain.weights.schemas.schema import Given, computed
 
 PREPROCESSING = {
     'crop': 0.875,
@@ -27,6 +32,9 @@ MODELS: dict[str, dict[str, Any]] = {
         for depth in vggs.CONVOLUTIONS
     },
 }
+
+# torchvision's training program keeps averaged weights as 'model_ema', and resumes from 'model'.
+STATE_DICTS = ('model', 'state_dict')
 
 IGNORED = ((r'(.*\.)?num_batches_tracked', 'a counter used only in training'),)
 
@@ -106,6 +114,13 @@ def rows(fields: dict, outputs: int) -> tuple[Row, ...]:
 
 def match(archive: Archive, model: str) -> Match:
     """Match a file to one of MODELS."""
+    plain = plain_match(archive, model)
+    settings, assumed = for_weights(archive.given, plain.preprocessing or {})
+    return replace(plain, preprocessing=settings, assumed=assumed)
+
+
+def plain_match(archive: Archive, model: str) -> Match:
+    """Match a file of a ResNet or VGG, without what is stated of its preprocessing."""
     fields = MODELS[model]
     family = fields['name']
     outputs, channels = head_outputs(archive, HEADS[family]), 3
@@ -120,6 +135,30 @@ def match(archive: Archive, model: str) -> Match:
         ignored=IGNORED,
         preprocessing={**for_channels(PREPROCESSING, channels), 'image_size': (224, 224)},
     )
+
+
+# Preprocessing of torchvision's weights where it differs from that of IMAGENET1K_V1.
+WEIGHTS: dict[str, dict[str, Any]] = {
+    'IMAGENET1K_V1': {},
+    'IMAGENET1K_V2': {'crop': 224 / 232},
+    'IMAGENET1K_SWAG_E2E_V1': {'crop': 1.0, 'interpolation': 'bicubic'},
+    'IMAGENET1K_SWAG_LINEAR_V1': {'crop': 1.0, 'interpolation': 'bicubic'},
+}
+
+
+def for_weights(given: Given, preprocessing: Mapping) -> tuple[dict, tuple[str, ...]]:
+    """Return (preprocessing of the weights that the user names, what is assumed)."""
+    record = given.complete(Record(given.flags[0], {}), computed('weights'))
+    name = record.text('weights', '')
+    if not name:
+        words = (
+            'preprocessing is that of weights=IMAGENET1K_V1 (--field=weights=NAME states others: '
+            f'{", ".join([*WEIGHTS][1:])})'
+        )
+        return dict(preprocessing), (words,)
+    if name not in WEIGHTS:
+        raise UserError(f'{record.at("weights")} is not known; choose from {", ".join(WEIGHTS)}')
+    return {**preprocessing, **WEIGHTS[name]}, ()
 
 
 def head_outputs(archive: Archive, bias: str) -> int:

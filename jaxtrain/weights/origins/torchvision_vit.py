@@ -3,8 +3,10 @@
 from typing import Any
 
 from jaxtrain.data.features import IMAGE, feature
+from jaxtrain.errors import UserError
+from jaxtrain.json_file import Record
 from jaxtrain.weights.formats.archive import Archive
-from jaxtrain.weights.origins import timm, torchvision
+from jaxtrain.weights.origins import positions, timm, torchvision
 from jaxtrain.weights.origins.names import (
     CONV,
     DENSE,
@@ -18,7 +20,9 @@ from jaxtrain.weights.origins.names import (
     expand,
     row,
 )
+from jaxtrain.weights.schemas.schema import computed
 
+STATE_DICTS = torchvision.STATE_DICTS
 MODELS = {name: timm.MODELS[name] for name in ('vit_b16', 'vit_b32', 'vit_l16', 'vit_l32')}
 
 QKV = ('query', 'key', 'value')
@@ -70,17 +74,32 @@ def rows(fields: dict[str, Any], outputs: int, old: bool = False) -> tuple[Row, 
 
 def match(archive: Archive, model: str) -> Match:
     """Match a file to one of MODELS. UserError if its positions do not form a square grid."""
-    fields = MODELS[model]
+    fields = dict(MODELS[model])
+    record = archive.given.complete(
+        Record(archive.given.flags[0], {}), computed('image_size', 'num_heads')
+    )
+    heads = record.integer('num_heads', fields['heads'])
+    if heads < 1 or fields['width'] % heads:
+        raise UserError(f'{record.at("num_heads")} does not divide the width {fields["width"]}')
+    fields['heads'] = heads
     outputs = torchvision.head_outputs(archive, 'heads.head.bias')
-    size, channels = timm.image_size(archive, fields, 'encoder.pos_embedding', 'conv_proj.weight')
+    sizes = positions.sizes_of(record, 'image_size', strict=True)
+    key = 'encoder.pos_embedding'
+    grid = positions.find(archive, positions.Positions(key, fields['patch'], sizes=sizes))
+    size, kernel = grid.size, archive.arrays.get('conv_proj.weight')
+    channels = kernel.shape[1] if kernel is not None and len(kernel.shape) == 4 else 3
     # torchvision resizes images to 242 before the crop for vit_l_16, to 256 for the others.
     crop = 224 / 242 if model == 'vit_l16' and size == (224, 224) else 0.875
     usual = {**torchvision.PREPROCESSING, 'crop': crop, 'image_size': size}
+    settings, words = torchvision.for_weights(archive.given, usual)
+    if 'num_heads' not in record:
+        words = (*words, f'num_heads={heads} (--field=num_heads=NUMBER states another)')
     old = any(key.endswith('mlp.linear_1.weight') for key in archive.arrays)
     return Match(
         fields=fields,
         outputs=outputs,
         inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs, old),
-        preprocessing=torchvision.for_channels(usual, channels),
+        preprocessing=torchvision.for_channels(settings, channels),
+        assumed=(*words, *grid.assumed),
     )

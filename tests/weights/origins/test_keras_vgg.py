@@ -9,16 +9,18 @@ from jaxtrain.errors import UserError
 from jaxtrain.models.vgg import convolutions
 from jaxtrain.weights.formats import h5
 from jaxtrain.weights.formats.h5 import Layer, Layout
-from jaxtrain.weights.origins import keras_vgg
+from jaxtrain.weights.origins import keras_config, keras_vgg
+from jaxtrain.weights.schemas.schema import Given
 from tests.support.keras_files import FULL_TOP, LAYOUTS, cached_weight, shapes, write
 
 DENSE = {'dense_0': 'fc1', 'dense_1': 'fc2', 'logits': 'predictions'}
 FILE = Path('some.h5')
+NOTHING = keras_config.stated(Given(), 'some.h5', None)
 
 
 def matched(path, model='vgg16') -> keras_vgg.VGGMatch:
     with h5.open_file(path) as file:
-        return keras_vgg.match(h5.read_layout(file, path), model, path)
+        return keras_vgg.match(h5.read_layout(file, path), model, path, NOTHING)
 
 
 @pytest.mark.parametrize('kind', LAYOUTS)
@@ -81,21 +83,22 @@ VGG16 = convolutions(16)
 
 def fault(layout, name='vgg16') -> str:
     with pytest.raises(UserError) as caught:
-        keras_vgg.match(layout, name, FILE)
+        keras_vgg.match(layout, name, FILE, NOTHING)
     assert '\n' not in str(caught.value) and 'some.h5' in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize('convs', [VGG16, VGG16[::-1]])
 def test_known_names_are_mapped_in_any_order(convs):
-    result = keras_vgg.match(model(convs, ['fc1', 'fc2', 'predictions']), 'vgg16', FILE)
+    result = keras_vgg.match(model(convs, ['fc1', 'fc2', 'predictions']), 'vgg16', FILE, NOTHING)
     assert result.sources['backbone/block1_conv2/kernel'] == 'block1_conv2/kernel'
     assert result.sources['head/dense_1/bias'] == 'fc2/bias'
-    assert not result.assumed
+    (square,) = result.assumed
+    assert '32x32' in square and result.named
 
 
 def test_generated_names_are_mapped_by_order():
-    result = keras_vgg.match(model(AUTO, ['dense_5', 'dense_6']), 'vgg16', FILE)
+    result = keras_vgg.match(model(AUTO, ['dense_5', 'dense_6']), 'vgg16', FILE, NOTHING)
     names = [result.sources[f'backbone/{name}/kernel'] for name in VGG16]
     assert names == [f'{name}/kernel' for name in AUTO]
     assert result.sources['head/dense_0/kernel'] == 'dense_5/kernel'
@@ -111,10 +114,11 @@ def test_generated_names_are_mapped_by_order():
         (['flatten_1', 'dropout'], 512 * 16, ('flatten', (128, 128))),
         (['flatten'], 512, ('flatten', (32, 32))),
         (['global_average_pooling2d'], 512, ('mean', (224, 224))),
+        (['global_max_pooling2d'], 512, ('max', (224, 224))),
     ],
 )
 def test_how_features_reach_the_top(between, width, expected):
-    result = keras_vgg.match(model(VGG16, ['dense'], between, width), 'vgg16', FILE)
+    result = keras_vgg.match(model(VGG16, ['dense'], between, width), 'vgg16', FILE, NOTHING)
     assert (result.fields['features'], result.image_size) == expected
 
 
@@ -122,7 +126,6 @@ def test_how_features_reach_the_top(between, width, expected):
     ('layout', 'words'),
     [
         (model(VGG16, ['dense'], []), 'does not say whether the 512 features are flattened or'),
-        (model(VGG16, ['dense'], ['global_max_pooling2d']), 'takes the maximum over positions'),
         (
             model(VGG16, ['fc1', 'fc2', 'predictions'], width=512 * 35),
             "layer 'fc1' takes 17920 features, which are not the 512 channels of a square image",
@@ -179,5 +182,7 @@ def test_optimizer_and_random_state_are_ignored_by_name():
         'optimizer_weights/Adam/m:0',
         'layers/dropout/seed_generator/vars/0',
     )
-    result = keras_vgg.match(model(VGG16, shapes=[(name, (2,)) for name in state]), 'vgg16', FILE)
+    result = keras_vgg.match(
+        model(VGG16, shapes=[(name, (2,)) for name in state]), 'vgg16', FILE, NOTHING
+    )
     assert result.ignored == state
