@@ -149,9 +149,10 @@ def _described(config: Record, fields: dict[str, Any], model: str) -> dict[str, 
         'num_register_tokens': fields.get('registers', 0),
     }
     check_sizes(config, sizes, model)
-    if (patch := _pair(config, 'patch_size', fields['patch'])) != fields['patch']:
+    if _pair(config, 'patch_size', fields['patch']) != fields['patch']:
         raise UserError(
-            f'{config.at("patch_size")}, but {model} has {patch[0]}; give the --model of that size'
+            f'{config.at("patch_size")}, but {model} has {fields["patch"][0]}; give the --model of '
+            'that size'
         )
     hidden = config.integer('intermediate_size', fields['mlp'])
     if 'mlp_ratio' in config:
@@ -183,6 +184,11 @@ def _image_size(
         )
         return size, channels, (words,)
     size, leaf = _pair(config, 'image_size', (224, 224)), archive.arrays.get(key)
+    if 'layer_scale' in fields and size[0] != size[1]:
+        raise UserError(
+            f'{config.at("image_size")} is not supported for DINOv2, only squares as in '
+            'transformers'
+        )
     rows, columns = (side // patch for side, patch in zip(size, fields['patch'], strict=True))
     if leaf is not None and len(leaf.shape) == 3 and leaf.shape[1] != rows * columns + 1:
         raise UserError(

@@ -157,18 +157,20 @@ def _pool(pooling: Record, width: int) -> str:
     for name in ('word_embedding_dimension', 'embedding_dimension'):
         if pooling.integer(name, width) != width:
             raise UserError(f'{pooling.at(name)}, but the hidden states have {width} numbers')
-    modes = {mode for name, mode in _LEGACY.items() if pooling.flag(name, False)}
+    fields = [name for name in _LEGACY if pooling.flag(name, False)]
+    modes = {_LEGACY[name] for name in fields}
     if 'pooling_mode' in pooling:
         mode = pooling.values['pooling_mode']
         stated = {mode} if isinstance(mode, str) else set(pooling.texts('pooling_mode'))
         if modes and stated != modes:
-            raise UserError(f'{pooling.at("pooling_mode")}, but the other fields state {modes}')
-        modes = stated
+            raise UserError(f'{pooling.at("pooling_mode")}, but also {", ".join(fields)}')
+        fields, modes = ['pooling_mode'], stated
     modes = modes or {'mean'}
     if len(modes) > 1 or not modes <= set(_POOLS):
         raise UserError(
-            f'{pooling.where}: the pooling {", ".join(sorted(modes))} is not supported, only one '
-            f'of {", ".join(_POOLS)}: it needs that pooling in jaxtrain/models/bert.py'
+            f'{pooling.where}: {", ".join(fields)} with {", ".join(sorted(modes))} is not '
+            f'supported, only one of {", ".join(_POOLS)}: it needs that pooling in '
+            'jaxtrain/models/bert.py'
         )
     return _POOLS[modes.pop()]
 
