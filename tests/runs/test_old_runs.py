@@ -75,7 +75,7 @@ def test_an_old_run_is_evaluated(runs, name, lacks_keys, jaxtrain):
         path = runs / name / 'config.json'
         written = json.loads(path.read_text())
         for key in PREPROCESSING:
-            del written['config']['data'][key]
+            written['config']['data'].pop(key, None)
         path.write_text(json.dumps(written))
     outcome = jaxtrain('evaluate', f'--workdir={name}', '--split=test')
     line = expected(runs, name)[-1]
