@@ -37,6 +37,11 @@ class Record:
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
+    @property
+    def name(self) -> str:
+        """The name of the file, without its folder."""
+        return self.where.rpartition('/')[2]
+
     def at(self, key: str) -> str:
         """'FILE: FIELD=VALUE', which begins a message; without a value if there is no such field"""
         value = f'={shown(self.values[key])}' if key in self.values else ''

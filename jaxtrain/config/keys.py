@@ -25,6 +25,9 @@ PREPROCESSING = {
     # How images are resized to image_size: 0 stretches them; otherwise the shorter side is resized
     # so that image_size is this share of it (0.875 for 224 of 256), and the centre is cropped.
     'crop': 0.0,
+    # The first row and column of that centre, where its margins differ by a pixel: 'nearest' rounds
+    # half of the difference in sizes to even, as torchvision and timm do; 'down' is transformers'.
+    'crop_rounding': 'nearest',
     # How pixels are interpolated: 'auto' averages areas if the image shrinks and is bilinear
     # otherwise; 'bilinear', 'bicubic' and 'nearest' are those of PIL.
     'interpolation': 'auto',
@@ -198,8 +201,8 @@ def base() -> ConfigDict:
     # For a corpus that is a folder: pattern of the file names, and names of folders to leave out.
     c.data.pattern = '*.txt'
     c.data.skip_folders = ()
-    # image_size, crop, interpolation, scale, mean, std and channel_order are documented at
-    # PREPROCESSING above, and left open.
+    # image_size, crop, crop_rounding, interpolation, scale, mean, std and channel_order are
+    # documented at PREPROCESSING above, and left open.
     for name, usual in PREPROCESSING.items():
         c.data[name] = placeholder(type(usual))
     # Augmentation on the device, applied in order and in training only: tuples of a function in

@@ -41,13 +41,14 @@ class BERT(Family):
       pool: the features of a row: 'mean' averages the last hidden states of its tokens, as
         sentence-transformers do; 'token' applies a dense layer with tanh to that of the first
         token, as BERT's classifiers do; 'first' uses that of the first token unchanged.
+      unit_length: whether `embed` normalises embeddings to length 1.
       dropout: fraction of the embeddings, the attention weights, each layer's output and the
         pooled features that is zeroed in training (0.1 in the paper).
       remat, scan: see `ViT`.
     """
 
     READS = 'tokens'
-    FIXED = ('gelu', 'norm_eps', 'pad')
+    FIXED = ('gelu', 'norm_eps', 'pad', 'unit_length')
     TENSOR = BLOCK_AXES + TOKEN_AXES + HEAD_AXES
 
     outputs: int
@@ -62,6 +63,7 @@ class BERT(Family):
     norm_eps: float = 1e-12
     pad: int = 0
     pool: str = 'token'
+    unit_length: bool = True
     dropout: float = 0.0
     remat: str = 'none'
     scan: bool = False
@@ -94,11 +96,13 @@ class BERT(Family):
     def embed(
         self, tokens: jax.Array, types: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """The pooled features normalised to length 1, [batch, width]; dot products are cosines.
+        """The pooled features, [batch, width]; if `unit_length`, their dot products are cosines.
 
         A row of padding only yields 0 if pool is 'mean'.
         """
         x = self.backbone(tokens, types, train=train)
+        if not self.unit_length:
+            return x
         square = jnp.sum(x * x, -1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 

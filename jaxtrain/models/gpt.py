@@ -29,6 +29,8 @@ class GPT(Family):
       context: maximum number of tokens per row.
       mlp: width of the hidden layer in a block; 0 means four times `width`.
       gelu: 'tanh' is GPT-2's approximation, 'erf' exact.
+      scale_attention: whether products of queries and keys are divided by the square root of a
+        head's size.
       norm_eps: added to the variance in layer normalisation.
       dropout: fraction of the embeddings, the attention weights and each layer's output that is
         zeroed in training (0.1 in the original code).
@@ -38,7 +40,7 @@ class GPT(Family):
     """
 
     READS = 'tokens'
-    FIXED = ('gelu', 'norm_eps')
+    FIXED = ('gelu', 'norm_eps', 'scale_attention')
     TENSOR = BLOCK_AXES + TOKEN_AXES + HEAD_AXES
 
     outputs: int
@@ -51,6 +53,7 @@ class GPT(Family):
     norm_eps: float = 1e-5
     dropout: float = 0.0
     tied: bool = True
+    scale_attention: bool = True
     remat: str = 'none'
     scan: bool = False
     scan_ends: tuple[int, ...] = ()
@@ -60,6 +63,7 @@ class GPT(Family):
         self.backbone = _Backbone(
             self.outputs, self.width, self.depth, self.heads, self.context,
             self.mlp or 4 * self.width, self.gelu, self.norm_eps, self.dropout,
+            self.scale_attention,
             Stack(self.remat, self.scan, self.scan_ends),
         )  # fmt: skip
         if not self.tied:
@@ -107,6 +111,7 @@ class _Backbone(nn.Module):
     gelu: str
     norm_eps: float
     dropout: float
+    scaled: bool
     stack: Stack
 
     def setup(self):
@@ -115,7 +120,15 @@ class _Backbone(nn.Module):
         self.positions = nn.Embed(self.context, self.width, embedding_init=normal)
         self.drop = nn.Dropout(self.dropout)
         self.block = [
-            _Block(self.depth, self.heads, self.mlp, self.gelu, self.norm_eps, self.dropout)
+            _Block(
+                self.depth,
+                self.heads,
+                self.mlp,
+                self.gelu,
+                self.norm_eps,
+                self.dropout,
+                self.scaled,
+            )
             for _ in range(self.depth)
         ]
         # Two passes, as in PyTorch: a one-pass variance loses digits if the mean is large.
@@ -146,6 +159,7 @@ class _Block(nn.Module):
     gelu: str
     norm_eps: float
     dropout: float
+    scaled: bool
 
     @nn.compact
     def __call__(self, x, seen, *, train, cache, start):
@@ -156,7 +170,7 @@ class _Block(nn.Module):
         }
         drop = nn.Dropout(self.dropout, deterministic=not train)
         y = nn.LayerNorm(self.norm_eps, use_fast_variance=False, name='norm_1')(x)
-        attention = Attention(self.heads, self.dropout, **inits, name='attention')
+        attention = Attention(self.heads, self.dropout, self.scaled, **inits, name='attention')
         causal = seen is None
         y = attention(y, seen, train=train, causal=causal, cache=cache, start=start)
         x = x + drop(y)

@@ -21,7 +21,7 @@ from jaxtrain.tasks.tasks import best_metric
 TOKENIZER = 'tokenizer.json'
 # The keys of PREPROCESSING in which a config may differ from the weights, since a network may, for
 # example, be trained further on larger images.
-FREE = ('image_size', 'crop', 'interpolation')
+FREE = ('image_size', 'crop', 'crop_rounding', 'interpolation')
 
 
 @dataclass(frozen=True)

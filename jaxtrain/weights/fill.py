@@ -49,6 +49,17 @@ def fill_unchanged(archive: Archive, key: str, array: np.ndarray) -> None:
         start += piece.size
 
 
+def equal(archive: Archive, first: str, second: str) -> bool:
+    """Whether two arrays of a file have the same shape and values."""
+    if archive.arrays[first].shape != archive.arrays[second].shape:
+        return False
+    # Pieces may end at different rows, since arrays may have different dtypes.
+    rows: list[Iterator[np.ndarray]] = [
+        (row for piece in archive.read(key) for row in piece) for key in (first, second)
+    ]
+    return all(np.array_equal(a, b) for a, b in zip(*rows, strict=True))
+
+
 def _finite_pieces(archive: Archive, key: str, dtype: Any) -> Iterator[np.ndarray]:
     """Yield the pieces of an array, converted to a dtype. UserError if one has NaN or Inf."""
     for piece in archive.read(key):

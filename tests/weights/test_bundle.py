@@ -11,6 +11,7 @@ from jaxtrain.weights.bundle import Bundle, of_run, resolve, resumed, with_recor
 STORED = {
     'image_size': (224, 224),
     'crop': 0.875,
+    'crop_rounding': 'down',
     'interpolation': 'bicubic',
     'scale': 1.0,
     'mean': (103.9, 116.8, 123.7),

@@ -66,21 +66,27 @@ def test_config_json_sets_fields(bert, tmp_path):
 @pytest.mark.parametrize(
     'content, words',
     [
-        ({'hidden_size': 768}, 'has hidden_size=768, but minilm_l6 has 384; give the --model of'),
-        ({'num_hidden_layers': 12}, 'has num_hidden_layers=12, but minilm_l6 has 6'),
-        ({'num_attention_heads': 6}, 'has num_attention_heads=6, but minilm_l6 has 12'),
-        (
-            {'hidden_act': 'relu'},
-            "has hidden_act='relu', which the model does not support",
-        ),
+        ({'hidden_size': 768}, 'hidden_size=768, but minilm_l6 has 384'),
+        ({'num_hidden_layers': 12}, 'num_hidden_layers=12, but minilm_l6 has 6'),
+        ({'num_attention_heads': 7}, 'num_attention_heads=7 does not divide the width, 384'),
+        ({'hidden_act': 'relu'}, 'hidden_act="relu" is not supported, only gelu'),
+        ({'layer_norm_eps': '1e-12'}, 'layer_norm_eps="1e-12" should be a number'),
+        ({'model_type': 'roberta'}, 'model_type="roberta" is not supported, only "bert"'),
+        ({'architectures': ['CamembertModel']}, 'architectures=["CamembertModel"]'),
+        ({'rope_theta': 1e4}, 'rope_theta=10000.0 is not a field that is known'),
     ],
 )
 def test_another_model_is_refused(content, words, bert, tmp_path):
-    """No shape depends on the number of heads: 6 for 12 would load silently and compute wrongly."""
     write(tmp_path, **content)
     with pytest.raises(UserError) as caught:
         huggingface_text.match(bert(tmp_path), 'minilm_l6')
-    assert f'{tmp_path}/config.json {words}' in str(caught.value)
+    assert f'{tmp_path}/config.json: {words}' in str(caught.value)
+
+
+def test_the_number_of_heads_is_that_of_config_json(bert, tmp_path):
+    """No shape depends on it."""
+    write(tmp_path, num_attention_heads=6)
+    assert huggingface_text.match(bert(tmp_path), 'minilm_l6').fields['heads'] == 6
 
 
 def test_damaged_config_json(bert, tmp_path):
@@ -89,9 +95,14 @@ def test_damaged_config_json(bert, tmp_path):
         huggingface_text.match(bert(tmp_path), 'minilm_l6')
 
 
-def test_class_names_of_another_number_are_ignored(bert, tmp_path):
-    write(tmp_path, id2label={'0': 'LABEL_0', '1': 'LABEL_1'})
-    assert huggingface_text.match(bert(tmp_path), 'minilm_l6').classes == ()
+@pytest.mark.parametrize(
+    'labels',
+    [{'0': 'a', '1': 'b'}, {'1': 'a', '2': 'b', '3': 'c'}, ['a', 'b', 'c'], {'0': 'a', '1': None}],
+)
+def test_class_names_that_are_not_those_of_the_head(labels, bert, tmp_path):
+    write(tmp_path, id2label=labels)
+    with pytest.raises(UserError, match='config.json: id2label'):
+        huggingface_text.match(bert(tmp_path), 'minilm_l6')
 
 
 def test_preprocessing_of_hugging_face(tmp_path):
@@ -106,9 +117,10 @@ def test_preprocessing_of_hugging_face(tmp_path):
     after = huggingface_vit.match(file, 'dinov2_s14')
     assert after.preprocessing == {
         'image_size': (224, 224), 'scale': 127.5, 'channel_order': 'rgb', 'mean': (0.1, 0.2, 0.3),
-        'std': (0.4, 0.4, 0.4), 'crop': 0.8, 'interpolation': 'bilinear',
+        'std': (0.4, 0.4, 0.4), 'crop': 0.8, 'crop_rounding': 'down',
+        'interpolation': 'bilinear',
     }  # fmt: skip
-    assert not after.assumed
+    assert len(after.assumed) < len(before.assumed)
 
 
 def test_preprocessing_and_classes_of_timm(tmp_path):

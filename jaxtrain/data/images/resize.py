@@ -11,6 +11,7 @@ Box = tuple[int, int, int, int]  # the first row and column, height, width
 # (height, width) of an image -> the requested part of it.
 Region = Callable[[int, int], Box]
 
+ROUNDINGS: dict[str, Callable[[float], int]] = {'nearest': round, 'down': int}
 INTERPOLATIONS = ('auto', 'bilinear', 'bicubic', 'nearest')
 
 
@@ -21,12 +22,15 @@ class Fit:
     Attributes:
       crop: 0 stretches the image. Otherwise it is resized to just cover the size divided by `crop`,
         and cropped at the centre, as torchvision and timm do for evaluation.
+      rounding: how the margins of the crop are rounded: 'nearest' (torchvision) or 'down'
+        (transformers).
       interpolation: 'auto' (by area if the image shrinks, otherwise bilinear); 'bilinear',
         'bicubic' and 'nearest' are PIL's, with antialiasing.
     """
 
     crop: float = 0.0
     interpolation: str = 'auto'
+    rounding: str = 'nearest'
 
 
 PLAIN = Fit()
@@ -37,7 +41,7 @@ def make_fit(cfg) -> Fit:
     interpolation = cfg.choose('interpolation', INTERPOLATIONS)
     if not 0 <= cfg.crop <= 1:
         raise UserError(f'config.data.crop={cfg.crop} must be from 0 to 1')
-    return Fit(float(cfg.crop), interpolation)
+    return Fit(float(cfg.crop), interpolation, cfg.choose('crop_rounding', ROUNDINGS))
 
 
 def requested_size(cfg) -> tuple[int, ...]:
@@ -70,7 +74,8 @@ def resize(image: np.ndarray, size: tuple[int, ...], fit: Fit = PLAIN) -> np.nda
     else:
         new_height = int(new_width * height / width)
     image = stretch(image, (new_height, new_width), fit.interpolation)
-    top, left = round((new_height - rows) / 2), round((new_width - columns) / 2)
+    to_integer = ROUNDINGS[fit.rounding]
+    top, left = to_integer((new_height - rows) / 2), to_integer((new_width - columns) / 2)
     return image[top : top + rows, left : left + columns]
 
 

@@ -38,12 +38,14 @@ class Attention(nn.Module):
     Attributes:
       heads: number of heads, which share the width.
       dropout: fraction of the attention weights that is zeroed in training.
+      scaled: whether products of queries and keys are divided by the square root of a head's size.
       kernel_init, out_init: initialisers of the query, key and value kernels, and of the output
         kernel.
     """
 
     heads: int
     dropout: float = 0.0
+    scaled: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
@@ -82,6 +84,8 @@ class Attention(nn.Module):
             nn.DenseGeneral(split, kernel_init=self.kernel_init, name=name)(x)
             for name in ('query', 'key', 'value')
         )
+        if not self.scaled:
+            query = query * split[1] ** 0.5
         if cache:
             assert start is not None  # where to write into the cache
             key = self._keep('keys', key, cache, start)

@@ -8,8 +8,11 @@ import re
 from typing import Any
 
 from jaxtrain.data.features import TOKENS, feature
+from jaxtrain.errors import UserError
+from jaxtrain.json_file import Record
+from jaxtrain.weights.fill import equal
 from jaxtrain.weights.formats.archive import Archive
-from jaxtrain.weights.hub import activation, check_sizes, class_names, read_json
+from jaxtrain.weights.hub import activation, check_sizes, class_names, epsilon, head_count
 from jaxtrain.weights.origins import torchvision
 from jaxtrain.weights.origins.names import (
     DENSE,
@@ -24,6 +27,12 @@ from jaxtrain.weights.origins.names import (
     expand,
     row,
 )
+from jaxtrain.weights.schemas.bert import BERT
+from jaxtrain.weights.schemas.bert import USUAL as BERT_USUAL
+from jaxtrain.weights.schemas.gpt2 import GPT2
+from jaxtrain.weights.schemas.gpt2 import USUAL as GPT2_USUAL
+from jaxtrain.weights.schemas.schema import assumptions
+from jaxtrain.weights.schemas.sentence import read_length, read_modules
 
 
 def _gpt(width: int, depth: int, heads: int) -> dict[str, Any]:
@@ -81,7 +90,6 @@ GPT_BLOCK = (
 GPT_IGNORED = (
     # The dot before 'attn' matters: c_attn.bias is a weight.
     (r'(transformer\.)?h\.\d+\.attn\.(masked_)?bias', 'the causal mask'),
-    (r'lm_head\.weight', 'tied to the token embedding'),
 )
 
 _LAYER = '{p}encoder.layer.{i}.'
@@ -161,86 +169,127 @@ def match(archive: Archive, model: str) -> Match:
     """Match a file to one of MODELS.
 
     Raises:
-      UserError: config.json describes another model.
+      UserError: a file beside the weights describes another computation.
     """
-    described = read_json(archive)
-    fields = {**MODELS[model], **_checked(archive, described, MODELS[model], model)}
-    return (_match_gpt if fields['name'] == 'gpt' else _match_bert)(archive, fields, described)
+    return (_match_gpt if MODELS[model]['name'] == 'gpt' else _match_bert)(archive, model)
 
 
-def _match_gpt(archive: Archive, fields: dict[str, Any], described: dict[str, Any]) -> Match:
+def _match_gpt(archive: Archive, model: str) -> Match:
+    config = archive.given.read(archive.folder / 'config.json', GPT2)
     prefix = _prefix(archive, 'wte.weight')
     tokens, positions = (_length(archive, f'{prefix}{n}.weight') for n in ('wte', 'wpe'))
-    fields = {**fields, 'context': positions or fields['context']}
-    if 'lm_head.weight' in archive.arrays and described.get('tie_word_embeddings') is False:
+    fields = {**MODELS[model], 'context': positions or MODELS[model]['context']}
+    sizes = {
+        **dict.fromkeys(('n_embd', 'hidden_size'), fields['width']),
+        **dict.fromkeys(('n_layer', 'num_hidden_layers'), fields['depth']),
+        **dict.fromkeys(('n_positions', 'n_ctx', 'max_position_embeddings'), fields['context']),
+        'vocab_size': tokens or config.integer('vocab_size', 50257),
+    }
+    check_sizes(config, sizes, model)
+    fields |= {
+        'heads': head_count(config, ('n_head', 'num_attention_heads'), fields),
+        **epsilon(config, 'layer_norm_epsilon'),
+        **activation(config, 'activation_function'),
+    }
+    if hidden := config.integer('n_inner', None):
+        fields['mlp'] = hidden
+    if not config.flag('scale_attn_weights', True):
+        fields['scale_attention'] = False
+    usual = {'n_head': fields['heads'], **GPT2_USUAL}
+    tied, ignored, words = _output_layer(archive, config, f'{prefix}wte.weight')
+    if not tied:
         fields['tied'] = False
     return Match(
         fields=fields,
         outputs=tokens or 50257,
         inputs=feature(TOKENS, fields['context']),
         rows=rows(fields, tokens or 50257, prefix),
-        ignored=GPT_IGNORED,
+        ignored=(*GPT_IGNORED, *ignored),
         preprocessing={'length': fields['context']},
+        assumed=(*assumptions(config, usual), *words),
         task='lm',
     )
 
 
-def _match_bert(archive: Archive, fields: dict[str, Any], described: dict[str, Any]) -> Match:
+def _output_layer(
+    archive: Archive, config: Record, embedding: str
+) -> tuple[bool, tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Return (whether the output layer is the token embedding, keys to ignore, what is assumed).
+
+    Raises:
+      UserError: config.json states an output layer that the file does not have.
+    """
+    stated, key = config.flag('tie_word_embeddings', True), 'lm_head.weight'
+    if key not in archive.arrays:
+        if not stated:
+            raise UserError(
+                f'{config.at("tie_word_embeddings")}, but {archive.path} has no {key}; give the '
+                'weights of the whole model'
+            )
+        return True, (), ()
+    if embedding in archive.arrays and equal(archive, key, embedding):
+        return True, ((r'lm_head\.weight', 'equal to the token embedding'),), ()
+    words = f'{key} is the output layer, since it differs from {embedding}'
+    return False, (), (words,) if stated else ()
+
+
+def _match_bert(archive: Archive, model: str) -> Match:
+    config = archive.given.read(archive.folder / 'config.json', BERT)
     prefix = _prefix(archive, 'embeddings.word_embeddings.weight')
     start = f'{prefix}embeddings.'
-    fields = {
-        **fields,
-        'vocabulary': _length(archive, f'{start}word_embeddings.weight') or fields['vocabulary'],
-        'positions': _length(archive, f'{start}position_embeddings.weight') or fields['positions'],
-        'types': _length(archive, f'{start}token_type_embeddings.weight') or 2,
+    fields = dict(MODELS[model])
+    for name, key, usual in (
+        ('vocabulary', 'word', fields['vocabulary']),
+        ('positions', 'position', fields['positions']),
+        ('types', 'token_type', 2),
+    ):
+        fields[name] = _length(archive, f'{start}{key}_embeddings.weight') or usual
+    sizes = {
+        'hidden_size': fields['width'],
+        'num_hidden_layers': fields['depth'],
+        'vocab_size': fields['vocabulary'],
+        'max_position_embeddings': fields['positions'],
+        'type_vocab_size': fields['types'],
     }
-    if f'{prefix}pooler.dense.weight' not in archive.arrays:
-        fields['pool'] = 'mean' if fields['pool'] == 'token' else fields['pool']
+    check_sizes(config, sizes, model)
+    fields |= {
+        'heads': head_count(config, ('num_attention_heads',), fields),
+        'mlp': config.integer('intermediate_size', fields['mlp']),
+        **epsilon(config, 'layer_norm_eps'),
+        **activation(config, 'hidden_act'),
+    }
+    if (pad := config.integer('pad_token_id', None)) is not None:
+        fields['pad'] = pad
     outputs = torchvision.head_outputs(archive, 'classifier.bias')
-    sentence = read_json(archive, 'sentence_bert_config.json')
+    fields, words = _pooled(archive, config, fields, outputs)
     old = any(re.search(r'LayerNorm\.gamma$', key) for key in archive.arrays)
+    usual = {'num_attention_heads': fields['heads'], **BERT_USUAL}
     return Match(
         fields=fields,
         outputs=outputs,
         inputs=feature(TOKENS, fields['positions']),
         rows=rows(fields, outputs, prefix, old),
         ignored=BERT_IGNORED + (POOLER_IGNORED if fields['pool'] != 'token' else ()),
-        preprocessing={'length': int(sentence.get('max_seq_length') or fields['positions'])},
-        classes=class_names(described, outputs),
+        preprocessing={'length': read_length(archive, fields['positions'])},
+        classes=class_names(config, outputs),
+        assumed=(*assumptions(config, usual), *words),
     )
 
 
-def _checked(
-    archive: Archive, described: dict[str, Any], fields: dict[str, Any], model: str
-) -> dict[str, Any]:
-    """Return the model fields in the JSON files. UserError for sizes of another model."""
-    sizes = {
-        **dict.fromkeys(('n_embd', 'hidden_size'), fields['width']),
-        **dict.fromkeys(('n_layer', 'num_hidden_layers'), fields['depth']),
-        **dict.fromkeys(('n_head', 'num_attention_heads'), fields['heads']),
-    }
-    check_sizes(archive, described, sizes, model)
-    result: dict[str, Any] = {}
-    for key in ('layer_norm_eps', 'layer_norm_epsilon'):
-        if key in described:
-            result['norm_eps'] = float(described[key])
-    for key in ('hidden_act', 'activation_function'):
-        result |= activation(archive, described, key)
-    if fields['name'] == 'bert':
-        result |= _pooling(archive, described)
-    return result
-
-
-def _pooling(archive: Archive, described: dict[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = (
-        {'pad': int(described['pad_token_id'])} if described.get('pad_token_id') is not None else {}
-    )
-    pooling = read_json(archive, '1_Pooling/config.json')
-    if pooling.get('pooling_mode_mean_tokens'):
-        result['pool'] = 'mean'
-    elif pooling.get('pooling_mode_cls_token'):
-        result['pool'] = 'first'
-    return result
+def _pooled(
+    archive: Archive, config: Record, fields: dict[str, Any], outputs: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return (fields with those of the pooling, what is assumed). UserError as `read_modules`."""
+    stated = read_modules(archive, fields['width'])
+    pooler = any(key.endswith('pooler.dense.weight') for key in archive.arrays)
+    classifies = 'BertForSequenceClassification' in (config.texts('architectures', None) or ())
+    if outputs and (pooler or classifies):
+        return {**fields, 'pool': 'token'}, ()
+    if 'pool' in stated:
+        return {**fields, **stated}, ()
+    pool = fields['pool'] if pooler or fields['pool'] != 'token' else 'mean'
+    words = f'pooling {pool!r} and embeddings of length 1 (1_Pooling/config.json, modules.json)'
+    return {**fields, **stated, 'pool': pool}, (words,)
 
 
 def _prefix(archive: Archive, name: str) -> str:

@@ -8,8 +8,10 @@ preprocessing. Without these files, the values of the best-known weights are ass
 from typing import Any
 
 from jaxtrain.data.features import IMAGE, feature
+from jaxtrain.errors import UserError
+from jaxtrain.json_file import Record
 from jaxtrain.weights.formats.archive import Archive
-from jaxtrain.weights.hub import activation, check_sizes, class_names, read_json
+from jaxtrain.weights.hub import activation, check_sizes, class_names, epsilon, head_count
 from jaxtrain.weights.origins import timm, torchvision
 from jaxtrain.weights.origins.names import (
     CONV,
@@ -23,6 +25,9 @@ from jaxtrain.weights.origins.names import (
     expand,
     row,
 )
+from jaxtrain.weights.schemas.image_processor import PROCESSOR, preprocessing
+from jaxtrain.weights.schemas.schema import assumptions
+from jaxtrain.weights.schemas.vit import DINOV2, VIT
 
 _VIT = {'norm_eps': 1e-12}
 _DINO = {'pool': 'both', 'layer_scale': 1.0}
@@ -33,8 +38,6 @@ MODELS = {
         if fields['name'] == 'vit'
     }
 }
-
-RESAMPLE = {0: 'nearest', 2: 'bilinear', 3: 'bicubic'}
 
 
 def _both(source: str, target: str, first: str) -> tuple[Row, ...]:
@@ -108,76 +111,143 @@ def match(archive: Archive, model: str) -> Match:
     """Match a file to one of MODELS.
 
     Raises:
-      UserError: the positions do not form a square grid, or config.json describes another model.
+      UserError: a file beside the weights describes another computation.
     """
-    described = read_json(archive)
-    fields = {**MODELS[model], **_checked(archive, described, MODELS[model], model)}
+    dino, fields = 'layer_scale' in MODELS[model], dict(MODELS[model])
+    config = archive.given.read(archive.folder / 'config.json', DINOV2 if dino else VIT)
     start = next((k for k in archive.arrays if k.endswith('embeddings.cls_token')), '')
     prefix = start.removesuffix('embeddings.cls_token')
-    if f'{prefix}embeddings.register_tokens' in archive.arrays:
-        registers = archive.arrays[f'{prefix}embeddings.register_tokens']
+    if registers := archive.arrays.get(f'{prefix}embeddings.register_tokens'):
         fields['registers'] = registers.shape[1]
+    fields = _described(config, fields, model)
     outputs = torchvision.head_outputs(archive, 'classifier.bias')
-    size, channels = timm.image_size(
-        archive,
-        fields,
-        f'{prefix}embeddings.position_embeddings',
-        f'{prefix}embeddings.patch_embeddings.projection.weight',
-    )
-    processor = read_json(archive, 'preprocessor_config.json')
+    size, channels, words = _image_size(archive, config, fields, prefix)
+    check_sizes(config, {'num_channels': channels}, model)
+    processor = archive.given.read(archive.folder / 'preprocessor_config.json', PROCESSOR)
+    settings, more = _preprocessing(processor, dino, size)
+    usual = {
+        'num_attention_heads': fields['heads'], 'hidden_act': 'gelu',
+        'layer_norm_eps': fields.get('norm_eps', 1e-6),
+    }  # fmt: skip
     return Match(
         fields=fields,
         outputs=outputs,
         inputs=feature(IMAGE, *size, channels),
         rows=rows(fields, outputs, prefix),
         ignored=IGNORED,
-        preprocessing=torchvision.for_channels(_preprocessing(processor, fields, size), channels),
-        classes=class_names(described, outputs),
-        assumed=()
-        if processor
-        else ('preprocessing is that of the best-known weights of this kind',),
+        preprocessing=torchvision.for_channels(settings, channels),
+        classes=class_names(config, outputs),
+        assumed=(*assumptions(config, usual), *words, *more),
     )
 
 
-def _checked(
-    archive: Archive, described: dict[str, Any], fields: dict[str, Any], model: str
-) -> dict[str, Any]:
-    """Return the model fields in config.json. UserError for sizes of another model."""
+def _described(config: Record, fields: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return the fields with those of config.json. UserError for sizes of another model."""
     sizes = {
         'hidden_size': fields['width'],
         'num_hidden_layers': fields['depth'],
-        'num_attention_heads': fields['heads'],
-        'patch_size': fields['patch'][0],
+        'num_register_tokens': fields.get('registers', 0),
     }
-    check_sizes(archive, described, sizes, model)
-    eps = described.get('layer_norm_eps')
-    result = {} if eps is None else {'norm_eps': float(eps)}
-    return {**result, **activation(archive, described, 'hidden_act')}
+    check_sizes(config, sizes, model)
+    if _pair(config, 'patch_size', fields['patch']) != fields['patch']:
+        raise UserError(
+            f'{config.at("patch_size")}, but {model} has {fields["patch"][0]}; give the --model of '
+            'that size'
+        )
+    hidden = config.integer('intermediate_size', fields['mlp'])
+    if 'mlp_ratio' in config:
+        hidden = int(fields['width'] * config.number('mlp_ratio'))
+    return {
+        **fields,
+        'mlp': hidden,
+        'heads': head_count(config, ('num_attention_heads',), fields),
+        **epsilon(config, 'layer_norm_eps'),
+        **activation(config, 'hidden_act'),
+    }
+
+
+def _image_size(
+    archive: Archive, config: Record, fields: dict[str, Any], prefix: str
+) -> tuple[tuple[int, int], int, tuple[str, ...]]:
+    """Return (height and width of the images that the positions fit, channels, what is assumed).
+
+    Raises:
+      UserError: config.json states images for which the file has no positions.
+    """
+    key = f'{prefix}embeddings.position_embeddings'
+    patches = f'{prefix}embeddings.patch_embeddings.projection.weight'
+    if 'image_size' not in config:
+        size, channels = timm.image_size(archive, fields, key, patches)
+        words = (
+            f'image_size={list(size)}, with positions in a square (config.json; '
+            '--field=image_size=[HEIGHT,WIDTH] states another grid)'
+        )
+        return size, channels, (words,)
+    size, leaf = _pair(config, 'image_size', (224, 224)), archive.arrays.get(key)
+    if 'layer_scale' in fields and size[0] != size[1]:
+        raise UserError(
+            f'{config.at("image_size")} is not supported for DINOv2, only squares as in '
+            'transformers'
+        )
+    rows, columns = (side // patch for side, patch in zip(size, fields['patch'], strict=True))
+    if leaf is not None and len(leaf.shape) == 3 and leaf.shape[1] != rows * columns + 1:
+        raise UserError(
+            f'{config.at("image_size")} has {rows}x{columns} patches, but {archive.path} has '
+            f'{leaf.shape[1] - 1} patch positions; correct the file'
+        )
+    kernel = archive.arrays.get(patches)
+    channels = kernel.shape[1] if kernel is not None and len(kernel.shape) == 4 else 3
+    return (rows * fields['patch'][0], columns * fields['patch'][1]), channels, ()
+
+
+def _pair(config: Record, name: str, usual: tuple[int, int]) -> tuple[int, int]:
+    """Return a size that config.json states as an integer or as a list of two."""
+    if name not in config:
+        return usual
+    if not isinstance(config.values[name], list):
+        return config.integer(name), config.integer(name)
+    values = config.numbers(name)
+    if len(values) != 2:
+        raise UserError(f'{config.at(name)} should be an integer or [height, width]')
+    return int(values[0]), int(values[1])
 
 
 def _preprocessing(
-    processor: dict[str, Any], fields: dict[str, Any], size: tuple[int, int]
-) -> dict[str, Any]:
-    """Return the keys of `config.data` that preprocessor_config.json sets."""
-    dino = bool(fields.get('layer_scale'))
-    result = {
-        'image_size': size,
-        'scale': 255.0,
-        'channel_order': 'rgb',
-        'mean': torchvision.PREPROCESSING['mean'] if dino else (0.5,),
-        'std': torchvision.PREPROCESSING['std'] if dino else (0.5,),
-        'crop': 0.875 if dino else 0.0,
-        'interpolation': 'bicubic' if dino else 'bilinear',
-    }
-    if 'image_mean' in processor:
-        result |= {'mean': tuple(processor['image_mean']), 'std': tuple(processor['image_std'])}
-    if 'rescale_factor' in processor:
-        result['scale'] = 1 / processor['rescale_factor']
-    if 'resample' in processor:
-        result['interpolation'] = RESAMPLE.get(processor['resample'], 'auto')
-    # The image size stays that of the positions, which transformers resizes silently.
-    if processor.get('do_center_crop') and 'shortest_edge' in processor.get('size', {}):
-        result['crop'] = processor['crop_size']['height'] / processor['size']['shortest_edge']
-    elif 'size' in processor:
-        result['crop'] = 0.0
-    return result
+    processor: Record, dino: bool, size: tuple[int, int]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return (keys of `config.data`, what is assumed).
+
+    Raises:
+      UserError: preprocessor_config.json makes images of another size.
+    """
+    if not processor.values:
+        usual = {
+            'image_size': size,
+            'scale': 255.0,
+            'channel_order': 'rgb',
+            'mean': torchvision.PREPROCESSING['mean'] if dino else (0.5,),
+            'std': torchvision.PREPROCESSING['std'] if dino else (0.5,),
+            'crop': 0.875 if dino else 0.0,
+            'interpolation': 'bicubic' if dino else 'bilinear',
+        }
+        if dino:
+            usual['crop_rounding'] = 'down'
+        return usual, (
+            'preprocessing is that of the best-known weights of this kind '
+            '(preprocessor_config.json)',
+        )
+    result = preprocessing(processor, dino)
+    made, field = result['image_size'], 'crop_size' if result['crop'] else 'size'
+    result['image_size'] = size
+    if made == size or field not in processor:
+        return result, ()
+    if not dino:
+        raise UserError(
+            f'{processor.at(field)}, but the positions are those of images of {size[0]}x{size[1]}; '
+            'correct the file'
+        )
+    # transformers' DINOv2 resizes the positions to the images, in each call.
+    return result, (
+        f'images of {size[0]}x{size[1]}, to which the positions belong, and not of '
+        f'{made[0]}x{made[1]} ({processor.name}), for which transformers resizes the positions',
+    )

@@ -83,8 +83,8 @@ class Given:
           UserError: the file is damaged, states another value than the user, or has a field or
             value that is refused.
         """
-        written = json_file.read(path)
-        record = self.complete(written or Record(self.flags[0], {}), schema)
+        written = json_file.read(path) or Record(str(path), {})
+        record = self.complete(written, schema)
         return self.check(record, schema)
 
     def complete(self, record: Record, schema: Schema) -> Record:
@@ -141,6 +141,20 @@ class Given:
                     f'{self.flags[1]}={name}: no file of these weights has a field of that name '
                     'that is refused; omit it'
                 )
+
+
+def assumptions(record: Record, usual: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence on the values that are assumed for fields of a file; () if it has them.
+
+    Args:
+      record: the file.
+      usual: field -> the value that is assumed.
+    """
+    missing = {name: value for name, value in usual.items() if name not in record}
+    if not missing:
+        return ()
+    values = ', '.join(f'{name}={json_file.shown(value)}' for name, value in missing.items())
+    return (f'{values} ({record.name}; --field=NAME=VALUE states another value)',)
 
 
 def make_given(fields: Iterable[str], allowed: Iterable[str], flags: tuple[str, str]) -> Given:
