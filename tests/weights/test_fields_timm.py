@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import Config, base
+from jaxtrain.config.keys import PREPROCESSING
 from jaxtrain.data.images.transforms import Resize, image_settings
 from jaxtrain.errors import UserError
 from jaxtrain.params.partition import from_paths
@@ -172,7 +173,7 @@ def test_a_field_of_pretrained_cfg(case, tmp_path):
 def preprocessed(match: Match) -> np.ndarray:
     """Return the image of the golden script as a run with these weights sees it."""
     c = base()
-    for key, value in match.preprocessing.items():
+    for key, value in {**PREPROCESSING, **match.preprocessing}.items():
         c.data[key] = value
     settings = image_settings(Config(c.to_dict()).data, c.data.test)
     pixels = Resize(match.inputs.shape[:2], settings.fit)(image(), None)
