@@ -8,14 +8,14 @@ letters, so a checkpoint gains little or nothing. A comparison must be able to r
 starts from the checkpoint of configs/alphabets.py; without --full it trains the same checkpoint.
 
 variant   data                           starts from   trains             test    interval
-full      54,000 letters, 90 classes     random        61,122 of 61,122   78.6%   77.1 to 80.1
-scratch   100 digits, 10 classes         random        53,362 of 53,362   94.1%   92.2 to 95.6
-linear    the same                       full          970 of 53,362      89.5%   87.0 to 91.7
-finetune  the same                       full          53,362 of 53,362   95.4%   93.6 to 96.8
+full      54,000 letters, 90 classes     random        61,122 of 61,122   79.8%   78.4 to 81.3
+scratch   100 digits, 10 classes         random        53,362 of 53,362   94.5%   92.8 to 96.0
+linear    the same                       full          970 of 53,362      91.0%   88.6 to 93.0
+finetune  the same                       full          53,362 of 53,362   95.4%   93.7 to 96.8
 
 The figures are from one comparison with 5 seeds, on 2 cores of an x86-64 server CPU, which took one
 minute. The verdict: it cannot tell whether scratch or finetune is best, between which a difference
-of up to 2.9 points is possible, and the choice until then is scratch; linear is below both.
+of up to 2.3 points is possible, and the choice until then is scratch; linear is below both.
 
 The intervals (95 in 100) are over seeds and test images. jaxtrain/config/keys.py documents each
 key.
