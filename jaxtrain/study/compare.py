@@ -145,7 +145,7 @@ def _unpaired(runs: Mapping[str, list[Path]]) -> list[str]:
     return [
         f'Not paired at seed {", ".join(names)}: some arms have another initial head and order of '
         "the data than others, because an earlier version began them, or because of config.regime='"
-        "full'. Intervals hold, but are wider than those of a comparison in a new folder."
+        "full'. Intervals hold; pairing would make them narrower."
     ]
 
 
