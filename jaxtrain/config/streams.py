@@ -56,7 +56,9 @@ class Streams:
         return {'streams': self.version, 'seeds': [*self.earlier, self.seed]}
 
 
-def begin(config_seed: int, regime: str, earlier: tuple[int, ...]) -> Streams:
+def begin(
+    config_seed: int, regime: str, earlier: tuple[int, ...], kin: tuple[int, ...] = ()
+) -> Streams:
     """Returns the streams of a new run.
 
     Its seed is none of the earlier ones, so that fine-tuning shares no stream with the pretraining,
@@ -69,9 +71,11 @@ def begin(config_seed: int, regime: str, earlier: tuple[int, ...]) -> Streams:
       config_seed: `config.seed`, 0 to 2**32 - 1.
       regime: `config.regime`.
       earlier: the seeds of the runs that its weights descend from.
+      kin: seeds that it does not draw either: those of the runs that the weights of other arms of
+        its comparison descend from, so that all arms draw the same seed.
     """
     draws = (_draw(config_seed, int(regime != 'full'), number) for number in itertools.count())
-    return Streams(next(seed for seed in draws if seed not in earlier), earlier)
+    return Streams(next(seed for seed in draws if seed not in (*earlier, *kin)), earlier)
 
 
 def _draw(*entropy: int) -> int:

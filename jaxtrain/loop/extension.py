@@ -4,6 +4,8 @@ A step depends only on the state and on its number, so a run that becomes longer
 steps as one that was as long from the start, provided that its learning rates are the same.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -16,6 +18,27 @@ from jaxtrain.optim.schedules import make_schedule
 from jaxtrain.runs.folder import RunDir, read_config
 
 LENGTH = ('steps', 'epochs')
+
+
+def check_begun(folder: RunDir, job: Job, unread: Sequence[str]) -> bool:
+    """Checks that a job belongs to the run in the folder, if there is one.
+
+    Args:
+      folder: the run directory.
+      job: the job.
+      unread: keys that the job does not read, and that may therefore differ.
+
+    Returns:
+      Whether the job has more steps than the run, which it can continue.
+
+    Raises:
+      UserError: the run has another config, or cannot take more steps.
+    """
+    folder.check(job.config, job.data(), [*unread, *LENGTH])
+    longer = is_longer(folder, job)
+    if not longer:
+        folder.check(job.config, job.data(), unread)
+    return longer
 
 
 def is_longer(folder: RunDir, job: Job) -> bool:

@@ -28,6 +28,10 @@ class Checked:
     def evaluates(self) -> bool:
         return bool(self.cadence.val or self.cadence.test)
 
+    def is_due(self, every: int) -> bool:
+        """Whether what is due every so many steps or epochs is due before the run ends."""
+        return every * self.cadence.unit <= self.cadence.steps * self.cadence.batch_size
+
     def clips(self) -> bool:
         """Whether the gradient of a trained parameter is clipped."""
         where, part = 'config.optim.clip_norm', self.job.learner.part
@@ -45,7 +49,19 @@ class Checked:
 USES: Mapping[str, tuple[Callable[[Checked], bool], str]] = {
     'steps_per_call': (
         lambda run: run.cfg.steps_per_call in run.cadence.calls(0).counts,
-        'evaluations or checkpoints are due before so many steps are done',
+        'an evaluation, a checkpoint or the end is due before so many steps are done',
+    ),
+    'log_every': (
+        lambda run: run.is_due(run.cadence.log_every),
+        'the run ends before its first line',
+    ),
+    'eval_every': (
+        lambda run: run.is_due(run.cadence.eval_every),
+        'the run ends before its first evaluation',
+    ),
+    'save_every': (
+        lambda run: run.is_due(run.cadence.save_every),
+        'the run ends before its first checkpoint',
     ),
     'eval_batch_size': (lambda run: run.evaluates, 'nothing is evaluated'),
     'budgets.eval': (lambda run: run.evaluates, 'nothing is evaluated'),
@@ -66,6 +82,11 @@ USES: Mapping[str, tuple[Callable[[Checked], bool], str]] = {
         'config.optim.decay_mult is 0 for all trained parameters',
     ),
     'optim.clip_norm': (lambda run: run.clips(), 'the limit of all trained parameters is 0'),
+    'data.crop_rounding': (lambda run: bool(run.cfg.data.crop), 'config.data.crop is 0'),
+    'data.interpolation': (
+        lambda run: bool(run.cfg.data.image_size or run.cfg.data.crop or run.cfg.data.random_crop),
+        'no image is resized or cropped',
+    ),
     'data.threads': (lambda run: not run.cfg.data.workers, 'config.data.workers make the batches'),
 }
 

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def make_job(
     workdir: str | Path = '',
     devices: Sequence[jax.Device] = (),
     opens: Callable[..., Source] = open_source,
+    kin: tuple[int, ...] = (),
 ) -> Job:
     """Builds and checks a job.
 
@@ -157,6 +159,7 @@ def make_job(
       workdir: the directory of a run that resumes, whose config.json resolves keys left open.
       devices: devices to compile for; () for those of this machine.
       opens: opens the training data.
+      kin: as in `config.streams.begin`.
 
     Raises:
       UserError: anything wrong with the config, the data or the weights to start from.
@@ -164,7 +167,7 @@ def make_job(
     recorded = _recorded(workdir)
     stored = _open_weights(cfg, resumes)
     weights = stored.bundle if stored else None
-    numbers = _streams(cfg, weights, recorded)
+    numbers = _streams(cfg, weights, recorded, kin)
     if not recorded:
         intent.check_groups(cfg)
     cfg = _resolved(cfg, weights, resumes, workdir)
@@ -183,10 +186,8 @@ def make_job(
     if stored:
         plan = restore.make_plan(stored, learner.variables, cfg.restore.rules, train.classes)
     remarks = () if recorded else intent.check_regime(cfg, part.groups, plan)
-    update = _update(cfg, optimizer)
-    abstract = jax.eval_shape(
-        lambda variables: init_state(variables, np.uint32(0), update, part), (params, model_state)
-    )
+    begin = partial(init_state, seed=np.uint32(0), update=_update(cfg, optimizer), part=part)
+    abstract = jax.eval_shape(begin, (params, model_state))
     return Job(
         cfg=cfg,
         config={**cfg.to_dict(), 'model': describe(learner.model)},
@@ -270,7 +271,10 @@ def _resolved(
 
 
 def _streams(
-    cfg: Config, weights: bundle.Bundle | None, recorded: Mapping[str, Any] | None
+    cfg: Config,
+    weights: bundle.Bundle | None,
+    recorded: Mapping[str, Any] | None,
+    kin: tuple[int, ...],
 ) -> Streams:
     """The random streams that a run recorded when it began, or those of a new run."""
     regime = cfg.choose('regime', REGIMES)
@@ -278,7 +282,7 @@ def _streams(
         raise UserError(f'config.seed={cfg.seed} must lie between 0 and {2**32 - 1}')
     if recorded:
         return streams.of_record(recorded)
-    return streams.begin(cfg.seed, regime, weights.seeds if weights else ())
+    return streams.begin(cfg.seed, regime, weights.seeds if weights else (), kin)
 
 
 def _update(cfg: Config, optimizer: Optimizer) -> Update:

@@ -23,7 +23,7 @@ from jaxtrain.data.sources.source import Source
 from jaxtrain.errors import Preempted
 from jaxtrain.loop.announce import describe, say_result
 from jaxtrain.loop.cadence import Cadence, Calls, make_cadence
-from jaxtrain.loop.extension import LENGTH, extend, is_longer
+from jaxtrain.loop.extension import check_begun, extend
 from jaxtrain.loop.ignored import Checked, require_used
 from jaxtrain.loop.job import Job, first_state, make_job
 from jaxtrain.loop.profiling import Trace
@@ -74,7 +74,9 @@ class Loop:
     programs: Programs
 
 
-def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dict[str, Any]:
+def train(
+    cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod, kin: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Trains what the config describes, or resumes where an earlier start stopped.
 
     Args:
@@ -83,6 +85,7 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
         the config has more steps, which it then takes.
       terminal: prints progress.
       pod: the processes that train together.
+      kin: as in `config.streams.begin`.
 
     Returns:
       The content of result.json.
@@ -97,11 +100,8 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
     pod.peers.position, pod.peers.on_end = clock.position, timeline.end
     with clock.phase('init'):
         folder.check_writable()
-        job, cadence = prepare(cfg, bool(checkpoint_list.saved_steps(workdir)), workdir)
-        folder.check(job.config, job.data(), [*cfg.unread(), *LENGTH])
-        longer = is_longer(folder, job)
-        if not longer:
-            folder.check(job.config, job.data(), cfg.unread())
+        job, cadence = prepare(cfg, bool(checkpoint_list.saved_steps(workdir)), workdir, kin)
+        longer = check_begun(folder, job, cfg.unread())
         finished = folder.result()
         if finished and finished['steps'] >= job.steps:
             terminal.say(f'{workdir} is finished; its result.json stands')
@@ -126,17 +126,19 @@ def train(cfg: Config, workdir: str | Path, terminal: Terminal, pod: Pod) -> dic
     return result
 
 
-def prepare(cfg: Config, resumes: bool = False, workdir: str | Path = '') -> tuple[Job, Cadence]:
+def prepare(
+    cfg: Config, resumes: bool = False, workdir: str | Path = '', kin: tuple[int, ...] = ()
+) -> tuple[Job, Cadence]:
     """Makes all checks that are possible before anything is allocated, written or compiled.
 
     Args:
       cfg: the config.
-      resumes, workdir: as in `make_job`.
+      resumes, workdir, kin: as in `make_job`.
 
     Raises:
       UserError: wrong input of any kind, including keys that nothing reads.
     """
-    job = make_job(cfg, resumes, workdir)
+    job = make_job(cfg, resumes, workdir, kin=kin)
     cadence = make_cadence(job.cfg, job)
     return require_used(cfg, Checked(job, cadence)), cadence
 

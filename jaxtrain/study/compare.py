@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import storage
-from jaxtrain.config import Config
+from jaxtrain.config import Config, streams
 from jaxtrain.config.files import load
 from jaxtrain.data.sources.open import data_name, open_source
 from jaxtrain.errors import UserError
-from jaxtrain.loop.extension import LENGTH
+from jaxtrain.loop.extension import LENGTH, check_begun
 from jaxtrain.loop.train import prepare, train
 from jaxtrain.optim.schedules import not_negative
 from jaxtrain.pod.join import alone
@@ -60,38 +60,46 @@ def compare(path: str, overrides: list[str], workdir: str, full: str = '') -> di
     folder = RunDir(storage.on_disk(workdir, 'compare'))
     folder.check_writable()
     name = settings.compare.pretrain or 'checkpoint'
+    name = f'{name}, to start from' if name in arms else name
     pretrains = bool(settings.compare.pretrain) and not full
     start = str(folder.path / settings.compare.pretrain) if pretrains else full
     configs = {arm: _from(start, load(f'{path}:{arm}', overrides)) for arm in arms}
     metric = _metric(path, configs)
     rows = [_arm(name, [Path(full)], metric)] if full else []
-    _check_arms(path, configs, pretrains)
+    numbers = range(settings.seed, settings.seed + seeds)
+    runs = {arm: [folder.path / arm / f'seed_{n}' for n in numbers] for arm in arms}
+    kin = _check_arms(path, configs, runs, pretrains)
     if pretrains:
-        _check_length(load(f'{path}:{settings.compare.pretrain}', overrides), Path(start))
-        _run(load(f'{path}:{settings.compare.pretrain}', overrides), start, 'full', Terminal())
+        cfg = load(f'{path}:{settings.compare.pretrain}', overrides)
+        _check_length(cfg, Path(start))
+        _run(cfg, start, settings.compare.pretrain, Terminal())
         rows.append(_arm(name, [Path(start)], metric))
+    if start:
+        kin = streams.seeds_of(read_config(start))
     # The outer loop is over seeds, so that an interrupted comparison has complete pairs.
-    for seed in range(settings.seed, settings.seed + seeds):
+    for place, seed in enumerate(numbers):
         for arm, cfg in configs.items():
             title, cfg = f'{arm} seed {seed}', cfg.replace(seed=seed)
-            _run(cfg, folder.path / arm / f'seed_{seed}', title, Terminal(quiet=True, title=title))
+            _run(cfg, runs[arm][place], title, Terminal(quiet=True, title=title), kin)
 
-    runs = {
-        arm: [folder.path / arm / f'seed_{settings.seed + n}' for n in range(seeds)] for arm in arms
-    }
     rows += [_arm(arm, folders, metric) for arm, folders in runs.items()]
     question = _question(rows, runs, metric, tolerance)
-    left_out = _left_out(folder.path, runs)
+    notes = [*_left_out(folder.path, runs), *_unpaired(runs)]
     result = Comparison(
-        path, rows, runs, question, verdict(question), _baselines(runs, metric), left_out
+        path, rows, runs, question, verdict(question), _baselines(runs, metric), notes
     )
+    _publish(folder, result)
+    return result.to_json()
+
+
+def _publish(folder: RunDir, result: Comparison) -> None:
+    """Writes the files of a comparison, and prints it."""
     folder.write_json('compare.json', result.to_json())
     report.write(folder, result)
     print(f'\n{report.text_table(result)}\n\n{result.verdict.text}\n')
-    if left_out:
-        print(f'{report.left_out(result)}\n')
+    for note in result.notes:
+        print(f'{note}\n')
     print(f'written to {folder.path}/report.md')
-    return result.to_json()
 
 
 def _question(
@@ -112,10 +120,33 @@ def _baselines(runs: Mapping[str, list[Path]], metric: Metric) -> dict[str, floa
 
 
 def _left_out(folder: Path, runs: Mapping[str, list[Path]]) -> list[str]:
-    """The runs in the folder of a comparison that are not part of it, as 'arm/seed_0'."""
+    """A line that names the runs of the folder that are not part of the comparison, if any."""
     inside = {run for folders in runs.values() for run in folders}
     others = (path.parent for path in sorted(folder.glob('*/seed_*/config.json')))
-    return [str(run.relative_to(folder)) for run in others if run not in inside]
+    names = [str(run.relative_to(folder)) for run in others if run not in inside]
+    return [f'Not part of this comparison: {", ".join(names)}.'] if names else []
+
+
+def _unpaired(runs: Mapping[str, list[Path]]) -> list[str]:
+    """A line that names the seeds at which arms have different random streams, if any."""
+    drawn = {
+        run: streams.of_record(read_config(run)) for folders in runs.values() for run in folders
+    }
+    names = [
+        run.name.removeprefix('seed_')
+        for run, *others in zip(*runs.values(), strict=True)
+        if any(
+            (drawn[run].version, drawn[run].seed) != (drawn[other].version, drawn[other].seed)
+            for other in others
+        )
+    ]
+    if not names:
+        return []
+    return [
+        f'Not paired at seed {", ".join(names)}: some arms have another initial head and order of '
+        "the data than others, because an earlier version began them, or because of config.regime='"
+        "full'. Intervals hold; pairing would make them narrower."
+    ]
 
 
 def _from(full: str, cfg: Config) -> Config:
@@ -146,8 +177,17 @@ def _metric(path: str, configs: Mapping[str, Config]) -> Metric:
     return shared
 
 
-def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
-    """Raises a UserError for anything that would stop an arm, before any arm is trained."""
+def _check_arms(
+    path: str, configs: dict[str, Config], runs: Mapping[str, list[Path]], pretrains: bool
+) -> tuple[int, ...]:
+    """Checks all arms, before any is trained, and prints what their configs may not do as expected.
+
+    Returns:
+      The seeds of the runs that their weights descend from.
+
+    Raises:
+      UserError: anything that would stop an arm.
+    """
     tests = {arm: (data_name(cfg.data), cfg.data.test) for arm, cfg in configs.items()}
     (first, shared), *others = tests.items()
     for arm, test in others:
@@ -156,6 +196,8 @@ def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
                 f'{path}: {first} is tested on {shared} and {arm} on {test}; arms can be compared '
                 'only on the same data and the same config.data.test'
             )
+    remarks: dict[str, list[str]] = {}
+    kin: set[int] = set()
     for arm, cfg in configs.items():
         for split in ('val', 'test'):
             if not getattr(cfg.data, split):
@@ -163,7 +205,25 @@ def _check_arms(path: str, configs: dict[str, Config], pretrains: bool) -> None:
                     f'config.data.{split} is empty in {path}:{arm}; a comparison needs val to '
                     'select checkpoints and test to compare arms, so set both'
                 )
-        prepare(cfg, resumes=pretrains)  # the checkpoint to start from may not exist yet
+        last = cfg.replace(seed=cfg.seed + len(runs[arm]) - 1)
+        job, _ = prepare(last, resumes=pretrains)  # the weights to start from may not exist yet
+        kin |= set(job.streams.earlier)
+        for remark in job.remarks:
+            remarks.setdefault(remark, []).append(arm)
+        _check_begun(cfg, runs[arm])
+    for remark, names in remarks.items():
+        print(f'{", ".join(names)}: {remark}')
+    return tuple(kin)
+
+
+def _check_begun(cfg: Config, runs: list[Path]) -> None:
+    """Raises a UserError if the first run of an arm that has begun has another config."""
+    for number, run in enumerate(runs):
+        if (run / 'config.json').exists():
+            cfg = cfg.replace(seed=cfg.seed + number)
+            job, _ = prepare(cfg, True, run)
+            check_begun(RunDir(run), job, cfg.unread())
+            return
 
 
 def _check_length(cfg: Config, start: Path) -> None:
@@ -179,10 +239,12 @@ def _check_length(cfg: Config, start: Path) -> None:
             )
 
 
-def _run(cfg: Config, workdir: str | Path, title: str, terminal: Terminal) -> None:
+def _run(
+    cfg: Config, workdir: str | Path, title: str, terminal: Terminal, kin: tuple[int, ...] = ()
+) -> None:
     before = RunDir(Path(workdir)).result()
     with alone() as pod:
-        result = train(cfg, workdir, terminal, pod)
+        result = train(cfg, workdir, terminal, pod, kin)
     seconds = sum(result['seconds'].values())
     task = task_of(cfg)
     val = result['metrics']['val'][task.main]

@@ -54,7 +54,7 @@ class Comparison:
       question: metric, tolerance and pairs.
       verdict: the conclusion.
       baselines: scores without training, by name.
-      left_out: runs in the same folder that are not part of the comparison.
+      notes: lines on runs that are not part of the comparison, or not paired.
     """
 
     config: str
@@ -63,7 +63,7 @@ class Comparison:
     question: Question
     verdict: Verdict
     baselines: Mapping[str, float]
-    left_out: list[str]
+    notes: list[str]
 
     @property
     def metric(self) -> Metric:

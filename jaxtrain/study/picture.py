@@ -112,11 +112,14 @@ def _draw_costs(axes, comparison: Comparison) -> None:
     arms = comparison.arms
     costs = [arm.flops / 1e9 for arm in arms]
     bars = axes.barh(range(len(arms)), costs, color=colours_of(len(arms)), height=0.5)
-    axes.bar_label(bars, [number(cost) for cost in costs], padding=3, fontsize=9)
-    axes.set_xlim(0, 1.45 * max(costs))
+    texts = [number(cost) for cost in costs]
+    axes.bar_label(bars, texts, padding=3, fontsize=9)
+    # Room for the labels beside the bars.
+    axes.set_xlim(0, (1.2 + 0.1 * max(map(len, texts))) * max(costs))
     axes.set_xlabel('training cost per run\n(GFLOP)')
     axes.tick_params(left=False, labelleft=False)
-    axes.locator_params(axis='x', nbins=4)
+    axes.locator_params(axis='x', nbins=2)
+    axes.xaxis.set_major_formatter('{x:g}')
     axes.grid(alpha=0.3, axis='x')
     axes.set_axisbelow(True)
 

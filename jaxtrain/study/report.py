@@ -55,11 +55,6 @@ def amount(cfg: Config) -> str:
     return f'{cfg.data.limit} labels per class' if cfg.data.limit else 'all labels'
 
 
-def left_out(comparison: Comparison) -> str:
-    """A line that names the runs of the folder that are not part of the comparison."""
-    return f'Not part of this comparison: {", ".join(comparison.left_out)}.'
-
-
 def _markdown(comparison: Comparison, cfg: Config) -> str:
     metric, arms, question = comparison.metric, comparison.arms, comparison.question
     device, columns = jax.devices()[0], _columns(metric)
@@ -96,7 +91,7 @@ def _markdown(comparison: Comparison, cfg: Config) -> str:
             _line(['---'] * 4),
             *(_line(_difference(pair, metric)) for pair in question.pairs),
             '',
-            *([left_out(comparison), ''] if comparison.left_out else []),
+            *(line for note in comparison.notes for line in (note, '')),
             f'![{metric.name} and cost](compare.png)',
             '',
         ]

@@ -186,6 +186,8 @@ def _clause(pair: Pair, question: Question) -> str:
     numbers = f'{mean}{_unit(metric)}, 95% interval {low} to {high}'
     if pair.differs is None:
         return f'{pair.first} - {pair.second}: {numbers}'
+    if d.low > 0 or d.high < 0:
+        numbers += f'; p, corrected for all pairs, is {pair.p:.2g}'
     return f'no measurable difference between {pair.first} and {pair.second} ({numbers})'
 
 

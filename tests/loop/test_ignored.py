@@ -15,6 +15,9 @@ from tests.conftest import TINY
 # Key -> (variant and overrides with which it is ignored, those with which it is not). W is a run.
 CASES = {
     'steps_per_call=3': (['scratch', 'eval_every=2'], ['scratch', 'eval_every=7']),
+    'log_every=21': (['scratch'], ['scratch', 'steps=21']),
+    'eval_every=21': (['scratch'], ['scratch', 'steps=21']),
+    'save_every=13': (['scratch', 'every=epochs'], ['scratch']),
     'eval_batch_size=8': (['scratch', 'data.val=', 'data.test='], ['scratch', 'data.test=']),
     'budgets.eval=8.0': (['scratch', 'data.val=', 'data.test='], ['scratch', 'data.val=']),
     'best_metric=loss': (['scratch', 'data.val='], ['scratch']),
@@ -34,6 +37,8 @@ CASES = {
     "optim.clip_norm=(('backbone/.*',1.0),('.*',0.0))": (
         ['linear', 'init_from=W'], ['finetune', 'init_from=W'],
     ),
+    'data.crop_rounding=down': (['scratch'], ['scratch', 'data.crop=0.5']),
+    'data.interpolation=bicubic': (['scratch'], ['scratch', 'data.image_size=(9,9)']),
     'data.threads=3': (['scratch', 'data.workers=1'], ['scratch']),
     'model.dropout=0.1': (['scratch'], ['scratch', 'model.hidden=(4,)']),
 }  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.cli import main
+from jaxtrain.runs.folder import read_config
 from tests.conftest import TINY
 
 STEPS = '--config.steps=10'
@@ -48,6 +49,45 @@ def test_the_checkpoint_of_the_arms_cannot_be_trained_further(jaxtrain, pretrain
     outcome = jaxtrain('compare', *given, '--config.compare.seeds=1')
     assert outcome.code == 2 and 'config.steps is 60' in outcome.err and '99' in outcome.err
     assert {path.name for path in tmp_path.iterdir()} == {'full'}
+
+
+def seeds(workdir: Path) -> list[int]:
+    """The seeds of the random streams of all runs of seed 0."""
+    return [read_config(run)['seeds'][-1] for run in sorted(workdir.glob('*/seed_0'))]
+
+
+def test_arms_share_their_streams_whatever_they_start_from(pretrained, capsys, tmp_path):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    compare(first, pretrained, ARMS, 1)
+    assert len(set(seeds(first))) == 1
+    # The seeds of this start are those that its own arms would draw otherwise.
+    start = first / 'scratch' / 'seed_0'
+    words = '--config.data.crop_rounding=down'
+    compare(second, start, ARMS, 1, words)
+    assert len(set(seeds(second))) == 1 and set(seeds(first)).isdisjoint(seeds(second))
+    out = capsys.readouterr().out
+    assert out.count('ignored: config.data.crop_rounding') == 1
+    assert 'scratch, finetune: ignored: config.data.crop_rounding' in out
+    assert 'Not paired' not in out
+    # A run of an earlier version has other streams.
+    path = second / 'scratch' / 'seed_0' / 'config.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in ('streams', 'seeds')}))
+    compare(second, start, ARMS, 1, words)
+    assert 'Not paired at seed 0' in capsys.readouterr().out
+    assert 'Not paired at seed 0' in (second / 'report.md').read_text()
+    # Arms that have begun from another checkpoint are noticed before anything is trained.
+    before = stamps(second)
+    given = [f'--config={TINY}', STEPS, words, f'--workdir={second}', f'--full={pretrained}']
+    arms = "--config.compare.arms=('linear','finetune')"
+    assert main(['compare', *given, arms, '--config.compare.seeds=1']) == 2
+    assert 'init_from' in capsys.readouterr().err and stamps(second) == before
+
+
+def test_an_arm_may_also_be_what_the_others_start_from(pretrained, tmp_path):
+    content = compare(tmp_path, pretrained, ('scratch', 'full'), 1)
+    names = [row['name'] for row in content['arms']]
+    assert names == ['full, to start from', 'scratch', 'full']
 
 
 @pytest.mark.parametrize('arms', [('scratch',), ('scratch', 'scratch')])

@@ -48,19 +48,27 @@ def comparison(names: list[str], costs: list[float]) -> Comparison:
     return Comparison('c.py', rows, runs, question, verdict(question), baselines, [])
 
 
-@pytest.mark.parametrize(('count', 'name'), [(2, 'a{}'), (6, 'arm {}'), (10, LONG)])
-def test_no_text_overlaps_or_is_cut_off(cfg, count, name):
+@pytest.mark.parametrize(
+    ('count', 'name', 'cost'),
+    [(2, 'a{}', 1e11), (6, 'arm {}', 2.555e6), (10, LONG, 1.2345e19), (3, 'b{}', 9.876e12)],
+)
+def test_no_text_overlaps_or_is_cut_off(cfg, count, name, cost):
     names = [name.format(i) for i in range(count)]
-    figure = figure_of(comparison(names, [1e11 + i for i in range(count)]), cfg, 'digits, ' * 30)
+    figure = figure_of(comparison(names, [cost + i for i in range(count)]), cfg, 'digits, ' * 30)
     figure.draw_without_rendering()
     scores, costs = figure.subfigs[0].axes
-    texts = [*scores.get_yticklabels(), *costs.texts, *scores.get_xticklabels()]
+    texts = [*scores.get_yticklabels(), *costs.texts]
+    for axes in (scores, costs):
+        (low, high), ticks = axes.get_xlim(), axes.get_xticks()
+        labels = zip(ticks, axes.get_xticklabels(), strict=True)
+        texts += [text for tick, text in labels if low <= tick <= high]
     texts += [scores.xaxis.label, costs.xaxis.label, figure.subfigs[0]._suptitle]
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     assert len(boxes) > 2 * count
     for a, b in combinations(boxes, 2):
         assert not a.overlaps(b)
     width, height = figure.bbox.size
+    assert all(text.get_window_extent().x1 <= costs.bbox.x1 for text in costs.texts)
     for box in boxes:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
     shown = [label.get_text().replace('\n', '') for label in scores.get_yticklabels()]

@@ -1,6 +1,7 @@
 """The rule of a comparison's verdict, and its words."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,14 @@ def test_arms_that_are_ruled_out_are_not_chosen_though_cheaper():
     )
     assert (result.choice, result.decided) == ('b', False)
     assert 'Cannot tell whether b or c is best' in result.text
+
+
+def test_a_pair_that_only_the_correction_makes_equal_has_its_p():
+    corrected = replace(pair('b', 'a', -0.05, 0.04), p=0.07, differs=False)
+    text = verdict(question(corrected, a=1, b=1)).text
+    assert 'no measurable difference between b and a (-5.0 points' in text and '0.07' in text
+    equal = replace(pair('b', 'a', 0.01, 0.04), p=0.07)
+    assert '0.07' not in verdict(question(equal, a=1, b=1)).text
 
 
 def test_less_is_better_for_an_error():
