@@ -74,6 +74,14 @@ class Order:
     part: Slice = Slice()
     version: int = streams.VERSION
 
+    @property
+    def at_once(self) -> int:
+        """The number of steps whose indices are computed together.
+
+        NumPy takes about as long for the indices of a small batch as for a thousand.
+        """
+        return max(1, 4096 * self.part.count // self.batch_size)
+
     def positions(self, steps: range) -> np.ndarray:
         """Return the positions in the stream that this process reads, int64 [steps * share]."""
         stream = np.arange(steps.start * self.batch_size, steps.stop * self.batch_size)
@@ -100,12 +108,21 @@ def train_indices(examples: int, order: Order, steps: range) -> np.ndarray:
 
     Each epoch visits every example once; a batch may straddle two epochs.
     """
+    several = order.at_once
+    rows = [_indices(examples, order, step // several)[step % several] for step in steps]
+    return np.concatenate(rows)
+
+
+@lru_cache(maxsize=8)
+def _indices(examples: int, order: Order, number: int) -> np.ndarray:
+    """Return the indices of the `number`-th `at_once` steps, int64 [at_once, share]."""
+    steps = range(number * order.at_once, (number + 1) * order.at_once)
     epochs, places = np.divmod(order.positions(steps), examples)
     indices = np.empty_like(places)
     for epoch in range(epochs[0], epochs[-1] + 1):
         inside = epochs == epoch
         indices[inside] = _permuted(places[inside], examples, order, epoch)
-    return indices
+    return indices.reshape(order.at_once, -1)
 
 
 def example_numbers(order: Order, steps: range) -> np.ndarray:
