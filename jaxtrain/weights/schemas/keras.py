@@ -123,8 +123,8 @@ def read(text: str | bytes, where: str, given: Given) -> Network:
     walk = _Walk(where, given)
     try:
         walk.add(record.values, ())
-        ((source, config),) = walk.sources
-        shape = config.get('batch_shape') or config['batch_input_shape']
+        ((source, first),) = walk.sources
+        shape = first.get('batch_shape') or first['batch_input_shape']
         sides = tuple(side if side is None else int(side) for side in shape[1:])
     except UserError:
         raise
