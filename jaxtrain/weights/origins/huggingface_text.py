@@ -287,6 +287,12 @@ def _pooled(
         return {**fields, 'pool': 'token'}, ()
     if 'pool' in stated:
         return {**fields, **stated}, ()
+    if outputs:
+        raise UserError(
+            f'{archive.path}: a classifier without pooler.dense.weight belongs to single tokens, '
+            'which needs another task; if it classifies pooled texts, state '
+            f'{archive.given.flags[0]}=pooling_mode=mean, or cls'
+        )
     pool = fields['pool'] if pooler or fields['pool'] != 'token' else 'mean'
     words = f'pooling {pool!r} and embeddings of length 1 (1_Pooling/config.json, modules.json)'
     return {**fields, **stated, 'pool': pool}, (words,)
