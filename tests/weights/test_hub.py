@@ -84,6 +84,16 @@ def test_another_model_is_refused(content, words, bert, tmp_path):
     assert f'{tmp_path}/config.json: {words}' in str(caught.value)
 
 
+def test_the_length_of_embeddings_is_assumed_without_modules_json(tmp_path):
+    encoder = archive(tmp_path, huggingface_text, 'minilm_l6', 0, (512,))
+    write(tmp_path, '1_Pooling/config.json', pooling_mode='cls')
+    (words,) = [t for t in huggingface_text.match(encoder, 'minilm_l6').assumed if 'pooling' in t]
+    assert 'length 1' in words and 'modules.json' in words
+    (tmp_path / '2_Normalize').mkdir()
+    result = huggingface_text.match(encoder, 'minilm_l6')
+    assert result.fields['unit_length'] and not any('pooling' in t for t in result.assumed)
+
+
 def test_a_classifier_of_single_tokens_is_refused(bert, tmp_path):
     """transformers' BertForTokenClassification has no pooler."""
     write(tmp_path, model_type='bert')

@@ -286,7 +286,12 @@ def _pooled(
     if outputs and (pooler or classifies):
         return {**fields, 'pool': 'token'}, ()
     if 'pool' in stated:
-        return {**fields, **stated}, ()
+        known = outputs or 'unit_length' in stated
+        # sentence-transformers reads no pooling either where there is no modules.json.
+        words = (
+            f'pooling {stated["pool"]!r} as in 1_Pooling, and embeddings of length 1 (modules.json)'
+        )
+        return {**fields, **stated}, () if known else (words,)
     if outputs:
         raise UserError(
             f'{archive.path}: a classifier without pooler.dense.weight belongs to single tokens, '

@@ -114,7 +114,7 @@ def read_modules(archive: Archive, width: int) -> dict[str, Any]:
     places = {kind: m.text('path') for kind, m in zip(kinds, modules, strict=False)}
     pooling = given.read(folder / (places.get('Pooling') or '1_Pooling') / 'config.json', POOLING)
     result: dict[str, Any] = {'pool': _pool(pooling, width)} if pooling.values else {}
-    if modules:
+    if modules or 'Normalize' in kinds:
         result['unit_length'] = 'Normalize' in kinds
     if 'Normalize' in kinds:
         given.read(folder / (places.get('Normalize') or '2_Normalize') / 'config.json', NORMALIZE)
