@@ -177,7 +177,7 @@ def test_a_run_that_starts_from_a_file_prints_what_is_assumed(file, config, tmp_
     )
     describe(job, session)
     (line,) = [t for t in capsys.readouterr().out.splitlines() if 'assumed' in t]
-    assert 'global_pool=token' in line and 'num_heads=3' in line
+    assert 'global_pool=token' in line and 'num_heads=3' in line and 'architecture' in line
 
 
 def test_a_rule_resizes_positions(imported, config):
