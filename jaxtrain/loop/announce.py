@@ -33,8 +33,10 @@ def describe(job: Job, session: Session) -> None:
         )
     if cut := job.train.cut:
         terminal.say(f'truncated {cut:,} texts that are longer than {job.train.shape[0]} tokens')
-    if job.start.plan:
-        terminal.say(job.start.plan.summary())
+    if plan := job.start.plan:
+        terminal.say(plan.summary())
+        if assumed := plan.stored.assumed:
+            terminal.say(f'assumed, since no file states it: {"; ".join(assumed)}')
     for remark in job.remarks:
         terminal.say(remark)
     if session.clock.step:

@@ -6,19 +6,12 @@ from typing import Any
 from jaxtrain import json_file
 from jaxtrain.errors import UserError
 from jaxtrain.json_file import Record
-from jaxtrain.weights.formats.archive import Archive
 
 # Names of activations in config.json -> our names.
 GELUS = {
     'gelu': 'erf', 'gelu_python': 'erf', 'gelu_new': 'tanh', 'gelu_fast': 'tanh',
     'gelu_pytorch_tanh': 'tanh', 'gelu_python_tanh': 'tanh', 'gelu_accurate': 'tanh',
 }  # fmt: skip
-
-
-def read_json(archive: Archive, name: str = 'config.json') -> dict[str, Any]:
-    """Read a JSON file beside the weights; {} if it does not exist. UserError if it is damaged."""
-    record = json_file.read(archive.folder / name)
-    return dict(record.values) if record else {}
 
 
 def check_sizes(config: Record, sizes: Mapping[str, int], what: str) -> None:

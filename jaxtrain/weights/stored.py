@@ -45,6 +45,7 @@ class Stored:
       ignored: keys of a foreign file that are not weights -> reason. Keys with the same reason
         share one entry.
       notes: sentences about which of a file's weights were taken, and how its keys are read.
+      assumed: sentences about what no file states.
     """
 
     where: str
@@ -54,6 +55,7 @@ class Stored:
     bundle: Bundle | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def open_foreign(path: Path, foreign: Foreign) -> tuple[Stored, Match, tuple[Pat
     with opener() as opened:
         archive = replace(opened, given=given)
         _check_state_dict(archive)
-        match = known[model].match(archive, model)
+        match = _with_task(known[model].match(archive, model), archive)
         shapes = shapes_of(match)
         if faults := find_faults(archive, match, shapes):
             raise _misfit(archive, match, faults, foreign)
@@ -163,8 +165,11 @@ def open_foreign(path: Path, foreign: Foreign) -> tuple[Stored, Match, tuple[Pat
         match.classes,
         beside(archive.folder),
     )
-    read = _reader(opener, match, shapes)
-    return Stored(str(path), leaves, keys, read, bundle, ignored, notes), match, files
+    stored = Stored(
+        str(path), leaves, keys, _reader(opener, match, shapes), bundle, ignored, notes,
+        match.assumed,
+    )  # fmt: skip
+    return stored, match, files
 
 
 def _reader(
@@ -208,6 +213,21 @@ def _state_dicts(module: Any, given: Given) -> tuple[str, ...]:
     """Return the names of state dicts within checkpoints, the preferred one first."""
     order = getattr(module, 'STATE_DICTS', ())
     return (given.fields['state_dict'], *order) if 'state_dict' in given.fields else order
+
+
+def _with_task(match: Match, archive: Archive) -> Match:
+    """Return a match whose head fits its task. UserError if one output is to tell classes apart."""
+    if (match.outputs, match.task) != (1, 'classify'):
+        return match
+    given = archive.given
+    given.used.add('task')
+    if given.fields.get('task') != 'binary':
+        raise UserError(
+            f'{archive.path}: its head has one output, which is a score or a regression, and no '
+            f'classes; {given.flags[0]}=task=binary takes it as the logit of the second of two '
+            'classes'
+        )
+    return replace(match, task='binary', classes=())
 
 
 def _check_state_dict(archive: Archive) -> None:

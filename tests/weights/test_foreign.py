@@ -1,6 +1,7 @@
 """Foreign weights: from the file to a run, and errors for invalid files."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ from jaxtrain.checkpoints import checkpoint_list
 from jaxtrain.config.files import load
 from jaxtrain.errors import UserError
 from jaxtrain.inference.export_weights import export_weights
+from jaxtrain.loop.announce import describe
 from jaxtrain.loop.job import first_state, make_job
-from jaxtrain.runs.folder import read_config
+from jaxtrain.runs.folder import RunDir, read_config
+from jaxtrain.terminal import Terminal
 from jaxtrain.weights import restore
 from jaxtrain.weights.import_weights import import_weights
 from jaxtrain.weights.origins import timm
@@ -165,6 +168,16 @@ def test_a_run_starts_from_a_run_directory_or_a_file(imported, file, config):
     first, second = first_state(one, 0), first_state(other, 0)
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
     assert first.params['head']['logits']['kernel'].shape == (192, 10)
+
+
+def test_a_run_that_starts_from_a_file_prints_what_is_assumed(file, config, tmp_path, capsys):
+    job = make_job(config(f'init_from={file}', 'restore.origin=timm', 'restore.model=vit_ti16'))
+    session = SimpleNamespace(
+        folder=RunDir(tmp_path), terminal=Terminal(), clock=SimpleNamespace(step=0)
+    )
+    describe(job, session)
+    (line,) = [t for t in capsys.readouterr().out.splitlines() if 'assumed' in t]
+    assert 'global_pool=token' in line and 'num_heads=3' in line and 'architecture' in line
 
 
 def test_a_rule_resizes_positions(imported, config):

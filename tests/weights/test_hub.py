@@ -42,8 +42,9 @@ def write(folder: Path, name: str = 'config.json', **content) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
-def test_defaults_without_json_files(bert, tmp_path):
-    result = huggingface_text.match(bert(tmp_path), 'minilm_l6')
+def test_defaults_without_json_files(tmp_path):
+    encoder = archive(tmp_path, huggingface_text, 'minilm_l6', 0, (512,))
+    result = huggingface_text.match(encoder, 'minilm_l6')
     assert 'norm_eps' not in result.fields and 'gelu' not in result.fields
     assert result.fields['pool'] == 'mean' and result.classes == ()
     assert result.preprocessing == {'length': 512}
@@ -83,9 +84,27 @@ def test_another_model_is_refused(content, words, bert, tmp_path):
     assert f'{tmp_path}/config.json: {words}' in str(caught.value)
 
 
+def test_the_length_of_embeddings_is_assumed_without_modules_json(tmp_path):
+    encoder = archive(tmp_path, huggingface_text, 'minilm_l6', 0, (512,))
+    write(tmp_path, '1_Pooling/config.json', pooling_mode='cls')
+    (words,) = [t for t in huggingface_text.match(encoder, 'minilm_l6').assumed if 'pooling' in t]
+    assert 'length 1' in words and 'modules.json' in words
+    (tmp_path / '2_Normalize').mkdir()
+    result = huggingface_text.match(encoder, 'minilm_l6')
+    assert result.fields['unit_length'] and not any('pooling' in t for t in result.assumed)
+
+
+def test_a_classifier_of_single_tokens_is_refused(bert, tmp_path):
+    """transformers' BertForTokenClassification has no pooler."""
+    write(tmp_path, model_type='bert')
+    with pytest.raises(UserError, match='pooler.*pooling_mode=mean'):
+        huggingface_text.match(bert(tmp_path), 'minilm_l6')
+
+
 def test_the_number_of_heads_is_that_of_config_json(bert, tmp_path):
     """No shape depends on it."""
     write(tmp_path, num_attention_heads=6)
+    write(tmp_path, '1_Pooling/config.json', pooling_mode_mean_tokens=True)
     assert huggingface_text.match(bert(tmp_path), 'minilm_l6').fields['heads'] == 6
 
 
@@ -101,6 +120,7 @@ def test_damaged_config_json(bert, tmp_path):
 )
 def test_class_names_that_are_not_those_of_the_head(labels, bert, tmp_path):
     write(tmp_path, id2label=labels)
+    write(tmp_path, '1_Pooling/config.json', pooling_mode_mean_tokens=True)
     with pytest.raises(UserError, match='config.json: id2label'):
         huggingface_text.match(bert(tmp_path), 'minilm_l6')
 

@@ -7,7 +7,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.json_file import Record
 from jaxtrain.weights.import_weights import import_weights
-from jaxtrain.weights.origins import huggingface_text
+from jaxtrain.weights.origins import huggingface_text, huggingface_vit
 from jaxtrain.weights.schemas.schema import (
     Only,
     assumptions,
@@ -119,3 +119,22 @@ def test_an_output_layer_is_compared_with_the_embedding(gpt, tmp_path):
         written = json.loads((tmp_path / f'{name}-run' / 'config.json').read_text())
         assert written['config']['model']['tied'] == (name == 'tied')
         assert ('equal to the token embedding' in message) == (name == 'tied')
+
+
+def test_a_head_of_one_output_has_no_classes(tmp_path, monkeypatch):
+    """transformers takes one output for a regression, and cross-encoders for a score."""
+    tiny = {'name': 'vit', 'patch': (8, 8), 'width': 24, 'depth': 1, 'heads': 3, 'mlp': 32}
+    monkeypatch.setitem(huggingface_vit.MODELS, 'tiny_vit', tiny)
+    (tmp_path / 'vit').mkdir()
+    write(tmp_path / 'vit/model.safetensors', arrays(huggingface_vit, 'tiny_vit', 1, (16, 16, 3)))
+    (tmp_path / 'vit/config.json').write_text('{"id2label": {"0": "LABEL_0"}}')
+
+    def run(*stated) -> dict:
+        foreign = Foreign('huggingface', 'tiny_vit', make_given(stated, (), FLAGS))
+        import_weights(str(tmp_path / 'vit'), foreign, str(tmp_path / 'run'))
+        return json.loads((tmp_path / 'run/config.json').read_text())
+
+    assert '--field=task=binary' in fault(run)
+    written = run('task=binary')
+    assert written['config']['task']['name'] == 'binary'
+    assert written['data']['classes'] == ['0', '1']

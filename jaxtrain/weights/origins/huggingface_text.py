@@ -286,7 +286,18 @@ def _pooled(
     if outputs and (pooler or classifies):
         return {**fields, 'pool': 'token'}, ()
     if 'pool' in stated:
-        return {**fields, **stated}, ()
+        known = outputs or 'unit_length' in stated
+        # sentence-transformers reads no pooling either where there is no modules.json.
+        words = (
+            f'pooling {stated["pool"]!r} as in 1_Pooling, and embeddings of length 1 (modules.json)'
+        )
+        return {**fields, **stated}, () if known else (words,)
+    if outputs:
+        raise UserError(
+            f'{archive.path}: a classifier without pooler.dense.weight belongs to single tokens, '
+            'which needs another task; if it classifies pooled texts, state '
+            f'{archive.given.flags[0]}=pooling_mode=mean, or cls'
+        )
     pool = fields['pool'] if pooler or fields['pool'] != 'token' else 'mean'
     words = f'pooling {pool!r} and embeddings of length 1 (1_Pooling/config.json, modules.json)'
     return {**fields, **stated, 'pool': pool}, (words,)

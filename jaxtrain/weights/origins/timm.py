@@ -186,6 +186,11 @@ def _assumed(stated: Stated, fields: dict[str, Any], size: Size) -> tuple[str, .
     if not stated.pool:
         pool = theirs[fields['pool']]
         texts.append(f'global_pool={pool} (--field=global_pool=NAME states another)')
+    if not stated.known:
+        texts.append(
+            'layers without parameters are those of the plain model '
+            '(--field=architecture=NAME states another)'
+        )
     if fields['name'] == 'vit' and 'num_heads' not in stated.args and not stated.known:
         texts.append(
             f'num_heads={fields["heads"]} (--field=model_args.num_heads=NUMBER states another)'

@@ -116,7 +116,8 @@ def match(archive: Archive, model: str) -> Match:
     """Match a file to one of MODELS."""
     plain = plain_match(archive, model)
     settings, assumed = for_weights(archive.given, plain.preprocessing or {})
-    return replace(plain, preprocessing=settings, assumed=assumed)
+    words = 'layers without parameters, strides and dilation are those of the plain model'
+    return replace(plain, preprocessing=settings, assumed=(*assumed, words))
 
 
 def plain_match(archive: Archive, model: str) -> Match:

@@ -25,7 +25,6 @@ BERT: Schema = {
         'pooler_num_attention_heads', 'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type',
     ),
     'position_embedding_type': Only(('absolute', None), 'relative positions in attention'),
-    'is_decoder': Only((False, None), 'causal attention'),
 }  # fmt: skip
 
 USUAL = {'layer_norm_eps': 1e-12, 'hidden_act': 'gelu', 'pad_token_id': 0}

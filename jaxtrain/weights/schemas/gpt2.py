@@ -20,6 +20,11 @@ GPT2: Schema = {
         'summary_activation', 'summary_proj_to_labels', 'summary_first_dropout',
     ),
     **no_effect('the precision in training', 'reorder_and_upcast_attn'),
+    **no_effect(
+        'fields that the code of GPT-2 never read', 'n_special', 'predict_special_tokens',
+    ),
+    # GPT-2 is causal in any case.
+    **no_effect('only cross-attention', 'is_decoder'),
     **no_effect('the token of padding, which follows the text', 'pad_token_id'),
     'scale_attn_by_inverse_layer_idx': Only((False,), 'a factor on the attention of each block'),
 }  # fmt: skip

@@ -62,12 +62,15 @@ TOKENIZER: Schema = {
         'sep_token', 'pad_token', 'cls_token', 'mask_token', 'bos_token', 'eos_token',
         'additional_special_tokens', 'special_tokens_map_file', 'extra_special_tokens',
         'wordpieces_prefix', 'add_special_tokens', 'vocab_file', 'add_prefix_space',
+        'full_tokenizer_file', 'tokenizer_type', 'add_bos_token', 'add_eos_token',
+        'split_special_tokens', 'special_tokens', 'word_tokenizer_type', 'subword_tokenizer_type',
     ),
     **no_effect(
         'bookkeeping', 'name_or_path', 'backend', 'is_local', 'local_files_only', 'use_fast',
         'model_input_names', 'init_inputs', 'from_slow', 'processor_class', 'auto_map',
         'chat_template', 'transformers_version', 'legacy', 'errors', 'return_tensors',
-        'trust_remote_code', 'model_type',
+        'trust_remote_code', 'model_type', 'max_model_input_sizes', '_commit_hash', 'revision',
+        'token', 'use_auth_token', 'cache_dir', 'subfolder',
     ),
     **no_effect('only decoding', 'clean_up_tokenization_spaces', 'spaces_between_special_tokens'),
     **no_effect(
@@ -111,7 +114,7 @@ def read_modules(archive: Archive, width: int) -> dict[str, Any]:
     places = {kind: m.text('path') for kind, m in zip(kinds, modules, strict=False)}
     pooling = given.read(folder / (places.get('Pooling') or '1_Pooling') / 'config.json', POOLING)
     result: dict[str, Any] = {'pool': _pool(pooling, width)} if pooling.values else {}
-    if modules:
+    if modules or 'Normalize' in kinds:
         result['unit_length'] = 'Normalize' in kinds
     if 'Normalize' in kinds:
         given.read(folder / (places.get('Normalize') or '2_Normalize') / 'config.json', NORMALIZE)

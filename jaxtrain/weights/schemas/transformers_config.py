@@ -36,8 +36,8 @@ BASE: Schema = {
         'suppress_tokens', 'temperature', 'top_k', 'top_p', 'typical_p', 'max_new_tokens',
         'bos_token_id', 'eos_token_id', 'sep_token_id', 'cls_token_id', 'mask_token_id',
         'unk_token_id', 'decoder_start_token_id', 'eos_token_ids', 'bos_token_ids',
-        'assistant_confidence_threshold', 'assistant_lookbehind', 'num_assistant_tokens',
-        'num_assistant_tokens_schedule', 'target_lookbehind',
+        'pad_token_id', 'assistant_confidence_threshold', 'assistant_lookbehind',
+        'num_assistant_tokens', 'num_assistant_tokens_schedule', 'target_lookbehind',
     ),
     **computed('id2label', 'num_labels'),
     'problem_type': Only(
@@ -47,6 +47,7 @@ BASE: Schema = {
         name: Only((False, None), 'a decoder with cross-attention')
         for name in ('is_encoder_decoder', 'add_cross_attention', 'tie_encoder_decoder')
     },
+    'is_decoder': Only((False, None), 'another mask of attention'),
     'cross_attention_hidden_size': Only((None,), 'a decoder with cross-attention'),
     'pruned_heads': Only(({}, None), 'blocks with different numbers of heads'),
     'quantization_config': Only((None,), 'weights that are quantised'),

@@ -41,5 +41,9 @@ DINOV2: Schema = {
         'only feature maps of a backbone', 'apply_layernorm', 'reshape_hidden_states',
         'stage_names', 'out_features', 'out_indices', '_out_features', '_out_indices',
     ),
+    **no_effect(
+        'how positions are resized, which are kept here', 'interpolate_antialias',
+        'interpolate_offset',
+    ),
     'use_swiglu_ffn': Only((False,), 'MLPs with SwiGLU'),
 }  # fmt: skip
