@@ -173,7 +173,6 @@ def test_config_json_is_read_only_where_renamed_keys_are_translated():
     assert sorted(places) == [
         'runs/folder.py',  # `check` and `read_config`, which translate
         'runs/folder.py',
-        'weights/hub.py',  # the config.json of another framework
         'weights/import_weights.py',  # reads only the entry 'import'
     ]
 
