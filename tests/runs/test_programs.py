@@ -30,7 +30,7 @@ EPOCHS = 3
 SMALL = {
     'mnist_mlp.py': (f'epochs={EPOCHS}.0',),
     'cifar10_cnn.py': (f'epochs={EPOCHS}.0',),
-    'vgg16_folder.py': ('data.image_size=(32,32)', 'steps=10', 'eval_every=10', 'optim.lr=1e-3'),
+    'vgg16_folder.py': ('data.image_size=(32,32)', 'steps=20', 'eval_every=20', 'optim.lr=1e-3'),
     'vgg16_folder.py:finetune_top': ('data.image_size=(32,32)', 'steps=2', 'eval_every=2'),
 }
 
