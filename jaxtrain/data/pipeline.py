@@ -7,7 +7,8 @@ devices, and resuming needs only the step. The random choices of a source, such 
 determined by a number for each position, which is made from the seed alone too. Grain runs the
 function ahead of time in threads or processes, which does not affect the batches.
 
-Nothing here grows with the length of the run, or with the size of the data.
+Nothing here grows with the length of the run, and only the order of version 1 of the random streams
+grows with the size of the data.
 """
 
 import atexit

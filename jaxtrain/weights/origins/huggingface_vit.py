@@ -12,7 +12,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.json_file import Record
 from jaxtrain.weights.formats.archive import Archive
 from jaxtrain.weights.hub import activation, check_sizes, class_names, epsilon, head_count
-from jaxtrain.weights.origins import timm, torchvision
+from jaxtrain.weights.origins import positions, timm, torchvision
 from jaxtrain.weights.origins.names import (
     CONV,
     DENSE,
@@ -176,13 +176,10 @@ def _image_size(
     """
     key = f'{prefix}embeddings.position_embeddings'
     patches = f'{prefix}embeddings.patch_embeddings.projection.weight'
+    channels = torchvision.channels_of(archive, patches)
     if 'image_size' not in config:
-        size, channels = timm.image_size(archive, fields, key, patches)
-        words = (
-            f'image_size={list(size)}, with positions in a square (config.json; '
-            '--field=image_size=[HEIGHT,WIDTH] states another grid)'
-        )
-        return size, channels, (words,)
+        grid = positions.find(archive, positions.Positions(key, fields['patch']))
+        return grid.size, channels, grid.assumed
     size, leaf = _pair(config, 'image_size', (224, 224)), archive.arrays.get(key)
     if 'layer_scale' in fields and size[0] != size[1]:
         raise UserError(
@@ -195,8 +192,6 @@ def _image_size(
             f'{config.at("image_size")} has {rows}x{columns} patches, but {archive.path} has '
             f'{leaf.shape[1] - 1} patch positions; correct the file'
         )
-    kernel = archive.arrays.get(patches)
-    channels = kernel.shape[1] if kernel is not None and len(kernel.shape) == 4 else 3
     return (rows * fields['patch'][0], columns * fields['patch'][1]), channels, ()
 
 

@@ -4,7 +4,6 @@ A folder from the Hugging Face Hub also holds config.json, which states the arch
 arguments and the preprocessing (timm_config.py). What nothing states is assumed, and reported.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -136,8 +135,7 @@ def match(archive: Archive, model: str) -> Match:
     grid = positions.find(archive, _positions(archive, fields, stated))
     if fields['class_token'] and not fields['registers']:
         fields['class_position'] = bool(grid.front)
-    kernel = archive.arrays.get('patch_embed.proj.weight')
-    channels = kernel.shape[1] if kernel is not None and len(kernel.shape) == 4 else 3
+    channels = torchvision.channels_of(archive, 'patch_embed.proj.weight')
     _check_channels(stated, channels)
     dino = 'layer_scale' in MODELS[model]
     usual = {**torchvision.PREPROCESSING, 'crop': 1.0, 'interpolation': 'bicubic'} if dino else HALF
@@ -261,34 +259,3 @@ def _positions(archive: Archive, fields: dict[str, Any], stated: Stated) -> posi
     return positions.Positions(
         'pos_embed', fields['patch'], front, stated.sizes, 'model_args.img_size'
     )
-
-
-def image_size(
-    archive: Archive, fields: dict[str, Any], position: str, patch: str
-) -> tuple[tuple[int, int], int]:
-    """Return (height and width of the images that the positions fit, number of channels).
-
-    Args:
-      archive: the file.
-      fields: fields of the model.
-      position: key of the position embeddings, [1, tokens, width].
-      patch: key of the patch kernel, [width, channels, rows, columns].
-
-    Raises:
-      UserError: the positions do not form a square grid.
-    """
-    full = {**DEFAULTS, **fields}
-    kernel, channels = archive.arrays.get(patch), 3
-    if kernel is not None and len(kernel.shape) == 4:
-        channels = kernel.shape[1]
-    leaf = archive.arrays.get(position)
-    if leaf is None or len(leaf.shape) != 3:
-        return tuple(224 // side * side for side in full['patch']), channels
-    front = int(full['class_token'] and full['class_position'])
-    side = math.isqrt(leaf.shape[1] - front)
-    if side * side != leaf.shape[1] - front or not side:
-        raise UserError(
-            f'{archive.path}: {position} has {leaf.shape[1] - front} patch positions, which do '
-            'not form a square; give weights for square images'
-        )
-    return (side * full['patch'][0], side * full['patch'][1]), channels

@@ -124,10 +124,7 @@ def plain_match(archive: Archive, model: str) -> Match:
     """Match a file of a ResNet or VGG, without what is stated of its preprocessing."""
     fields = MODELS[model]
     family = fields['name']
-    outputs, channels = head_outputs(archive, HEADS[family]), 3
-    stem = archive.arrays.get(STEMS[family])
-    if stem is not None and len(stem.shape) == 4:
-        channels = stem.shape[1]
+    outputs, channels = head_outputs(archive, HEADS[family]), channels_of(archive, STEMS[family])
     return Match(
         fields=fields,
         outputs=outputs,
@@ -166,6 +163,12 @@ def head_outputs(archive: Archive, bias: str) -> int:
     """Return the length of the head's bias, 0 if the file has no head."""
     leaf = archive.arrays.get(bias)
     return leaf.shape[0] if leaf is not None and len(leaf.shape) == 1 else 0
+
+
+def channels_of(archive: Archive, kernel: str) -> int:
+    """Return the channels of images by the first kernel, [width, channels, rows, columns]."""
+    leaf = archive.arrays.get(kernel)
+    return leaf.shape[1] if leaf is not None and len(leaf.shape) == 4 else 3
 
 
 def for_channels(preprocessing: dict, channels: int) -> dict:

@@ -86,8 +86,7 @@ def match(archive: Archive, model: str) -> Match:
     sizes = positions.sizes_of(record, 'image_size', strict=True)
     key = 'encoder.pos_embedding'
     grid = positions.find(archive, positions.Positions(key, fields['patch'], sizes=sizes))
-    size, kernel = grid.size, archive.arrays.get('conv_proj.weight')
-    channels = kernel.shape[1] if kernel is not None and len(kernel.shape) == 4 else 3
+    size, channels = grid.size, torchvision.channels_of(archive, 'conv_proj.weight')
     # torchvision resizes images to 242 before the crop for vit_l_16, to 256 for the others.
     crop = 224 / 242 if model == 'vit_l16' and size == (224, 224) else 0.875
     usual = {**torchvision.PREPROCESSING, 'crop': crop, 'image_size': size}
